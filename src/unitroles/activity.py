@@ -1,0 +1,207 @@
+"""How strongly every unit responds to every class, and the order this gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from unitroles.data import Samples
+from unitroles.errors import InputError, unknown
+from unitroles.probe import Call, Site, device_of, to_device
+from unitroles.progress import Track
+from unitroles.split import run_body
+
+SampleScore = Callable[[Float[Tensor, "samples units positions"]], Float[Tensor, "samples units"]]
+
+
+def activation_l1(activation: Float[Tensor, "samples units positions"]) -> Tensor:
+    """Sum of the absolute activation over the positions: the paper's L1 norm."""
+    return activation.abs().sum(dim=2)
+
+
+def activation_mean(activation: Float[Tensor, "samples units positions"]) -> Tensor:
+    """Mean of the signed activation over the positions."""
+    return activation.mean(dim=2)
+
+
+def activation_l2(activation: Float[Tensor, "samples units positions"]) -> Tensor:
+    """Euclidean norm of the activation over the positions."""
+    return activation.square().sum(dim=2).sqrt()
+
+
+SAMPLE_SCORES: dict[str, SampleScore] = {
+    "activation_l1": activation_l1,
+    "activation_mean": activation_mean,
+    "activation_l2": activation_l2,
+}
+LAYER_SCORES = ("weight_l1", "random")
+
+
+def sample_score(score: str | SampleScore) -> SampleScore | None:
+    """The score as a function of activations; None for one that does not look at samples."""
+    if callable(score):
+        return score
+    if score in LAYER_SCORES:
+        return None
+    if score not in SAMPLE_SCORES:
+        raise unknown("score", score, [*SAMPLE_SCORES, *LAYER_SCORES])
+    return SAMPLE_SCORES[score]
+
+
+@dataclass(frozen=True)
+class ScoreSums:
+    """Scores summed over the samples of each class, and how many samples that were."""
+
+    total: Float[np.ndarray, "label unit"]
+    count: Int[np.ndarray, " label"]
+
+    def __add__(self, other: ScoreSums) -> ScoreSums:
+        return ScoreSums(self.total + other.total, self.count + other.count)
+
+    @property
+    def mean(self) -> Float[np.ndarray, "label unit"]:
+        """Score per class and unit: the mean over the samples of the class."""
+        return self.total / self.count[:, None]
+
+
+def by_unit(activation: Tensor, axis: int) -> Float[Tensor, "samples units positions"]:
+    """A layer's output with the units on axis 1 and all positions on axis 2."""
+    return activation.movedim(axis, 1).flatten(1).unflatten(1, (activation.shape[axis], -1))
+
+
+def score_sums(
+    activation: Tensor,
+    axis: int,
+    score: SampleScore,
+    classes: Int[Tensor, " samples"],
+    labels: int,
+) -> ScoreSums:
+    """Score a batch of activations and sum by class, in float64.
+
+    Parameters
+    ----------
+    activation : a layer's output, samples first, units on `axis`.
+    classes : for each sample the place of its class among the `labels` analysed classes.
+    """
+    units = by_unit(activation, axis).cpu().to(torch.float64)
+    values = score(units)
+    if values.shape != units.shape[:2]:
+        raise InputError(
+            f"the score function must return (samples, units) = {tuple(units.shape[:2])}, it "
+            f"returned {tuple(values.shape)}"
+        )
+    total = torch.zeros(labels, units.shape[1], dtype=torch.float64)
+    total.index_add_(0, classes, values.to(torch.float64))
+    return ScoreSums(total.numpy(), torch.bincount(classes, minlength=labels).numpy())
+
+
+def measure(
+    model: nn.Module,
+    site: Site,
+    splits: tuple[Samples, Samples],
+    labels: np.ndarray,
+    score: SampleScore,
+    size: int,
+    bars: Track,
+) -> Float[np.ndarray, "split label unit"]:
+    """Mean score of every unit over the samples of every class, on both splits.
+
+    Raises
+    ------
+    InputError : an activation or a score is not finite.
+    """
+    device = device_of(model)
+    done = bars("activity", sum(map(len, splits)))
+    means = []
+    for samples in splits:
+        sums = ScoreSums(np.zeros((len(labels), site.units)), np.zeros(len(labels), dtype=np.int64))
+        for batch in samples.batches(size):
+            output = run_body(model, site, to_device(batch.inputs, device))[: batch.count]
+            _check_finite(output, site, samples.name, batch.rows, batch.labels)
+            classes = torch.from_numpy(np.searchsorted(labels, batch.labels.numpy()))
+            sums += score_sums(output, site.axis, score, classes, len(labels))
+            done(batch.count)
+        means.append(sums.mean)
+    values = np.stack(means)
+    if not np.isfinite(values).all():
+        raise InputError("the score function returned values that are not finite")
+    return values
+
+
+def _check_finite(output: Tensor, site: Site, name: str, rows: np.ndarray, labels: Tensor) -> None:
+    bad = ~torch.isfinite(output.flatten(1)).all(dim=1)
+    if bad.any():
+        place = int(bad.nonzero()[0])
+        raise InputError(
+            f"the activation of layer {site.path!r} is not finite for {name} sample {rows[place]} "
+            f"(label {int(labels[place])}); check the weights and the scaling of this input"
+        )
+
+
+def layer_score(name: str, site: Site, calls: list[Call], labels: int, seed: int) -> np.ndarray:
+    """A score (split, label, unit) that does not look at samples.
+
+    "weight_l1" sums the absolute weights that make each unit: those of the last module called
+    before the layer, or the layer itself, whose weight has one row per unit. "random" draws an
+    order for every split and class.
+
+    Raises
+    ------
+    InputError : no such weight.
+    """
+    shape = (2, labels, site.units)
+    if name == "random":
+        return np.random.default_rng(seed).random(shape)
+    weight = _unit_weight(site, calls)
+    rows = weight.detach().cpu().to(torch.float64).flatten(1).abs().sum(dim=1)
+    return np.broadcast_to(rows.numpy(), shape).copy()
+
+
+def _unit_weight(site: Site, calls: list[Call]) -> Tensor:
+    place = next(
+        i for i, call in enumerate(calls) if call.module is site.module and call.index == site.call
+    )
+    for call in reversed(calls[: place + 1]):
+        weight = getattr(call.module, "weight", None)
+        transposed = isinstance(call.module, nn.modules.conv._ConvTransposeNd)
+        if not isinstance(weight, Tensor) or weight.ndim < 2 or transposed:
+            continue
+        if weight.shape[0] == site.units:
+            return weight
+    raise InputError(
+        f"score 'weight_l1' needs a module with one row of weights per unit, but none makes the "
+        f"{site.units} units of layer {site.path!r}; choose another score"
+    )
+
+
+def ranked(score: Float[np.ndarray, "*rest unit"]) -> Int[np.ndarray, "*rest position"]:
+    """Units by descending score; ties by unit index."""
+    return np.argsort(-score, axis=-1, kind="stable")
+
+
+def order_units(
+    score: Float[np.ndarray, "split label unit"],
+    samples: Int[np.ndarray, "split label"],
+    order: str,
+) -> Int[np.ndarray, "split label position"]:
+    """The order of the units for every split and class.
+
+    Parameters
+    ----------
+    score : mean score per split and class.
+    samples : samples per split and class, the weights of the pooled score.
+    order : "per_split", "train", "test" or "pooled", see `unitroles.Method`.
+    """
+    if order == "per_split":
+        return ranked(score)
+    if order == "pooled":
+        weight = samples / samples.sum(axis=0)
+        shared = (score * weight[..., None]).sum(axis=0)
+    else:
+        shared = score[("train", "test").index(order)]
+    return np.broadcast_to(ranked(shared), score.shape).copy()

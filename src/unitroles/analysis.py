@@ -1,0 +1,211 @@
+"""analyze(): the whole pipeline, from a model and two splits to a taxonomy."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from unitroles.activity import layer_score, measure, order_units, sample_score
+from unitroles.data import Samples, as_samples, warn_if_changing
+from unitroles.errors import DataWarning, InputError, PlanWarning
+from unitroles.layers import resolve
+from unitroles.options import Compute, Layer, Method, Sample
+from unitroles.plans import choose_plan
+from unitroles.probe import device_of, forward, logits_of, to_device, untouched
+from unitroles.progress import track
+from unitroles.provenance import record
+from unitroles.retrieval import CurveSums, rof_curves, swapped_sets
+from unitroles.roles import turning_point
+from unitroles.sampling import choose
+from unitroles.taxonomy import Taxonomy, TaxonomySet, build
+
+_PROBE_SAMPLES = 4
+
+
+def analyze(
+    model: nn.Module,
+    train: Any,
+    test: Any,
+    layer: str | nn.Module | Layer | None = None,
+    class_names: Sequence[str] | None = None,
+    progress: bool = True,
+    method: Method = Method(),
+    sample: Sample = Sample(),
+    compute: Compute = Compute(),
+    evidence: None = None,
+) -> Taxonomy:
+    """Run the retrieval-of-function test and name the role of every unit for every class.
+
+    Parameters
+    ----------
+    model : any module that returns logits (samples, classes); it comes back as it was.
+    train, test : the training set, without augmentation, and a held-out set: map-style data sets,
+        DataLoaders, or pairs of arrays (inputs, labels).
+    layer : module path, module or `Layer` whose output carries the units; None = recommended.
+    class_names : names by class number; None takes those of the training set if it has any.
+    progress : draw bars on the error stream of a terminal.
+    method, sample, compute : see `Method`, `Sample`, `Compute`.
+
+    Returns
+    -------
+    Taxonomy : losses in nats, accuracies and proportions as fractions.
+
+    Raises
+    ------
+    InputError : what is wrong with the model, the data or an option, and the remedy.
+
+    Examples
+    --------
+    >>> import torch, unitroles as ur
+    >>> _ = torch.manual_seed(0)
+    >>> model = torch.nn.Sequential(
+    ...     torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)
+    ... )
+    >>> x, y = torch.randn(40, 4), torch.arange(40) % 2
+    >>> taxonomy = ur.analyze(model, (x[:20], y[:20]), (x[20:], y[20:]), layer="1")
+    >>> taxonomy.roles().shape
+    (2, 8)
+    """
+    if evidence is not None:
+        raise InputError("evidence must be None in this version")
+    start = time.perf_counter()
+    rank_by = sample_score(method.score)
+    size = compute.batch_size
+    with (
+        _own_warnings() as notes,
+        _on_device(model, compute.device),
+        untouched(model),
+        track(progress) as bars,
+    ):
+        splits, labels, names = _read(train, test, sample, class_names)
+        inputs = _few(splits[0], device_of(model))
+        site, calls = resolve(model, layer, inputs)
+        _check_labels(logits_of(forward(model, inputs)).shape[1], splits)
+        plan, check, remarks = choose_plan(model, site, inputs, compute.bytes)
+        for remark in remarks:
+            warnings.warn(remark, PlanWarning, stacklevel=2)
+        if rank_by is None:
+            score = layer_score(str(method.score), site, calls, len(labels), sample.seed)
+        else:
+            score = measure(model, site, splits, labels, rank_by, size, bars)
+        samples = np.stack([np.bincount(np.searchsorted(labels, s.labels)) for s in splits])
+        order = order_units(score, samples, method.order)
+        curves = rof_curves(plan, splits, labels, order, size, bars)
+        loss = np.stack([curve.mean_loss for curve in curves])
+        point = turning_point(loss, method.tolerance)
+        swapped = swapped_sets(plan, splits, labels, order, point, size, bars)
+        provenance = record(model, site, plan, check, (method, sample, compute))
+    return build(
+        labels=labels,
+        names=names,
+        score=score,
+        order=order,
+        loss=loss,
+        accuracy=np.stack([curve.accuracy for curve in curves]),
+        samples=samples,
+        turning_point=point,
+        swapped_loss=np.stack([sums.mean_loss[:, 0] for sums in swapped]),
+        swapped_accuracy=np.stack([sums.accuracy[:, 0] for sums in swapped]),
+        attrs={
+            "layer": site.path,
+            "plan": plan.name,
+            "train_accuracy": _overall(curves[0]),
+            "test_accuracy": _overall(curves[1]),
+        },
+        provenance={
+            **provenance,
+            "warnings": notes,
+            "seconds": round(time.perf_counter() - start, 3),
+        },
+    )
+
+
+def analyze_layers(
+    model: nn.Module, train: Any, test: Any, layers: Iterable[str | Layer], **options: Any
+) -> TaxonomySet:
+    """`analyze` for several layers of one model; the members are named by their path.
+
+    Parameters
+    ----------
+    layers : module paths or `Layer` values.
+    options : as for `analyze`.
+    """
+    found = {}
+    for layer in layers:
+        name = layer if isinstance(layer, str) else layer.path
+        found[name] = analyze(model, train, test, layer=layer, **options)
+    return TaxonomySet(found)
+
+
+@contextmanager
+def _own_warnings() -> Iterator[list[str]]:
+    """Repeat the library's own warnings to the caller and keep their texts for the result."""
+    notes: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield notes
+    for warning in caught:
+        ours = issubclass(warning.category, (DataWarning, PlanWarning))
+        if ours:
+            notes.append(str(warning.message))
+        warnings.warn(warning.message, warning.category, stacklevel=4 if ours else 2)
+
+
+@contextmanager
+def _on_device(model: nn.Module, device: str | None) -> Iterator[None]:
+    home = device_of(model)
+    if device is None or torch.device(device) == home:
+        yield
+        return
+    try:
+        model.to(device)
+        yield
+    finally:
+        model.to(home)
+
+
+def _read(
+    train: Any, test: Any, sample: Sample, class_names: Sequence[str] | None
+) -> tuple[tuple[Samples, Samples], np.ndarray, list[str] | None]:
+    """The analysed samples of both splits, their class numbers and the names of these."""
+    sides = as_samples(train, "train"), as_samples(test, "test")
+    names = sides[0].class_names if class_names is None else class_names
+    for samples in sides:
+        if names is not None and samples.labels.max() >= len(names):
+            raise InputError(
+                f"there are {len(names)} class names but label {samples.labels.max()} occurs in "
+                f"the {samples.name} data; give one name per class"
+            )
+    first, second, labels = choose(*sides, sample, names)
+    for samples in (first, second):
+        warn_if_changing(samples)
+    kept = None if names is None else [str(names[label]) for label in labels]
+    return (first, second), labels, kept
+
+
+def _few(samples: Samples, device: torch.device) -> Any:
+    few = np.linspace(0, len(samples) - 1, _PROBE_SAMPLES).astype(np.int64)
+    return to_device(next(samples.take(few).batches(_PROBE_SAMPLES)).inputs, device)
+
+
+def _check_labels(outputs: int, splits: tuple[Samples, Samples]) -> None:
+    for samples in splits:
+        for label in (samples.labels.min(), samples.labels.max()):
+            if not 0 <= label < outputs:
+                place = int((samples.labels == label).argmax())
+                raise InputError(
+                    f"label {label} of {samples.name} sample {samples.rows[place]} is out of "
+                    f"range: the model has {outputs} outputs, labels go from 0 to {outputs - 1}"
+                )
+
+
+def _overall(curve: CurveSums) -> float:
+    """Accuracy of the intact model over all analysed samples of a split."""
+    return float(curve.correct[:, -1].sum() / curve.count.sum())

@@ -1,0 +1,268 @@
+"""Anything a user calls data, as samples that can be read in any order by their number."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    default_collate,
+)
+
+from unitroles.errors import DataWarning, InputError
+
+STABILITY_CHECK = 16
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some samples as the model takes them; the last `len(inputs) - count` rows are padding."""
+
+    inputs: Any
+    labels: Int[Tensor, " samples"]
+    rows: Int[np.ndarray, " samples"]
+    count: int
+
+
+@dataclass(frozen=True)
+class Samples:
+    """One split: where its samples are read from and which of them are analysed.
+
+    Parameters
+    ----------
+    name : "train" or "test".
+    source : map-style dataset of (input, label) or of mappings with `label` or `labels`.
+    rows : numbers of the analysed samples in `source`.
+    labels : their labels.
+    collate, workers : how samples become a batch, as in the user's DataLoader.
+    class_names : names by label where the data set knows them.
+    """
+
+    name: str
+    source: Any
+    rows: Int[np.ndarray, " samples"]
+    labels: Int[np.ndarray, " samples"]
+    collate: Callable[[list[Any]], Any] = default_collate
+    workers: int = 0
+    class_names: tuple[str, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, places: Int[np.ndarray, " samples"]) -> Samples:
+        """The samples at these places, in this order."""
+        return replace(self, rows=self.rows[places], labels=self.labels[places])
+
+    def sorted(self) -> Samples:
+        """By label, then by number."""
+        return self.take(np.lexsort((self.rows, self.labels)))
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """All samples in batches of one size; the last is padded with its first sample."""
+        starts = range(0, len(self), size)
+        chunks = [self.rows[start : start + size] for start in starts]
+        padded = [np.append(c, np.repeat(c[:1], size - len(c))) for c in chunks]
+        for chunk, start, (inputs, labels) in zip(chunks, starts, self._read(padded), strict=True):
+            count = len(chunk)
+            expected = torch.from_numpy(self.labels[start : start + count])
+            if not torch.equal(labels[:count], expected):
+                where = int(chunk[int((labels[:count] != expected).nonzero()[0])])
+                raise InputError(
+                    f"the label of {self.name} sample {where} changed between two reads; give a "
+                    "data set that returns the same samples every time"
+                )
+            yield Batch(inputs, labels[:count], chunk, count)
+
+    def _read(self, chunks: Sequence[np.ndarray]) -> Iterator[tuple[Any, Tensor]]:
+        if isinstance(self.source, _Arrays):
+            for chunk in chunks:
+                yield self.source.inputs[torch.from_numpy(chunk)], self.source.labels[chunk]
+            return
+        loader = DataLoader(
+            self.source,
+            batch_sampler=[chunk.tolist() for chunk in chunks],  # pyright: ignore[reportArgumentType]
+            collate_fn=self.collate,
+            num_workers=self.workers,
+        )
+        for batch in loader:
+            yield _split_batch(batch, self.name)
+
+
+class _Arrays(Dataset):
+    """A pair of arrays, read by whole batches."""
+
+    def __init__(self, inputs: Tensor, labels: Tensor) -> None:
+        self.inputs, self.labels = inputs, labels
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, row: int) -> tuple[Tensor, Tensor]:
+        return self.inputs[row], self.labels[row]
+
+
+def as_samples(data: Any, name: str) -> Samples:
+    """Read what a user calls a split.
+
+    Parameters
+    ----------
+    data : a map-style data set, a DataLoader, or a pair of arrays or tensors (inputs, labels).
+    name : "train" or "test", for messages.
+
+    Raises
+    ------
+    InputError : the data cannot be read by number, are empty, or carry no labels.
+    """
+    collate, workers = default_collate, 0
+    if isinstance(data, DataLoader):
+        _check_loader(data, name)
+        collate, workers, data = data.collate_fn, data.num_workers, data.dataset
+    if isinstance(data, (tuple, list)) and len(data) == 2 and _is_array(data[0]):
+        data = _pair(data[0], data[1], name)
+    if isinstance(data, IterableDataset) or not (
+        hasattr(data, "__getitem__") and hasattr(data, "__len__")
+    ):
+        raise InputError(
+            f"the {name} data must be a map-style data set, a DataLoader or a pair of arrays, not "
+            f"{type(data).__name__}; load its samples into a list or arrays first"
+        )
+    if len(data) == 0:
+        raise InputError(f"the {name} data are empty; give at least one sample of each class")
+    rows = np.arange(len(data))
+    samples = Samples(name, data, rows, rows, collate, workers, _class_names(data))
+    return replace(samples, labels=_read_labels(samples))
+
+
+def _check_loader(loader: DataLoader, name: str) -> None:
+    plain = type(loader.batch_sampler) is BatchSampler and (
+        type(loader.sampler) is SequentialSampler
+        or (type(loader.sampler) is RandomSampler and not loader.sampler.replacement)
+    )
+    if isinstance(loader.dataset, IterableDataset) or not plain:
+        kind = type(loader.sampler if loader.batch_sampler else loader.dataset).__name__
+        raise InputError(
+            f"the {name} DataLoader draws its samples in its own way ({kind}), every sample must "
+            "count once; give its data set, or a DataLoader without a sampler"
+        )
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, (np.ndarray, Tensor))
+
+
+def _pair(inputs: Any, labels: Any, name: str) -> _Arrays:
+    inputs, labels = torch.as_tensor(inputs), torch.as_tensor(labels)
+    if len(inputs) != len(labels):
+        raise InputError(
+            f"the {name} data hold {len(inputs)} inputs but {len(labels)} labels; give one each"
+        )
+    if inputs.dtype == torch.uint8 and inputs.ndim >= 3:
+        raise InputError(
+            f"the {name} images are uint8 and no transform is known; scale them to floating point "
+            "exactly as in training"
+        )
+    return _Arrays(inputs, _check_labels(labels, name))
+
+
+def _split_batch(batch: Any, name: str) -> tuple[Any, Tensor]:
+    """Inputs and labels of a collated batch."""
+    if isinstance(batch, Mapping):
+        key = next((key for key in ("labels", "label") if key in batch), None)
+        if key is None:
+            raise InputError(
+                f"the {name} samples have no 'label' or 'labels' among {sorted(batch)}; rename "
+                "the column that holds the class"
+            )
+        inputs = {name: value for name, value in batch.items() if name != key}
+        labels = batch[key]
+    elif isinstance(batch, (tuple, list)) and len(batch) == 2:
+        inputs, labels = batch
+    else:
+        raise InputError(
+            f"the {name} samples must be (input, label) or mappings with 'label', not "
+            f"{type(batch).__name__}; wrap the data set"
+        )
+    if isinstance(inputs, Tensor) and inputs.dtype == torch.uint8 and inputs.ndim >= 3:
+        raise InputError(
+            f"the {name} images are uint8; give the data set the transform used in training"
+        )
+    return inputs, _check_labels(torch.as_tensor(labels), name)
+
+
+def _check_labels(labels: Tensor, name: str) -> Tensor:
+    if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
+        raise InputError(
+            f"the {name} labels must be one whole number per sample, got "
+            f"{str(labels.dtype).removeprefix('torch.')} of shape {tuple(labels.shape)}; give "
+            "class numbers"
+        )
+    return labels.to(torch.int64)
+
+
+def _class_names(data: Any) -> tuple[str, ...] | None:
+    names = getattr(data, "classes", None)
+    if isinstance(names, (list, tuple)) and names and all(isinstance(n, str) for n in names):
+        return tuple(names)
+    return None
+
+
+def _read_labels(samples: Samples) -> Int[np.ndarray, " samples"]:
+    """All labels; a `targets` list saves reading every input, and each read is checked later."""
+    if isinstance(samples.source, _Arrays):
+        return samples.source.labels.numpy()
+    targets = getattr(samples.source, "targets", None)
+    plain = getattr(samples.source, "target_transform", None) is None
+    if targets is not None and plain and len(targets) == len(samples):
+        return _check_labels(torch.as_tensor(targets), samples.name).numpy()
+    chunks = np.array_split(samples.rows, -(-len(samples) // 256))
+    return np.concatenate([labels.numpy() for _, labels in samples._read(chunks)])
+
+
+def warn_if_changing(samples: Samples) -> None:
+    """Read a few samples twice; training data still being augmented differ.
+
+    Warns
+    -----
+    DataWarning : two reads of one sample differ.
+    """
+    few = np.linspace(0, len(samples) - 1, min(STABILITY_CHECK, len(samples))).astype(np.int64)
+    first, second = (next(samples.take(few).batches(len(few))) for _ in range(2))
+    for row, one, two in zip(first.rows, _each(first.inputs), _each(second.inputs), strict=True):
+        if not _same(one, two):
+            warnings.warn(
+                f"{samples.name} sample {row} differs between two reads: augmentation is on. Give "
+                "the data as the model sees them at test time, or roles and accuracy will be those "
+                "of one random draw",
+                DataWarning,
+                stacklevel=3,
+            )
+            return
+
+
+def _each(inputs: Any) -> list[Any]:
+    if isinstance(inputs, Mapping):
+        inputs = tuple(inputs.values())
+    if isinstance(inputs, (tuple, list)):
+        return list(zip(*inputs, strict=True))
+    return list(inputs)
+
+
+def _same(one: Any, two: Any) -> bool:
+    if isinstance(one, Tensor):
+        same = one == two
+        return bool((same | ((one != one) & (two != two))).all())
+    if isinstance(one, tuple):
+        return all(_same(a, b) for a, b in zip(one, two, strict=True))
+    return one == two

@@ -1,0 +1,26 @@
+"""What the library says when it cannot go on, and when the user should look twice."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used; the message says what, where and the remedy."""
+
+
+class DataWarning(UserWarning):
+    """The data are usable but probably not what the user meant."""
+
+
+class PlanWarning(UserWarning):
+    """The analysis went on in another way than planned, or the layer hardly matters."""
+
+
+def unknown(what: str, given: object, known: Iterable[str]) -> InputError:
+    """An error for a name that does not exist, listing those that do."""
+    names = list(known)
+    near = difflib.get_close_matches(str(given), names, n=3)
+    hint = f"did you mean {', '.join(near)}? " if near else ""
+    return InputError(f"unknown {what} {given!r}; {hint}known: {', '.join(names)}")

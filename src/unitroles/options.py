@@ -1,0 +1,139 @@
+"""The frozen option groups; each is a keyword of `analyze` and refuses values it does not know."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from unitroles.errors import InputError, unknown
+
+ORDERS = ("per_split", "train", "test", "pooled")
+_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def _one_of(what: str, value: object, known: tuple[str | None, ...]) -> None:
+    if value not in known:
+        raise unknown(what, value, [str(name) for name in known])
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A module path whose output carries the units.
+
+    Parameters
+    ----------
+    path : dotted module path, as in `model.named_modules()`.
+    axis : the axis of the output that counts the units; None finds it.
+    call : which call of the module within one forward, for modules that are reused; -1 = the last.
+    """
+
+    path: str
+    axis: int | None = None
+    call: int = -1
+
+
+@dataclass(frozen=True)
+class Method:
+    """How units are ranked and how a turning point is read.
+
+    Parameters
+    ----------
+    score : "activation_l1", "activation_mean", "activation_l2", "weight_l1", "random", or a
+        function of one tensor (samples, units, positions) that returns (samples, units).
+    order : whose scores rank the units. "per_split": each split by its own; "train", "test",
+        "pooled": one order for both.
+    tolerance : nats above the minimum of a curve that still count as the minimum.
+    baseline : what a silenced unit gives; "zero".
+    loss : None, the cross-entropy of the sample's label.
+    """
+
+    score: str | Callable[[Any], Any] = "activation_l1"
+    order: str = "per_split"
+    tolerance: float = 1e-6
+    baseline: str = "zero"
+    loss: None = None
+
+    def __post_init__(self) -> None:
+        _one_of("order", self.order, ORDERS)
+        _one_of("baseline", self.baseline, ("zero",))
+        _one_of("loss", self.loss, (None,))
+        if not 0 <= self.tolerance < float("inf"):
+            raise InputError(f"tolerance must be 0 or more nats, not {self.tolerance!r}")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Which samples are analysed.
+
+    Parameters
+    ----------
+    classes : labels or class names to keep; None = all.
+    max_per_class : at most so many samples of each class in each split, drawn with `seed`.
+    equalize : draw the same number from both splits of a class (the smaller of the two).
+    group_by : None, samples are grouped by their label.
+    missing : "error" or "skip" a class that has samples in one split only.
+    seed : of the draw, and of the score "random".
+    """
+
+    classes: tuple[int | str, ...] | None = None
+    max_per_class: int | None = None
+    equalize: bool = False
+    group_by: None = None
+    missing: str = "error"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.classes is not None:
+            if isinstance(self.classes, (str, int)):
+                raise InputError(f"classes must be a list of labels, not {self.classes!r}")
+            object.__setattr__(self, "classes", tuple(self.classes))
+        _one_of("group_by", self.group_by, (None,))
+        _one_of("missing", self.missing, ("error", "skip"))
+        if self.max_per_class is not None and self.max_per_class < 1:
+            raise InputError(f"max_per_class must be at least 1, not {self.max_per_class!r}")
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where and with how much memory the analysis runs; results do not depend on it.
+
+    Parameters
+    ----------
+    device : a torch device; None = where the model is.
+    batch_size : samples per forward.
+    memory_budget : bytes for masked copies of a layer's output, as a number or "2GiB".
+    autocast : None, the model's own precision.
+    engine : "local", this process.
+    run : None, nothing is kept between runs.
+    """
+
+    device: str | None = None
+    batch_size: int = 256
+    memory_budget: int | str = "2GiB"
+    autocast: None = None
+    engine: str = "local"
+    run: None = None
+
+    def __post_init__(self) -> None:
+        _one_of("autocast", self.autocast, (None,))
+        _one_of("engine", self.engine, ("local",))
+        _one_of("run", self.run, (None,))
+        if self.batch_size < 1:
+            raise InputError(f"batch_size must be at least 1, not {self.batch_size!r}")
+        if self.bytes < 1:
+            raise InputError(f"memory_budget must be positive, not {self.memory_budget!r}")
+
+    @property
+    def bytes(self) -> int:
+        """The memory budget in bytes."""
+        if isinstance(self.memory_budget, int):
+            return self.memory_budget
+        match = re.fullmatch(r"\s*([\d.]+)\s*([KMG]?i?B)\s*", self.memory_budget, re.IGNORECASE)
+        if match is None:
+            raise InputError(
+                f"cannot read memory_budget {self.memory_budget!r}; write a number of bytes or "
+                "something like '500MB' or '2GiB'"
+            )
+        return int(float(match[1]) * _UNITS[match[2].upper()])

@@ -1,0 +1,223 @@
+"""Ways to run a model with many masks, and the check that a way equals the definition.
+
+*full* runs the whole model once per mask: the definition. *suffix* runs the body once and many
+masked copies of its output through the head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from unitroles.head import CannotCut, Head, export_head
+from unitroles.probe import Site, batch_size, forward, logits_of
+from unitroles.split import apply_mask, run_body, run_masked
+
+# Beyond this a call gains nothing from more rows but leaves the processor's caches.
+_CALL_BYTES = 64 * 2**20
+# Input, output and one intermediate of a masked copy, twice over for what the head widens.
+_COPIES = 6
+_TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
+_NOISE = {torch.float64: 1e-14, torch.float32: 1e-6}
+
+Rank = Int[Tensor, "samples units"]
+Retrieved = Int[Tensor, "masks samples"]
+
+
+@runtime_checkable
+class Plan(Protocol):
+    """A way to run the model with masks; `reason` says why it was chosen."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def reason(self) -> str: ...
+
+    @property
+    def model(self) -> nn.Module: ...
+
+    def logits(
+        self, inputs: Any, rank: Rank, retrieved: Retrieved
+    ) -> Iterator[tuple[slice, Float[Tensor, "masks samples labels"]]]:
+        """Logits for every mask, some masks at a time.
+
+        Unit u of sample b is awake under mask k where rank[b, u] < retrieved[k, b].
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class FullPlan:
+    """The whole model once per mask."""
+
+    model: nn.Module
+    site: Site
+    reason: str
+    name: str = "full"
+
+    def logits(
+        self, inputs: Any, rank: Rank, retrieved: Retrieved
+    ) -> Iterator[tuple[slice, Float[Tensor, "masks samples labels"]]]:
+        for k, points in enumerate(retrieved):
+            mask = rank < points[:, None]
+            yield slice(k, k + 1), run_masked(self.model, self.site, inputs, mask)[None]
+
+
+@dataclass(frozen=True)
+class SuffixPlan:
+    """The body once, then many masked copies of its output through the head in each call."""
+
+    model: nn.Module
+    site: Site
+    head: Head
+    budget: int
+    reason: str
+    name: str = "suffix"
+
+    def logits(
+        self, inputs: Any, rank: Rank, retrieved: Retrieved
+    ) -> Iterator[tuple[slice, Float[Tensor, "masks samples labels"]]]:
+        cut = run_body(self.model, self.site, inputs)
+        around = self.head.surroundings(inputs)
+        step = self._masks_per_call(cut)
+        for start in range(0, len(retrieved), step):
+            part = slice(start, min(start + step, len(retrieved)))
+            awake = rank < retrieved[part, :, None]
+            many = len(awake)
+            copies = apply_mask(_repeat(cut, many), awake.flatten(0, 1), self.site.axis)
+            pairs = zip(around, self.head.repeats, strict=True)
+            rest = [_repeat(value, many) if per_row else value for value, per_row in pairs]
+            yield part, self.head.run(copies, *rest).unflatten(0, (many, -1))
+
+    def _masks_per_call(self, cut: Tensor) -> int:
+        room = min(_CALL_BYTES, self.budget // _COPIES)
+        return max(1, room // (cut.numel() * cut.element_size()))
+
+
+def _repeat(value: Tensor, times: int) -> Tensor:
+    return value.expand(times, *value.shape).flatten(0, 1)
+
+
+@dataclass(frozen=True)
+class SelfCheck:
+    """How a plan compared with the definition on a few samples and masks before the run.
+
+    Parameters
+    ----------
+    difference : largest difference of a logit between the plan and the definition.
+    tolerance : the largest difference that was allowed.
+    moved : how far the masks moved a logit; below `noise` the layer hardly matters.
+    alone : largest difference between a sample's logits alone and among others.
+    """
+
+    difference: float
+    tolerance: float
+    moved: float
+    noise: float
+    alone: float
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the plan may be used."""
+        return self.difference <= self.tolerance
+
+    @property
+    def independent(self) -> bool:
+        """Whether a sample gives alone what it gives among others."""
+        return self.alone <= self.tolerance
+
+
+def self_check(plan: Plan, model: nn.Module, site: Site, inputs: Any) -> SelfCheck:
+    """Compare a plan with the definition: no unit, one, half, all but one and all of them.
+
+    The tolerance shrinks with the effect of the masks, so that agreement means something also
+    where the layer moves the logits little.
+    """
+    rows, units = batch_size(inputs), site.units
+    clean = logits_of(forward(model, inputs))
+    shuffle = torch.Generator().manual_seed(0)
+    rank = torch.stack([torch.randperm(units, generator=shuffle) for _ in range(rows)])
+    steps = sorted({0, 1, units // 2, max(units - 1, 0), units})
+    retrieved = torch.tensor(steps)[:, None].expand(-1, rows)
+    rank, retrieved = rank.to(clean.device), retrieved.to(clean.device)
+    got = torch.cat([logits for _, logits in plan.logits(inputs, rank, retrieved)])
+    masks = [rank < points[:, None] for points in retrieved]
+    want = torch.stack([run_masked(model, site, inputs, mask) for mask in masks])
+    size = float(clean.abs().max())
+    moved = float((want - clean).abs().max())
+    noise = _NOISE.get(clean.dtype, 1e-3) * max(size, 1e-30)
+    allowed = _TOLERANCE.get(clean.dtype, 1e-2) * size
+    single = torch.cat([logits_of(forward(model, _row(inputs, i))) for i in range(rows)])
+    return SelfCheck(
+        difference=_largest(torch.cat([got - want, got[-1:] - clean])),
+        tolerance=min(allowed, max(moved / 1000, 10 * noise)),
+        moved=moved,
+        noise=10 * noise,
+        alone=_largest(single - clean),
+    )
+
+
+def _largest(difference: Tensor) -> float:
+    """The largest absolute value; not-a-number counts as infinite, so that no check passes it."""
+    value = float(difference.abs().max())
+    return float("inf") if value != value else value
+
+
+def _row(inputs: Any, row: int) -> Any:
+    if isinstance(inputs, Mapping):
+        return {name: _row(value, row) for name, value in inputs.items()}
+    if isinstance(inputs, (tuple, list)):
+        return tuple(_row(value, row) for value in inputs)
+    return inputs[row : row + 1]
+
+
+def choose_plan(
+    model: nn.Module, site: Site, inputs: Any, budget: int
+) -> tuple[Plan, SelfCheck, list[str]]:
+    """The cheapest plan that equals the definition, its check, and what the user should know.
+
+    Parameters
+    ----------
+    inputs : a few samples, at least two.
+    budget : bytes for masked copies.
+    """
+    notes: list[str] = []
+    try:
+        head = export_head(model, site, inputs)
+        plan: Plan = SuffixPlan(
+            model, site, head, budget, "the head was exported and equals the model"
+        )
+        check = self_check(plan, model, site, inputs)
+        if check.independent and check.agrees:
+            return plan, check, notes + _effect(site, check)
+        reason = (
+            "samples of one batch influence each other"
+            if not check.independent
+            else f"the exported head differs from the model by {check.difference:.1e}"
+        )
+    except (CannotCut, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+    notes.append(f"plan full (N+1 runs of the whole model): {reason}")
+    plan = FullPlan(model, site, reason)
+    check = self_check(plan, model, site, inputs)
+    if not check.independent:
+        notes.append(
+            "a sample's output depends on the others in its batch (batch norm without running "
+            "statistics?): results depend on batch_size"
+        )
+    return plan, check, notes + _effect(site, check)
+
+
+def _effect(site: Site, check: SelfCheck) -> list[str]:
+    if check.moved > check.noise:
+        return []
+    return [
+        f"silencing layer {site.path!r} moves no logit by more than numerical noise "
+        f"({check.moved:.1e}): its roles mean nothing"
+    ]

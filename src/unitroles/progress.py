@@ -1,0 +1,36 @@
+"""Progress bars on the error stream; silent where nobody watches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+Track = Callable[[str, int], Callable[[int], None]]
+"""Called with a stage's name and its number of steps; returns what to call with steps done."""
+
+
+def _silent(stage: str, steps: int) -> Callable[[int], None]:
+    return lambda done: None
+
+
+@contextmanager
+def track(show: bool) -> Iterator[Track]:
+    """Give a `Track` that draws one bar per stage while the block runs."""
+    if not show:
+        yield _silent
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if not (console.is_terminal or console.is_jupyter):
+        yield _silent
+        return
+    columns = (TextColumn("{task.description:<24}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bars:
+
+        def start(stage: str, steps: int) -> Callable[[int], None]:
+            task = bars.add_task(stage, total=steps)
+            return lambda done: bars.advance(task, done)
+
+        yield start

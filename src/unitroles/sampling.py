@@ -1,0 +1,67 @@
+"""Which samples are analysed: the classes of both splits, limits and equal numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from unitroles.data import Samples
+from unitroles.errors import InputError
+from unitroles.options import Sample
+
+
+def choose(train: Samples, test: Samples, sample: Sample, names: Sequence[str] | None):
+    """The analysed samples of both splits, sorted by label, and the classes they cover.
+
+    Returns
+    -------
+    (train, test, labels) with `labels` the sorted class numbers.
+
+    Raises
+    ------
+    InputError : an unknown class, a negative label, or a class missing in one split.
+    """
+    wanted = _wanted(sample, names, np.union1d(train.labels, test.labels))
+    labels = np.array([k for k in wanted if k in train.labels and k in test.labels], dtype=np.int64)
+    absent = [k for k in wanted if k not in labels]
+    if absent and (sample.missing == "error" or not len(labels)):
+        raise _missing(absent, (train, test), names)
+    rng = np.random.default_rng(sample.seed)
+    kept = [[], []]
+    for label in labels:
+        places = [np.flatnonzero(samples.labels == label) for samples in (train, test)]
+        limit = sample.max_per_class
+        if sample.equalize:
+            limit = min(len(places[0]), len(places[1]), limit or len(places[0]))
+        for split, place in zip(kept, places, strict=True):
+            split.append(rng.permutation(place)[:limit] if limit else place)
+    chosen = [s.take(np.concatenate(k)).sorted() for s, k in zip((train, test), kept, strict=True)]
+    return chosen[0], chosen[1], labels
+
+
+def _missing(
+    absent: list[int], splits: tuple[Samples, ...], names: Sequence[str] | None
+) -> InputError:
+    said = []
+    for label in absent:
+        without = " and no ".join(s.name for s in splits if label not in s.labels)
+        said.append(f"class {_name(label, names)} has no {without} samples")
+    remedy = "add some, or skip such classes with missing='skip' (--missing skip)"
+    return InputError(f"{'; '.join(said)}; {remedy}")
+
+
+def _name(label: int, names: Sequence[str] | None) -> str:
+    return repr(names[label]) if names is not None and label < len(names) else str(label)
+
+
+def _wanted(sample: Sample, names: Sequence[str] | None, present: np.ndarray) -> list[int]:
+    if sample.classes is None:
+        return present.tolist()
+    table = {name: number for number, name in enumerate(names or ())}
+    numbers = [table.get(c, c) if isinstance(c, str) else c for c in sample.classes]
+    for number in numbers:
+        if isinstance(number, str) or number not in present:
+            known = ", ".join(_name(k, names) for k in present)
+            raise InputError(f"class {number!r} is not in the data; it has {known}")
+    return sorted(set(map(int, numbers)))

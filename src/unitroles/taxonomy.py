@@ -1,0 +1,311 @@
+"""The labelled result of one analysis, and of several: tables, files, nothing computed twice."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from unitroles import roles
+from unitroles.errors import InputError, unknown
+from unitroles.roles import ROLE_NAMES, Role
+
+FORMAT = "unitroles taxonomy 1"
+SPLITS = ("train", "test")
+
+
+@dataclass(frozen=True)
+class Taxonomy:
+    """Roles of the units of one layer, with everything they were read from.
+
+    Parameters
+    ----------
+    data : dims `split` (train, test), `label`, `unit`, `position` (0 ... N-1), `retrieved`
+        (0 ... N); variables `score` (split, label, unit), `order` (split, label, position),
+        `loss` in nats and `accuracy` (split, label, retrieved), `samples`, `turning_point`,
+        `swapped_loss`, `swapped_accuracy`, `status` (split, label) and `role` (label, unit).
+    """
+
+    data: xr.Dataset
+
+    def __repr__(self) -> str:
+        units, labels = self.data.sizes["unit"], self.data.sizes["label"]
+        name = self.data.attrs.get("layer", "?")
+        return f"Taxonomy(layer={name!r}, units={units}, labels={labels})\n{self.summary()}"
+
+    @property
+    def layer(self) -> str:
+        """The module path whose output carries the units."""
+        return str(self.data.attrs["layer"])
+
+    @property
+    def gap(self) -> float:
+        """Training accuracy minus test accuracy of the intact model on the analysed samples."""
+        return float(self.data.attrs["train_accuracy"] - self.data.attrs["test_accuracy"])
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """How the result came about: options, versions, plan, self-check, warnings, times."""
+        return json.loads(self.data.attrs["provenance"])
+
+    @property
+    def labels(self) -> list[Any]:
+        """The classes in order: their names, or their numbers where no names are known."""
+        return self.data.label.values.tolist()
+
+    def find_label(self, label: int | str) -> int:
+        """The place of a class, given by name or by its number in the model's output."""
+        if label in self.labels:
+            return self.labels.index(label)
+        numbers = self.data.label_index.values.tolist()
+        if not isinstance(label, str) and label in numbers:
+            return numbers.index(label)
+        raise unknown("label", label, [str(name) for name in self.labels])
+
+    def units(self, role: Role | int | str, label: int | str) -> np.ndarray:
+        """Indices of the units with `role` for `label`, strongest first.
+
+        Generalizing units are ranked by their scores on the test split, the others by those on
+        the training split.
+        """
+        wanted, place = Role.of(role), self.find_label(label)
+        split = "test" if wanted is Role.GENERALIZING else "train"
+        order = self.data.order.sel(split=split)[place].values
+        return order[self.data.role[place].values[order] == wanted]
+
+    def roles(self) -> pd.DataFrame:
+        """Role names, label x unit."""
+        names = np.array([role.name.lower() for role in Role])
+        index = pd.Index(self.labels, name="label")
+        columns = pd.Index(self.data.unit.values, name="unit")
+        return pd.DataFrame(names[self.data.role.values], index=index, columns=columns)
+
+    def proportions(self) -> pd.DataFrame:
+        """Share of the units with each role, label x role, fractions (the paper's table 2)."""
+        index = pd.Index(self.labels, name="label")
+        return _role_frame(roles.proportions(self.data.role.values), index)
+
+    def shares(self) -> pd.DataFrame:
+        """Share of the classes in which a unit has each role, unit x role (table 3)."""
+        index = pd.Index(self.data.unit.values, name="unit")
+        return _role_frame(roles.shares(self.data.role.values), index)
+
+    def flagged(self) -> list[Any]:
+        """Classes in which waking units never lowers the loss below that of the dead layer."""
+        bad = (self.data.status.values != roles.FALLS).any(axis=0)
+        return [label for label, flag in zip(self.labels, bad, strict=True) if flag]
+
+    def summary(self, flagged: bool = True) -> pd.DataFrame:
+        """Mean proportion of each role and its population std over labels and over units.
+
+        Parameters
+        ----------
+        flagged : False leaves out the classes of `flagged()`; NaN where none is left.
+        """
+        role = self.data.role.values
+        if not flagged:
+            role = role[[label not in self.flagged() for label in self.labels]]
+        index = pd.Index(ROLE_NAMES, name="role")
+        if not len(role):
+            columns = ["mean", "std_over_labels", "std_over_units"]
+            return pd.DataFrame(np.nan, index=index, columns=columns)
+        by_label, by_unit = roles.proportions(role), roles.shares(role)
+        return pd.DataFrame(
+            {
+                "mean": by_label.mean(axis=0),
+                "std_over_labels": by_label.std(axis=0, ddof=0),
+                "std_over_units": by_unit.std(axis=0, ddof=0),
+            },
+            index=index,
+        )
+
+    def sensitivity(self) -> pd.DataFrame:
+        """Mean proportion of each role under other rules for the turning point, rule x role."""
+        data = self.data
+        rows = roles.sensitivity(data.loss.values, data.accuracy.values, data.order.values)
+        index = pd.Index(list(rows), name="rule")
+        return _role_frame(np.array(list(rows.values())), index)
+
+    def regret(self) -> pd.DataFrame:
+        """What the other split's active set costs, label x [train, test, *_accuracy].
+
+        `train` and `test` are in nats, E(other set) - E(own set); the accuracies are fractions,
+        own set - other set. Positive = the other split's set is worse.
+        """
+        at = self.data.turning_point
+        loss = (self.data.swapped_loss - self.data.loss.sel(retrieved=at)).values
+        accuracy = (self.data.accuracy.sel(retrieved=at) - self.data.swapped_accuracy).values
+        return pd.DataFrame(
+            {
+                "train": loss[0],
+                "test": loss[1],
+                "train_accuracy": accuracy[0],
+                "test_accuracy": accuracy[1],
+            },
+            index=pd.Index(self.labels, name="label"),
+        )
+
+    def to_frame(self) -> pd.DataFrame:
+        """Tidy: one row per label x unit with role, score and position on both splits."""
+        position = roles.positions(self.data.order.values)
+        score = self.data.score.values
+        labels, units = np.array(self.labels, dtype=object), self.data.unit.values
+        return pd.DataFrame(
+            {
+                "label": pd.Index(np.repeat(labels, len(units))).infer_objects(),
+                "unit": np.tile(units, len(labels)),
+                "role": self.roles().to_numpy().ravel(),
+                "score_train": score[0].ravel(),
+                "score_test": score[1].ravel(),
+                "position_train": position[0].ravel(),
+                "position_test": position[1].ravel(),
+            }
+        )
+
+    def curves(self) -> pd.DataFrame:
+        """Tidy: split, label, retrieved, loss (nats), accuracy (fraction)."""
+        frame = self.data[["loss", "accuracy"]].to_dataframe().reset_index()
+        return frame[["split", "label", "retrieved", "loss", "accuracy"]]
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write NetCDF, under a temporary name first so that no half file is ever left."""
+        path = Path(path)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            self.data.to_netcdf(temporary, engine="h5netcdf")
+            os.replace(temporary, path)
+        except OSError as error:
+            raise InputError(
+                f"cannot write {path}: {error}; choose a folder that exists and is writable"
+            ) from error
+        finally:
+            temporary.unlink(missing_ok=True)
+        return path
+
+
+def load(path: str | os.PathLike[str]) -> Taxonomy:
+    """Read what `Taxonomy.save` wrote.
+
+    Raises
+    ------
+    InputError : the file is absent or holds something else.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"there is no file {path}; give a taxonomy written by save or analyze")
+    try:
+        with xr.open_dataset(path, engine="h5netcdf") as file:
+            data = file.load()
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path} is not a taxonomy: it cannot be read as NetCDF") from error
+    if data.attrs.get("format") != FORMAT:
+        raise InputError(f"{path} is not a taxonomy of this version ({FORMAT}); analyse again")
+    return Taxonomy(data)
+
+
+class TaxonomySet(Mapping[str, Taxonomy]):
+    """Several taxonomies by name: layers, checkpoints, seeds or models.
+
+    The tables are those of the members, one under the other, with the name as first index level.
+    """
+
+    def __init__(self, members: Mapping[str, Taxonomy]) -> None:
+        self._members = dict(members)
+
+    def __getitem__(self, name: str) -> Taxonomy:
+        if name not in self._members:
+            raise KeyError(str(unknown("member", name, self._members)))
+        return self._members[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._members)
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def __repr__(self) -> str:
+        return f"TaxonomySet({', '.join(self)})"
+
+    def _stack(self, table: str) -> pd.DataFrame:
+        frames = {name: getattr(member, table)() for name, member in self.items()}
+        return pd.concat(frames, names=["name"])
+
+    def proportions(self) -> pd.DataFrame:
+        """`Taxonomy.proportions` of every member."""
+        return self._stack("proportions")
+
+    def shares(self) -> pd.DataFrame:
+        """`Taxonomy.shares` of every member."""
+        return self._stack("shares")
+
+    def summary(self) -> pd.DataFrame:
+        """`Taxonomy.summary` of every member."""
+        return self._stack("summary")
+
+    def sensitivity(self) -> pd.DataFrame:
+        """`Taxonomy.sensitivity` of every member."""
+        return self._stack("sensitivity")
+
+    def regret(self) -> pd.DataFrame:
+        """`Taxonomy.regret` of every member."""
+        return self._stack("regret")
+
+
+def build(
+    *,
+    labels: np.ndarray,
+    names: list[str] | None,
+    score: np.ndarray,
+    order: np.ndarray,
+    loss: np.ndarray,
+    accuracy: np.ndarray,
+    samples: np.ndarray,
+    turning_point: np.ndarray,
+    swapped_loss: np.ndarray,
+    swapped_accuracy: np.ndarray,
+    attrs: dict[str, Any],
+    provenance: dict[str, Any],
+) -> Taxonomy:
+    """Name every axis, read the roles off the active sets and freeze the result."""
+    active = roles.active_set(order, turning_point)
+    role = roles.assign_roles(active[0], active[1])
+    by_label, curve = ("split", "label"), ("split", "label", "retrieved")
+    data = xr.Dataset(
+        {
+            "score": (("split", "label", "unit"), score),
+            "order": (("split", "label", "position"), order.astype(np.int32)),
+            "loss": (curve, loss, {"units": "nats"}),
+            "accuracy": (curve, accuracy, {"units": "fraction"}),
+            "samples": (by_label, samples.astype(np.int64)),
+            "turning_point": (by_label, turning_point.astype(np.int32)),
+            "swapped_loss": (by_label, swapped_loss, {"units": "nats"}),
+            "swapped_accuracy": (by_label, swapped_accuracy, {"units": "fraction"}),
+            "role": (("label", "unit"), role, _role_flags()),
+            "status": (by_label, roles.status(loss).astype(object)),
+        },
+        coords={
+            "split": list(SPLITS),
+            "label": labels if names is None else np.array(names, dtype=object),
+            "label_index": ("label", labels.astype(np.int64)),
+            "unit": np.arange(score.shape[2]),
+            "position": np.arange(score.shape[2]),
+            "retrieved": np.arange(loss.shape[2]),
+        },
+        attrs={**attrs, "format": FORMAT, "provenance": json.dumps(provenance)},
+    )
+    return Taxonomy(data)
+
+
+def _role_flags() -> dict[str, Any]:
+    meanings = " ".join(role.name.lower() for role in Role)
+    return {"flag_values": np.array(list(Role), dtype=np.uint8), "flag_meanings": meanings}
+
+
+def _role_frame(table: np.ndarray, index: pd.Index) -> pd.DataFrame:
+    return pd.DataFrame(table, index=index, columns=pd.Index(ROLE_NAMES, name="role"))

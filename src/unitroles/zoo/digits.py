@@ -1,0 +1,115 @@
+"""The digits data set with pixel noise and, for the second family, corrupted labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from unitroles.zoo.settings import DigitsSettings
+
+CLASS_NAMES = tuple(str(digit) for digit in range(10))
+
+
+@dataclass(frozen=True)
+class DigitsData:
+    """The two splits as arrays.
+
+    Attributes
+    ----------
+    train_images, test_images : ndarray
+        float32, shape (samples, 1, 8, 8); pixels in [0, 1] plus noise, not clipped.
+    train_labels : ndarray
+        int64, shape (samples,); the labels given to the training, corrupted or not.
+    true_train_labels, test_labels : ndarray
+        int64, shape (samples,); the correct labels.
+    class_names : tuple of str
+        The names of the labels 0 to 9.
+    label_noise : float
+        Fraction of ``train_labels`` that differ from ``true_train_labels``.
+    """
+
+    train_images: np.ndarray
+    test_images: np.ndarray
+    train_labels: np.ndarray
+    true_train_labels: np.ndarray
+    test_labels: np.ndarray
+    class_names: tuple[str, ...]
+    label_noise: float
+
+
+def load_digits(settings: DigitsSettings, label_noise: float = 0.0) -> DigitsData:
+    """Return scikit-learn's digits in two stratified splits, with noise as part of the data.
+
+    The noise is drawn once per image of the whole set, so an image carries the same noise in
+    every call and whatever the split sizes are. The images of a smaller rate of label noise
+    that are mislabelled are mislabelled, in the same way, under a larger one.
+
+    Parameters
+    ----------
+    settings : DigitsSettings
+        Split sizes, pixel noise and seeds.
+    label_noise : float
+        Fraction of the training labels replaced by another class, drawn uniformly.
+
+    Returns
+    -------
+    DigitsData
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If scikit-learn is not installed.
+    ValueError
+        If the rate is outside [0, 1] or the splits do not fit in the data set.
+    """
+    if not 0 <= label_noise <= 1:
+        raise ValueError(f"label_noise must be between 0 and 1, got {label_noise}")
+    images, labels, (train, test) = _split(settings)
+    noise = np.random.default_rng(settings.noise_seed).standard_normal(images.shape)
+    noisy = (images + settings.pixel_noise * noise).astype(np.float32)
+    return DigitsData(
+        train_images=noisy[train],
+        test_images=noisy[test],
+        train_labels=_corrupt(labels[train], label_noise, settings.label_seed),
+        true_train_labels=labels[train],
+        test_labels=labels[test],
+        class_names=CLASS_NAMES,
+        label_noise=label_noise,
+    )
+
+
+def _split(settings: DigitsSettings) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+    try:
+        from sklearn import datasets, model_selection
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "the digits data set needs scikit-learn: pip install 'unitroles[zoo]'"
+        ) from error
+    bunch = datasets.load_digits()
+    images = bunch.images[:, None] / 16.0
+    labels = bunch.target.astype(np.int64)
+    sizes = (settings.train_samples, settings.test_samples)
+    if min(sizes) < len(CLASS_NAMES) or sum(sizes) > len(labels):
+        raise ValueError(
+            f"splits of {sizes[0]} and {sizes[1]} samples do not fit: each needs at least "
+            f"{len(CLASS_NAMES)}, and there are {len(labels)} images"
+        )
+    parts = model_selection.train_test_split(
+        np.arange(len(labels)),
+        train_size=sizes[0],
+        test_size=sizes[1],
+        stratify=labels,
+        random_state=settings.split_seed,
+    )
+    return images, labels, parts
+
+
+def _corrupt(labels: np.ndarray, rate: float, seed: int) -> np.ndarray:
+    draw = np.random.default_rng(seed)
+    chosen = draw.permutation(len(labels))[: round(rate * len(labels))]
+    # A step of 1 to 9 around the ring of classes never ends at the true one.
+    steps = draw.integers(1, len(CLASS_NAMES), size=len(labels))
+    corrupted = labels.copy()
+    corrupted[chosen] = (labels + steps)[chosen] % len(CLASS_NAMES)
+    return corrupted

@@ -1,0 +1,244 @@
+"""The committed settings of a family of trained models: TOML in, frozen dataclasses out."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+T = TypeVar("T")
+
+LADDERS = {"digits": "digits.toml", "noise": "digits_noise.toml"}
+
+
+@dataclass(frozen=True)
+class DigitsSettings:
+    """What the data set is; the same for every model of a family.
+
+    Attributes
+    ----------
+    train_samples, test_samples : int
+        Sizes of the two disjoint, stratified splits; together at most 1797.
+    pixel_noise : float
+        Standard deviation of the Gaussian noise on the pixels, whose own range is [0, 1].
+    split_seed, noise_seed, label_seed : int
+        Seeds of the split, of the pixel noise and of the corrupted labels.
+    """
+
+    train_samples: int
+    test_samples: int
+    pixel_noise: float
+    split_seed: int = 0
+    noise_seed: int = 0
+    label_seed: int = 0
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The architecture; the same for every model of a family.
+
+    Attributes
+    ----------
+    channels : tuple of tuple of int
+        One inner tuple per stack of conv-ReLU pairs; a max-pool ends every stack.
+    hidden : int
+        Features of the hidden layer of the head.
+    """
+
+    channels: tuple[tuple[int, ...], ...]
+    hidden: int
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The hyper-parameters in which the models of a family differ.
+
+    Attributes
+    ----------
+    dropout : float
+        Drop probability before the last linear layer.
+    weight_decay : float
+        Decoupled weight decay of AdamW.
+    epochs : int
+        Passes over the training images.
+    learning_rate : float
+        Peak of the one-cycle schedule.
+    batch_size : int
+        Images per optimizer step, over all processes.
+    augment_noise : float
+        Standard deviation of the Gaussian noise drawn anew for every image and epoch.
+    augment_shift : int
+        Largest shift of an image along each axis, in pixels, drawn anew every epoch.
+    label_noise : float
+        Fraction of the training labels that are replaced by another class.
+    """
+
+    dropout: float
+    weight_decay: float
+    epochs: int
+    learning_rate: float
+    batch_size: int
+    augment_noise: float = 0.0
+    augment_shift: int = 0
+    label_noise: float = 0.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that decides the weights of a family of models.
+
+    Attributes
+    ----------
+    data : DigitsSettings
+        The data set.
+    model : ModelSettings
+        The architecture.
+    seeds : tuple of int
+        One family is trained for each.
+    recipes : dict of str to Recipe
+        The hyper-parameters by model name, in the order of the file.
+    sha256 : str
+        Hexadecimal digest of the file the settings were read from.
+    """
+
+    data: DigitsSettings
+    model: ModelSettings
+    seeds: tuple[int, ...]
+    recipes: dict[str, Recipe]
+    sha256: str
+
+    def quick(self) -> Settings:
+        """Return a variant for smoke runs: fewer samples, fewer epochs, the first seed only."""
+        data = replace(
+            self.data,
+            train_samples=min(self.data.train_samples, 300),
+            test_samples=min(self.data.test_samples, 300),
+        )
+        recipes = {
+            name: replace(recipe, epochs=min(recipe.epochs, 2 + recipe.epochs // 10))
+            for name, recipe in self.recipes.items()
+        }
+        return replace(self, data=data, recipes=recipes, seeds=self.seeds[:1])
+
+
+def ladder(name: str) -> Settings:
+    """Read one of the settings files that come with the package.
+
+    Parameters
+    ----------
+    name : str
+        ``"digits"`` (models A to E) or ``"noise"`` (rising label noise).
+
+    Returns
+    -------
+    Settings
+
+    Raises
+    ------
+    ValueError
+        If there is no such ladder.
+    """
+    if name not in LADDERS:
+        raise ValueError(f"no ladder {name!r}; there are: {', '.join(LADDERS)}")
+    return read_settings(Path(__file__).with_name(LADDERS[name]))
+
+
+def read_settings(path: str | Path) -> Settings:
+    """Read the settings of a family of models from a TOML file.
+
+    Parameters
+    ----------
+    path : str or Path
+        A file with the key ``seeds`` and the tables ``data``, ``model`` and ``recipes.NAME``;
+        a table ``defaults`` holds what all recipes share.
+
+    Returns
+    -------
+    Settings
+
+    Raises
+    ------
+    ValueError
+        If a key is unknown, missing or of the wrong type, or if the file is no TOML; the
+        message names the file, the table and the keys.
+    """
+    path = Path(path)
+    raw = path.read_bytes()
+    try:
+        table = tomllib.loads(raw.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a TOML file: {error}") from error
+    try:
+        return _settings(table, hashlib.sha256(raw).hexdigest())
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _settings(table: Mapping[str, Any], sha256: str) -> Settings:
+    known = {"seeds", "data", "model", "defaults", "recipes"}
+    _refuse(sorted(set(table) - known), "unknown", "the top level", known)
+    _refuse(sorted(known - {"defaults"} - set(table)), "missing", "the top level", known)
+    for key in known & set(table) - {"seeds"}:
+        if not isinstance(table[key], dict):
+            raise ValueError(f"{key} must be a table")
+    seeds = table["seeds"]
+    if not isinstance(seeds, list) or not seeds or any(type(seed) is not int for seed in seeds):
+        raise ValueError(f"seeds must be a list of whole numbers, got {seeds!r}")
+    defaults = table.get("defaults", {})
+    recipes = {
+        name: _build(Recipe, {**defaults, **_table(own, name)}, f"recipes.{name}")
+        for name, own in table["recipes"].items()
+    }
+    return Settings(
+        data=_build(DigitsSettings, table["data"], "data"),
+        model=_build(ModelSettings, table["model"], "model"),
+        seeds=tuple(seeds),
+        recipes=recipes,
+        sha256=sha256,
+    )
+
+
+def _table(value: Any, name: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"recipes.{name} must be a table")
+    return value
+
+
+def _refuse(keys: list[str], what: str, where: str, known: set[str]) -> None:
+    if keys:
+        raise ValueError(
+            f"{what} keys in {where}: {', '.join(keys)}; it takes {', '.join(sorted(known))}"
+        )
+
+
+def _build(kind: type[T], values: Any, where: str) -> T:
+    known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
+    required = {name for name, field in known.items() if field.default is MISSING}
+    _refuse(sorted(set(values) - set(known)), "unknown", where, set(known))
+    _refuse(sorted(required - set(values)), "missing", where, set(known))
+    checked = {
+        name: _value(known[name].type, value, f"{where}.{name}") for name, value in values.items()
+    }
+    return kind(**checked)
+
+
+def _value(kind: Any, value: Any, where: str) -> Any:
+    if kind == "int" and type(value) is int and value >= 0:
+        return value
+    if kind == "float" and type(value) in (int, float) and value >= 0:
+        return float(value)
+    if kind.startswith("tuple") and isinstance(value, list):
+        stacks = [stack for stack in value if isinstance(stack, list) and stack]
+        if value and len(stacks) == len(value):
+            if all(type(width) is int and width > 0 for stack in stacks for width in stack):
+                return tuple(tuple(stack) for stack in stacks)
+        raise ValueError(f"{where} must be a list of lists of positive whole numbers")
+    raise ValueError(f"{where} must be a non-negative {kind}, got {value!r}")

@@ -1,0 +1,314 @@
+"""Training runs that can be killed at any time and end with the same weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from unitroles.zoo.augment import augment
+from unitroles.zoo.digits import DigitsData
+from unitroles.zoo.settings import ModelSettings, Recipe
+from unitroles.zoo.vgg import vgg_digits
+
+_FACTS = ("train_accuracy", "test_accuracy", "true_label_accuracy", "epochs", "seconds")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model and how good it is.
+
+    Attributes
+    ----------
+    model : nn.Module
+        In eval mode, on the CPU.
+    train_accuracy, test_accuracy : float
+        Fractions, without augmentation or dropout; training by the given labels.
+    true_label_accuracy : float or None
+        Accuracy on the training images by the true labels; None without label noise.
+    epochs : int
+        Epochs trained.
+    seconds : float
+        Wall-clock time of the training, summed over interruptions.
+    reused : bool
+        Whether finished weights were found, so that nothing was trained in this call.
+    """
+
+    model: nn.Module
+    train_accuracy: float
+    test_accuracy: float
+    true_label_accuracy: float | None
+    epochs: int
+    seconds: float
+    reused: bool
+
+    @property
+    def gap(self) -> float:
+        """Training accuracy minus test accuracy."""
+        return self.train_accuracy - self.test_accuracy
+
+
+def train(
+    recipe: Recipe,
+    data: DigitsData,
+    model_settings: ModelSettings,
+    seed: int,
+    folder: str | Path,
+    name: str,
+    on_epoch: Callable[[int, int], None] | None = None,
+    *,
+    checkpoint_seconds: float = 3.0,
+) -> Trained:
+    """Train one model, go on with a killed training, or load a finished one.
+
+    All randomness derives from ``seed`` and the epoch, so a training that was killed and
+    started again ends, on the same machine type, with the very weights of an undisturbed one.
+    Finished weights are written to ``folder/NAME.safetensors``. They count only for the same
+    recipe, architecture, seed and data, whose common hash is in the metadata of the file.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        Hyper-parameters.
+    data : DigitsData
+        Data set, loaded with the label noise of the recipe.
+    model_settings : ModelSettings
+        Architecture.
+    seed : int
+        Seed of initial weights, order of the samples, augmentation and dropout.
+    folder : str or Path
+        Where weights and checkpoints are kept; made if it does not exist.
+    name : str
+        Name of the model, used as a file name.
+    on_epoch : callable, optional
+        Called as ``on_epoch(epoch, epochs)`` after every epoch, on the main process; once,
+        with ``epochs`` twice, if the model was finished before.
+    checkpoint_seconds : float
+        Least time between two checkpoints, which are taken between epochs only.
+
+    Returns
+    -------
+    Trained
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If accelerate is not installed.
+    ValueError
+        If the label noise of data and recipe differ.
+    """
+    if data.label_noise != recipe.label_noise:
+        raise ValueError(
+            f"the recipe {name!r} has label noise {recipe.label_noise}, the data "
+            f"{data.label_noise}: use load_digits(settings, label_noise=recipe.label_noise)"
+        )
+    folder = Path(folder)
+    weights = folder / f"{name}.safetensors"
+    fingerprint = settings_hash(recipe, data, model_settings, seed)
+    with _undisturbed() as accelerator:
+        trained = _finished(weights, fingerprint, recipe, model_settings)
+        accelerator.wait_for_everyone()
+        if trained is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            job = _Job(recipe, data, model_settings, seed, weights, fingerprint)
+            trained = _run(job, accelerator, on_epoch, checkpoint_seconds)
+        elif on_epoch is not None and accelerator.is_main_process:
+            on_epoch(recipe.epochs, recipe.epochs)
+    return trained
+
+
+def settings_hash(
+    recipe: Recipe, data: DigitsData, model_settings: ModelSettings, seed: int
+) -> str:
+    """Return the SHA-256 of all that decides the weights, as hexadecimal digits."""
+    choices = {"recipe": asdict(recipe), "model": asdict(model_settings), "seed": seed}
+    digest = hashlib.sha256(json.dumps(choices, sort_keys=True).encode())
+    for array in (data.train_images, data.train_labels, data.test_images, data.test_labels):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class _Job:
+    recipe: Recipe
+    data: DigitsData
+    model_settings: ModelSettings
+    seed: int
+    weights: Path
+    fingerprint: str
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.weights.with_name(self.weights.name + ".checkpoint")
+
+
+@contextmanager
+def _undisturbed() -> Iterator[Any]:
+    """Yield an Accelerator; give RNG state and thread count back as they were."""
+    try:
+        from accelerate import Accelerator
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "training the zoo needs accelerate: pip install 'unitroles[zoo]'"
+        ) from error
+    threads = torch.get_num_threads()
+    try:
+        accelerator = Accelerator(mixed_precision="no")
+        devices = [accelerator.device] if accelerator.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            yield accelerator
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _derived_seed(*parts: int) -> int:
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint32)[0])
+
+
+def _run(
+    job: _Job,
+    accelerator: Any,
+    on_epoch: Callable[[int, int], None] | None,
+    checkpoint_seconds: float,
+) -> Trained:
+    recipe = job.recipe
+    torch.manual_seed(_derived_seed(job.seed))
+    bare = vgg_digits(job.model_settings.channels, job.model_settings.hidden, recipe.dropout)
+    model, optimizer = accelerator.prepare(
+        bare,
+        torch.optim.AdamW(
+            bare.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+        ),
+    )
+    batches = math.ceil(len(job.data.train_labels) / recipe.batch_size)
+    # The bare optimizer's schedule: accelerate would step it once per process.
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer.optimizer, recipe.learning_rate, total_steps=recipe.epochs * batches
+    )
+    state = {"model": bare, "optimizer": optimizer.optimizer, "schedule": schedule}
+    done, seconds = _resume(job, state, accelerator.device)
+    accelerator.wait_for_everyone()
+    start, saved = time.monotonic() - seconds, time.monotonic()
+    for epoch in range(done, recipe.epochs):
+        _epoch(job, epoch, accelerator, model, optimizer, schedule)
+        now = time.monotonic()
+        last = epoch + 1 == recipe.epochs
+        if accelerator.is_main_process:
+            if last or now - saved >= checkpoint_seconds:
+                _save_checkpoint(job, state, epoch + 1, now - start)
+                saved = now
+            if on_epoch is not None:
+                on_epoch(epoch + 1, recipe.epochs)
+    seconds = time.monotonic() - start
+    accelerator.wait_for_everyone()
+    accelerator.free_memory()
+    bare.to("cpu").eval()
+    trained = _measure(job, bare, seconds)
+    if accelerator.is_main_process:
+        _save_weights(job, trained)
+        job.checkpoint.unlink(missing_ok=True)
+    accelerator.wait_for_everyone()
+    return trained
+
+
+def _epoch(
+    job: _Job, epoch: int, accelerator: Any, model: nn.Module, optimizer: Any, schedule: Any
+) -> None:
+    # Every process draws the same order and augmentation; only dropout differs between them.
+    draw = torch.Generator().manual_seed(_derived_seed(job.seed, epoch + 1))
+    torch.manual_seed(_derived_seed(job.seed, epoch + 1, accelerator.process_index))
+    images = augment(torch.from_numpy(job.data.train_images), job.recipe, draw)
+    order = torch.randperm(len(images), generator=draw)
+    images = images[order].to(accelerator.device)
+    labels = torch.from_numpy(job.data.train_labels)[order].to(accelerator.device)
+    model.train()
+    for batch in torch.arange(len(order)).split(job.recipe.batch_size):
+        with accelerator.split_between_processes(batch, apply_padding=True) as own:
+            loss = nn.functional.cross_entropy(model(images[own]), labels[own])
+        accelerator.backward(loss)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+
+
+def _measure(job: _Job, model: nn.Module, seconds: float) -> Trained:
+    data = job.data
+    on_train, on_test = _predict(model, data.train_images), _predict(model, data.test_images)
+    by_truth = float(np.mean(on_train == data.true_train_labels))
+    return Trained(
+        model=model,
+        train_accuracy=float(np.mean(on_train == data.train_labels)),
+        test_accuracy=float(np.mean(on_test == data.test_labels)),
+        true_label_accuracy=by_truth if job.recipe.label_noise else None,
+        epochs=job.recipe.epochs,
+        seconds=seconds,
+        reused=False,
+    )
+
+
+def _predict(model: nn.Module, images: np.ndarray) -> np.ndarray:
+    with torch.inference_mode():
+        parts = torch.from_numpy(images).split(256)
+        return torch.cat([model(part).argmax(1) for part in parts]).numpy()
+
+
+def _resume(job: _Job, state: dict[str, Any], device: torch.device) -> tuple[int, float]:
+    """Load the checkpoint if there is one of the same settings; return epochs and seconds."""
+    if not job.checkpoint.exists():
+        return 0, 0.0
+    stored = torch.load(job.checkpoint, map_location=device, weights_only=True)
+    if stored["settings_hash"] != job.fingerprint:
+        return 0, 0.0
+    for part, holder in state.items():
+        holder.load_state_dict(stored[part])
+    return stored["epoch"], stored["seconds"]
+
+
+def _save_checkpoint(job: _Job, state: dict[str, Any], epoch: int, seconds: float) -> None:
+    stored = {part: holder.state_dict() for part, holder in state.items()}
+    stored |= {"settings_hash": job.fingerprint, "epoch": epoch, "seconds": seconds}
+    _atomic(partial(torch.save, stored), job.checkpoint)
+
+
+def _save_weights(job: _Job, trained: Trained) -> None:
+    metadata = {name: json.dumps(getattr(trained, name)) for name in _FACTS}
+    metadata |= {"settings_hash": job.fingerprint, "torch": str(torch.__version__)}
+    _atomic(partial(save_file, trained.model.state_dict(), metadata=metadata), job.weights)
+
+
+def _atomic(write: Callable[[Path], Any], path: Path) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _finished(
+    weights: Path, fingerprint: str, recipe: Recipe, model_settings: ModelSettings
+) -> Trained | None:
+    if not weights.exists():
+        return None
+    with safe_open(weights, framework="pt") as file:
+        metadata = file.metadata() or {}
+    if metadata.get("settings_hash") != fingerprint:
+        return None
+    model = vgg_digits(model_settings.channels, model_settings.hidden, recipe.dropout)
+    model.load_state_dict(load_file(weights))
+    facts = {name: json.loads(metadata[name]) for name in _FACTS}
+    return Trained(model=model.eval(), reused=True, **facts)

@@ -1,0 +1,24 @@
+"""What holds for every test: no display, two cores, repeatable examples, checked shapes."""
+
+import os
+
+os.environ["MPLBACKEND"] = "Agg"  # read once, when matplotlib is first imported
+
+import torch
+from hypothesis import HealthCheck, settings
+from jaxtyping import install_import_hook
+
+# Under xdist the workers share the cores; two threads in each of them would slow all of them down.
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
+
+settings.register_profile(
+    "unitroles",
+    deadline=None,
+    derandomize=True,
+    max_examples=50,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("unitroles")
+
+# Must come before the first import of the package: it rewrites modules as they are imported.
+install_import_hook("unitroles", "beartype.beartype")
