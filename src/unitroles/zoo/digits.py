@@ -86,9 +86,9 @@ def _split(settings: DigitsSettings) -> tuple[np.ndarray, np.ndarray, list[np.nd
         raise ModuleNotFoundError(
             "the digits data set needs scikit-learn: pip install 'unitroles[zoo]'"
         ) from error
-    bunch = datasets.load_digits()
-    images = bunch.images[:, None] / 16.0
-    labels = bunch.target.astype(np.int64)
+    pixels, targets = datasets.load_digits(return_X_y=True)
+    images = np.asarray(pixels).reshape(-1, 1, 8, 8) / 16.0
+    labels = np.asarray(targets, dtype=np.int64)
     sizes = (settings.train_samples, settings.test_samples)
     if min(sizes) < len(CLASS_NAMES) or sum(sizes) > len(labels):
         raise ValueError(
@@ -102,7 +102,7 @@ def _split(settings: DigitsSettings) -> tuple[np.ndarray, np.ndarray, list[np.nd
         stratify=labels,
         random_state=settings.split_seed,
     )
-    return images, labels, parts
+    return images, labels, [np.asarray(part) for part in parts]
 
 
 def _corrupt(labels: np.ndarray, rate: float, seed: int) -> np.ndarray:

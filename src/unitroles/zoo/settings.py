@@ -237,8 +237,9 @@ def _value(kind: Any, value: Any, where: str) -> Any:
         return float(value)
     if kind.startswith("tuple") and isinstance(value, list):
         stacks = [stack for stack in value if isinstance(stack, list) and stack]
-        if value and len(stacks) == len(value):
-            if all(type(width) is int and width > 0 for stack in stacks for width in stack):
-                return tuple(tuple(stack) for stack in stacks)
+        widths = [width for stack in stacks for width in stack]
+        whole = all(type(width) is int and width > 0 for width in widths)
+        if widths and whole and len(stacks) == len(value):
+            return tuple(tuple(stack) for stack in stacks)
         raise ValueError(f"{where} must be a list of lists of positive whole numbers")
     raise ValueError(f"{where} must be a non-negative {kind}, got {value!r}")

@@ -75,8 +75,9 @@ def train(
 ) -> Trained:
     """Train one model, go on with a killed training, or load a finished one.
 
-    All randomness derives from ``seed`` and the epoch, so a training that was killed and
-    started again ends, on the same machine type, with the very weights of an undisturbed one.
+    All randomness derives from ``seed`` and the epoch and each process computes on one CPU
+    thread, so a training that was killed and started again ends, on the same machine type and
+    number of processes, with the very weights of an undisturbed one.
     Finished weights are written to ``folder/NAME.safetensors``. They count only for the same
     recipe, architecture, seed and data, whose common hash is in the metadata of the file.
 
@@ -158,7 +159,7 @@ class _Job:
 
 @contextmanager
 def _undisturbed() -> Iterator[Any]:
-    """Yield an Accelerator; give RNG state and thread count back as they were."""
+    """Yield an Accelerator on one CPU thread; leave RNG state and thread count as they were."""
     try:
         from accelerate import Accelerator
     except ModuleNotFoundError as error:
@@ -168,6 +169,9 @@ def _undisturbed() -> Iterator[Any]:
     threads = torch.get_num_threads()
     try:
         accelerator = Accelerator(mixed_precision="no")
+        # The bits of a sum hang on the number of threads; small networks gain little from more,
+        # and lose much where other programs use the same cores.
+        torch.set_num_threads(1)
         devices = [accelerator.device] if accelerator.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             yield accelerator

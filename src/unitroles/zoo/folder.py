@@ -1,0 +1,124 @@
+"""The folder of one run: what it may hold, and files written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from unitroles import InputError
+from unitroles.zoo.settings import Settings
+from unitroles.zoo.tables import Member
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of the main job: what is trained, where it goes and how it is marked."""
+
+    settings: Settings
+    out: Path
+    kind: str
+    ladder: str
+
+    def name(self, model: str) -> str:
+        """The file name of a model; a smoke run shows in it."""
+        return f"{model}-quick" if self.kind == "quick" else model
+
+    def mark(self, seed: int) -> str:
+        """What is said on every figure."""
+        noise = self.settings.data.pixel_noise
+        return f"digits, {self.ladder} ladder, pixel noise {noise:g}, seed {seed}, {self.kind} run"
+
+
+def claim(job: Job) -> None:
+    """Make the folder and refuse one that holds results of other settings."""
+    try:
+        job.out.mkdir(parents=True, exist_ok=True)
+        probe = job.out / f".{os.getpid()}.part"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(
+            f"cannot write to {job.out}: {error.strerror}; choose another folder with --out"
+        ) from error
+    key, file = _key(job), job.out / "run.json"
+    if file.exists():
+        try:
+            found = json.loads(file.read_text()).get("key")
+        except (ValueError, AttributeError):
+            found = None
+        if found != key:
+            raise InputError(
+                f"{job.out} holds a run with other settings (see {file}); choose another folder "
+                "with --out"
+            )
+    else:
+        _write_json({"key": key, **_choices(job), "finished": False}, file)
+
+
+def _choices(job: Job) -> dict[str, Any]:
+    return {
+        "run": job.kind,
+        "ladder": job.ladder,
+        "settings_sha256": job.settings.sha256,
+        "settings": {
+            "data": asdict(job.settings.data),
+            "model": asdict(job.settings.model),
+            "recipes": {name: asdict(recipe) for name, recipe in job.settings.recipes.items()},
+        },
+    }
+
+
+def _key(job: Job) -> str:
+    """Hash of all that decides the numbers but the seeds: more seeds may join a folder."""
+    return hashlib.sha256(json.dumps(_choices(job), sort_keys=True).encode()).hexdigest()
+
+
+def write_csv(frame: pd.DataFrame, path: Path) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    frame.to_csv(temporary, index=False)
+    temporary.replace(path)
+
+
+def write_run(job: Job, members: list[Member], seconds: dict[str, Any]) -> None:
+    packages = ("unitroles", "torch", "numpy", "scikit-learn", "accelerate")
+    _write_json(
+        {
+            "key": _key(job),
+            **_choices(job),
+            "finished": True,
+            "seeds": list(job.settings.seeds),
+            "models": [
+                {
+                    "seed": member.seed,
+                    "model": member.model,
+                    "gap": member.trained.gap,
+                    "training_seconds": round(member.trained.seconds, 2),
+                    "analysis_seconds": {
+                        f"{order}, {samples}": taxonomy.provenance["seconds"]
+                        for (order, samples), taxonomy in member.taxonomies.items()
+                    },
+                }
+                for member in members
+            ],
+            "seconds_of_this_call": seconds,
+            "versions": {name: version(name) for name in packages},
+            "python": platform.python_version(),
+            "threads": torch.get_num_threads(),
+        },
+        job.out / "run.json",
+    )
+
+
+def _write_json(content: dict[str, Any], path: Path) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    temporary.replace(path)

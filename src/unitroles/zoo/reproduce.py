@@ -1,0 +1,218 @@
+"""The main job: train a family of networks, take their taxonomies, write tables and figures."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+import unitroles as ur
+from unitroles.zoo import tables
+from unitroles.zoo.digits import DigitsData, load_digits
+from unitroles.zoo.folder import Job, claim, write_csv, write_run
+from unitroles.zoo.settings import Recipe, ladder
+from unitroles.zoo.show import report
+from unitroles.zoo.tables import Member
+from unitroles.zoo.training import Trained, settings_hash, train
+from unitroles.zoo.vgg import last_conv_layer
+
+LADDERS = {"capacity": "digits", "noise": "noise"}
+ORDERS = ("per_split", "train")
+GIVEN, CORRECT = "given labels", "correct labels"
+Epochs = Callable[[int, int], None]
+
+
+def reproduce(
+    name: str,
+    out: Path,
+    seeds: tuple[int, ...] | None = None,
+    quick: bool = False,
+    ladder: str = "capacity",
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, pd.DataFrame]:
+    """Train the models of a ladder, test their units, and write the paper's tables and figures.
+
+    A run that was killed goes on where it was when it is started again with the same options.
+
+    Parameters
+    ----------
+    name : "digits".
+    out : folder for all files; made if it does not exist.
+    seeds : None takes those of the settings.
+    quick : a smoke run of a few seconds; every file says "quick".
+    ladder : "capacity" (models A to E, clean labels) or "noise" (rising label noise).
+    say : takes every line that is to be shown.
+
+    Returns
+    -------
+    The tables by name; empty on all but the first of several processes.
+
+    Raises
+    ------
+    unitroles.InputError : unknown names, an unusable folder, or one that holds another run.
+    """
+    if name != "digits":
+        raise ur.InputError(f"unknown reproduction {name!r}; known: digits")
+    if ladder not in LADDERS:
+        raise ur.InputError(f"unknown ladder {ladder!r}; known: {', '.join(LADDERS)}")
+    job = _job(Path(out), seeds, quick, ladder)
+    _require_extra()
+    claim(job)
+    start = time.perf_counter()
+    members, spent = [], {}
+    with _bars() as bars:
+        for seed in job.settings.seeds:
+            began = time.perf_counter()
+            for model, recipe in job.settings.recipes.items():
+                member = _member(job, seed, model, recipe, bars)
+                members.extend([] if member is None else [member])
+            spent[seed] = round(time.perf_counter() - began, 1)
+    if not _is_main_process():
+        return {}
+    written = _tables(members, job)
+    for table, frame in written.items():
+        write_csv(frame.assign(run=job.kind), job.out / f"{table}.csv")
+    _figures(members, job)
+    seconds = round(time.perf_counter() - start, 1)
+    write_run(job, members, {"by_seed": spent, "all": seconds})
+    report(written, job.settings, job.kind, job.ladder, say)
+    each = ", ".join(f"seed {seed}: {value:.0f} s" for seed, value in spent.items())
+    say(f"\n{seconds:.0f} s in all ({each}; {torch.get_num_threads()} threads). Files in {job.out}")
+    return written
+
+
+def _require_extra() -> None:
+    for package in ("sklearn", "accelerate"):
+        if find_spec(package) is None:
+            raise ur.InputError(
+                f"the reproduction needs {package}: install it with pip install 'unitroles[zoo]'"
+            )
+
+
+def _is_main_process() -> bool:
+    from accelerate import PartialState
+
+    return PartialState().is_main_process
+
+
+def _job(out: Path, seeds: tuple[int, ...] | None, quick: bool, name: str) -> Job:
+    settings = ladder(LADDERS[name])
+    if quick:
+        settings = settings.quick()
+    if seeds:
+        settings = replace(settings, seeds=tuple(dict.fromkeys(seeds)))
+    return Job(settings, out, "quick" if quick else "full", name)
+
+
+@contextmanager
+def _bars() -> Iterator[Callable[[str], Any]]:
+    """Progress of training and analysis; one bar each, on the error stream of a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description:<28}"), BarColumn(), TimeRemainingColumn())
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as progress:
+
+        @contextmanager
+        def bar(text: str) -> Iterator[Epochs]:
+            task = progress.add_task(text, total=None)
+            yield lambda done, total: progress.update(task, completed=done, total=total)
+            progress.remove_task(task)
+
+        yield bar
+
+
+def _member(
+    job: Job, seed: int, model: str, recipe: Recipe, bars: Callable[[str], Any]
+) -> Member | None:
+    """Train one network, on all processes, and take its taxonomies, on the first alone."""
+    folder = job.out / f"seed{seed}"
+    data = load_digits(job.settings.data, label_noise=recipe.label_noise)
+    with bars(f"seed {seed}: train {model}") as bar:
+        trained = train(recipe, data, job.settings.model, seed, folder, job.name(model), bar)
+    if not _is_main_process():
+        return None
+    key = settings_hash(recipe, data, job.settings.model, seed)
+    found: dict[tuple[str, str], ur.Taxonomy] = {}
+    parts = _parts(data)
+    with bars(f"seed {seed}: units of {model}") as bar:
+        for done, (samples, order) in enumerate(
+            (samples, order) for samples in parts for order in ORDERS
+        ):
+            bar(done, len(parts) * len(ORDERS))
+            file = folder / f"{job.name(model)}{_suffix(order, samples)}.nc"
+            found[order, samples] = _taxonomy(
+                file, f"{key} {order} {samples} {job.kind}", trained, data, parts[samples], order
+            )
+    return Member(seed, model, recipe, trained, found)
+
+
+def _parts(data: DigitsData) -> dict[str, np.ndarray]:
+    """Which training samples are analysed: all, and with label noise the correct ones alone."""
+    everything = np.arange(len(data.train_labels))
+    parts = {GIVEN: everything}
+    if data.label_noise:
+        right = everything[data.train_labels == data.true_train_labels]
+        if len(np.unique(data.train_labels[right])) == len(data.class_names):
+            parts[CORRECT] = right
+    return parts
+
+
+def _suffix(order: str, samples: str) -> str:
+    return ("" if order == "per_split" else f"-order-{order}") + (
+        "" if samples == GIVEN else "-correct"
+    )
+
+
+def _taxonomy(
+    file: Path, key: str, trained: Trained, data: DigitsData, rows: np.ndarray, order: str
+) -> ur.Taxonomy:
+    """The stored taxonomy where it is of these weights and options, else a new one."""
+    if file.exists():
+        stored = ur.load(file)
+        if stored.data.attrs.get("zoo_key") == key:
+            return stored
+    taxonomy = ur.analyze(
+        trained.model,
+        (data.train_images[rows], data.train_labels[rows]),
+        (data.test_images, data.test_labels),
+        layer=last_conv_layer(trained.model),
+        class_names=data.class_names,
+        progress=False,
+        method=ur.Method(order=order),
+    )
+    marked = ur.Taxonomy(taxonomy.data.assign_attrs(zoo_key=key, run=key.rsplit(" ", 1)[-1]))
+    marked.save(file)
+    return marked
+
+
+def _tables(members: list[Member], job: Job) -> dict[str, pd.DataFrame]:
+    sensitive = tables.sensitivity(members, job.settings)
+    return {
+        "table1": tables.table1(members, job.settings),
+        "table2": tables.role_table(members, job.settings, "std_over_labels"),
+        "table3": tables.role_table(members, job.settings, "std_over_units"),
+        "sensitivity": sensitive,
+        "regret": tables.regret(members, job.settings),
+        "relations": tables.relations(sensitive),
+    }
+
+
+def _figures(members: list[Member], job: Job) -> None:
+    """Figures of the first seed, by given label, each split in its own order."""
+    from unitroles.zoo.figures import write_figures
+
+    seed = job.settings.seeds[0]
+    chosen = {m.model: m.taxonomies["per_split", GIVEN] for m in members if m.seed == seed}
+    write_figures(chosen, job.out, job.mark(seed))

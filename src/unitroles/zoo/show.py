@@ -1,0 +1,128 @@
+"""The tables of a family as text, the paper's numbers beside ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pandas as pd
+
+from unitroles.zoo import paper
+from unitroles.zoo.settings import Settings
+from unitroles.zoo.tables import CLEAR, DEFAULT_RULE, mean_over_seeds, patterns
+
+Say = Callable[[str], None]
+_SHOWN_RULES = ("tolerance 0", DEFAULT_RULE, "tolerance 0.001", "tolerance 0.01", "accuracy")
+
+
+def report(
+    tables: dict[str, pd.DataFrame], settings: Settings, kind: str, ladder: str, say: Say
+) -> None:
+    """Say all tables, and which of the paper's patterns appear and which do not."""
+    data = settings.data
+    quick = "QUICK smoke run, its numbers mean nothing. " if kind == "quick" else ""
+    say(
+        f"{quick}digits, {ladder} ladder: {data.train_samples} training and {data.test_samples} "
+        f"test images, pixel noise {data.pixel_noise:g}, seeds "
+        f"{', '.join(map(str, settings.seeds))}. Numbers are means over the seeds; ± is the "
+        "population std (ddof 0); in brackets the paper's VGG16 on ImageNet."
+    )
+    _table1(tables["table1"], say)
+    _roles(tables["table2"], "Table 2: role proportions, %, mean ± std over classes", say)
+    _roles(tables["table3"], "Table 3: role shares, %, mean ± std over units", say)
+    _sensitivity(tables["sensitivity"], say)
+    _regret(tables["regret"], say)
+    _relations(tables["relations"], say)
+
+
+def _table1(table: pd.DataFrame, say: Say) -> None:
+    shown = table.groupby("model", sort=False)[["train_accuracy", "test_accuracy", "gap"]].mean()
+    spread = table.groupby("model", sort=False)["gap"].std(ddof=0)
+    theirs = paper.TABLE_1.reindex(shown.index)
+    rows = {
+        model: {
+            name: f"{value:.3f}{_bracket(theirs.loc[model, name], 3)}"
+            for name, value in shown.loc[model].items()
+        }
+        | {"gap, std over seeds": f"{spread[model]:.3f}"}
+        for model in shown.index
+    }
+    say("\nTable 1: accuracies and generalization gap")
+    say(_frame(rows))
+
+
+def _roles(table: pd.DataFrame, title: str, say: Say) -> None:
+    roles = list(paper.ROLES)
+    std = {role: f"{role}_std" for role in roles}
+    means = mean_over_seeds(table, [*roles, *std.values(), "flagged_classes"])
+    theirs = table.drop_duplicates("model").set_index("model")
+    for (order, samples), group in means.groupby(level=["order", "samples"], sort=False):
+        rows = {}
+        for model, row in group.droplevel(["order", "samples"]).iterrows():
+            rows[model] = {
+                role: f"{100 * row[role]:.1f} ± {100 * row[std[role]]:.0f}"
+                + _paper_cell(theirs.loc[model], role)
+                for role in roles
+            }
+            if len(table["seed"].unique()) > 1:
+                rows[model]["std over seeds"] = " ".join(
+                    f"{100 * row[f'{role}_seed_std']:.1f}" for role in roles
+                )
+            rows[model]["flagged"] = f"{row['flagged_classes']:g}"
+        first = table[(table["order"] == order) & (table["samples"] == samples)]
+        counts = _span(first["train_samples_per_class"]), _span(first["test_samples_per_class"])
+        say(
+            f"\n{title}; order {order}, {samples}; samples per class: {counts[0]} training, "
+            f"{counts[1]} test"
+        )
+        say(_frame(rows))
+    say("flagged = classes in which waking units never lowers the loss below the dead layer's")
+
+
+def _sensitivity(table: pd.DataFrame, say: Say) -> None:
+    part = table[(table["order"] == "per_split") & table["rule"].isin(_SHOWN_RULES)]
+    for samples, group in part.groupby("samples", sort=False):
+        means = group.groupby(["model", "rule"], sort=False)["overfitted"].mean().unstack("rule")
+        say(f"\nSensitivity: overfitted units, %, by rule for the turning point; {samples}")
+        say((100 * means[list(_SHOWN_RULES)]).round(1).to_string())
+
+
+def _regret(table: pd.DataFrame, say: Say) -> None:
+    part = table[table["order"] == "per_split"]
+    columns = ["train", "test", "train_accuracy", "test_accuracy"]
+    for samples, group in part.groupby("samples", sort=False):
+        means = group.groupby("model", sort=False)[columns].mean()
+        say(
+            f"\nRegret: what the other split's active set costs, nats and accuracy, mean over "
+            f"classes; {samples}"
+        )
+        say(means.round(3).to_string())
+
+
+def _relations(table: pd.DataFrame, say: Say) -> None:
+    chosen = table[(table["rule"] == DEFAULT_RULE)]
+    keys = ["order", "samples", "role"]
+    means = chosen.groupby(keys, sort=False)[["pearson", "spearman", "paper_pearson"]].mean()
+    say("\nCorrelation of each role with the gap over the models, mean over seeds; paper beside")
+    say(means.round(3).to_string())
+    say(f"\nThe paper's patterns (clear = Spearman of at least {CLEAR} in every seed):")
+    for line in patterns(table):
+        say(f"  {line}")
+
+
+def _paper_cell(row: pd.Series, role: str) -> str:
+    mean, std = row[f"paper_{role}"], row[f"paper_{role}_std"]
+    return "" if pd.isna(mean) else f" [{100 * mean:.1f} ± {100 * std:.0f}]"
+
+
+def _bracket(value: float, digits: int) -> str:
+    return "" if pd.isna(value) else f" [{value:.{digits}f}]"
+
+
+def _span(ranges: pd.Series) -> str:
+    numbers = [int(part) for text in ranges for part in str(text).split("-")]
+    low, high = min(numbers), max(numbers)
+    return str(low) if low == high else f"{low}-{high}"
+
+
+def _frame(rows: dict) -> str:
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model").to_string()
