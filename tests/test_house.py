@@ -17,7 +17,8 @@ PACKAGE = SRC / "unitroles"
 # A module imports only modules that stand before it.
 # fmt: off
 ARROWS = [
-    "errors", "options", "progress", "probe", "split", "head", "data", "sampling", "activity",
+    "errors", "options", "progress", "probe", "split", "graph", "head", "data", "sampling",
+    "activity",
     "roles", "plans", "retrieval", "layers", "provenance", "taxonomy", "analysis", "plots",
     "weights", "text", "cli", "zoo",
 ]

@@ -213,9 +213,9 @@ def test_a_loss_of_zero_can_be_drawn() -> None:
 
 def test_classes_without_names_are_labels() -> None:
     member = model(0.2, names=None)
-    assert plots.rof_curve(member, 3, "test").get_title("left") == "label 3, test"
-    assert plots.role_curves(member, 3)[0].get_title("left") == "label 3"
-    assert plots.role_curves(MODELS["A"], 3)[0].get_title("left") == "cat"
+    assert plots.rof_curve(member, 3, "test").get_title("left") == "class 3, test"
+    assert plots.role_curves(member, 3)[0].get_title("left") == "class 3"
+    assert plots.role_curves(MODELS["A"], 3)[0].get_title("left") == "class cat"
 
 
 def test_compare_has_a_panel_per_model() -> None:
@@ -234,7 +234,7 @@ def test_compare_has_a_panel_per_model() -> None:
         assert legend_texts(strip.get_legend()) == counts
         assert curves.get_ylim() == panels[0].get_ylim()
     (legend,) = figure.legends
-    assert legend.get_title().get_text() == "cat"
+    assert legend.get_title().get_text() == "class cat"
     assert legend_texts(legend) == [*SPLITS, *ROLE_NAMES]
 
 

@@ -169,10 +169,11 @@ def _unit_weight(site: Site, calls: list[Call]) -> Tensor:
     for call in reversed(calls[: place + 1]):
         weight = getattr(call.module, "weight", None)
         transposed = isinstance(call.module, nn.modules.conv._ConvTransposeNd)
-        if not isinstance(weight, Tensor) or weight.ndim < 2 or transposed:
+        if not isinstance(weight, Tensor) or weight.ndim < 2:
             continue
-        if weight.shape[0] == site.units:
-            return weight
+        if transposed or weight.shape[0] != site.units:
+            break  # an earlier module with as many rows would make other units
+        return weight
     raise InputError(
         f"score 'weight_l1' needs a module with one row of weights per unit, but none makes the "
         f"{site.units} units of layer {site.path!r}; choose another score"

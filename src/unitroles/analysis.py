@@ -84,6 +84,7 @@ def analyze(
         untouched(model),
         track(progress) as bars,
     ):
+        planned = bars("plan", 1)
         splits, labels, names = _read(train, test, sample, class_names)
         inputs = _few(splits[0], device_of(model))
         site, calls = resolve(model, layer, inputs)
@@ -91,6 +92,7 @@ def analyze(
         plan, check, remarks = choose_plan(model, site, inputs, compute.bytes)
         for remark in remarks:
             warnings.warn(remark, PlanWarning, stacklevel=2)
+        planned(1)
         if rank_by is None:
             score = layer_score(str(method.score), site, calls, len(labels), sample.seed)
         else:
@@ -140,6 +142,8 @@ def analyze_layers(
     found = {}
     for layer in layers:
         name = layer if isinstance(layer, str) else layer.path
+        if name in found:
+            raise InputError(f"layer {name!r} is given twice; analyse its calls one by one")
         found[name] = analyze(model, train, test, layer=layer, **options)
     return TaxonomySet(found)
 

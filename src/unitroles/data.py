@@ -162,8 +162,14 @@ def _is_array(value: Any) -> bool:
     return isinstance(value, (np.ndarray, Tensor))
 
 
+def _tensor(value: Any) -> Tensor:
+    # torch can neither wrap a read-only array without complaint nor one with negative strides.
+    plain = np.require(value, requirements=["C", "W"]) if isinstance(value, np.ndarray) else value
+    return torch.as_tensor(plain)
+
+
 def _pair(inputs: Any, labels: Any, name: str) -> _Arrays:
-    inputs, labels = torch.as_tensor(inputs), torch.as_tensor(labels)
+    inputs, labels = _tensor(inputs), _tensor(labels)
     if len(inputs) != len(labels):
         raise InputError(
             f"the {name} data hold {len(inputs)} inputs but {len(labels)} labels; give one each"

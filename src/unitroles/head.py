@@ -6,60 +6,30 @@ cut in the graph, so that reused modules, dropout and identities are found exact
 
 from __future__ import annotations
 
+import io
 import logging
-import operator
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from unitroles.graph import (
+    CannotCut,
+    CountOperations,
+    Head,
+    constants_of,
+    downstream,
+    flat,
+    is_tap,
+    prune,
+)
 from unitroles.probe import Site, first_line, logits_of
 from unitroles.split import hooked
-
-
-class CannotCut(Exception):
-    """Why the head of a model cannot stand alone."""
-
-
-@torch.library.custom_op("unitroles::tap", mutates_args=(), schema="(Tensor value) -> Tensor")
-def _tap(value: Tensor) -> Tensor:
-    return value.clone()
-
-
-@_tap.register_fake
-def _(value: Tensor) -> Tensor:
-    return torch.empty_like(value)
-
-
-@dataclass(frozen=True)
-class Head:
-    """Everything after a layer, as a graph of its own.
-
-    Parameters
-    ----------
-    run : (cut, *context) -> logits; rows are independent.
-    context : inputs -> what flows around the layer (residual streams and the like).
-    repeats : for each context value, whether it has a row per sample or is one constant.
-    """
-
-    run: fx.GraphModule
-    context: fx.GraphModule | None
-    repeats: tuple[bool, ...]
-
-    def surroundings(self, inputs: Any) -> tuple[Tensor, ...]:
-        """The context values for a batch, computed once for all its masks."""
-        return () if self.context is None else self.context(*flat(inputs))
-
-
-def flat(inputs: Any) -> tuple[Any, ...]:
-    """The leaves of a batch of inputs, in the order in which an exported graph takes them."""
-    if isinstance(inputs, Mapping):
-        return tuple(inputs.values())
-    return tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
 
 
 class _Logits(nn.Module):
@@ -80,19 +50,68 @@ def export_head(model: nn.Module, site: Site, inputs: Any) -> Head:
     ------
     CannotCut : the model cannot be exported, or the layer does not reach the logits.
     """
-    program = _export(model, site, inputs)
-    graph = program.graph_module.graph
-    taps = [node for node in graph.nodes if node.target is torch.ops.unitroles.tap.default]
-    name = next(iter(program.graph_signature.user_outputs))
-    logits = next(node for node in graph.nodes if node.name == name)
-    if len(taps) != 1:
-        raise CannotCut("the layer was not found in the exported graph")
-    return _prune(program, taps[0], logits)
+    return export(model, [site], inputs).head(0)
 
 
-def _export(model: nn.Module, site: Site, inputs: Any) -> torch.export.ExportedProgram:
+@dataclass(frozen=True)
+class Exported:
+    """A model exported once, with the outputs of some layers marked.
+
+    Parameters
+    ----------
+    program : the graph, free of in-place ops.
+    taps : the marked outputs, by their place in the list of layers.
+    """
+
+    program: torch.export.ExportedProgram
+    taps: Mapping[int, fx.Node]
+
+    def head(self, place: int) -> Head:
+        """The head after the layer at this place of the list.
+
+        Raises
+        ------
+        CannotCut : the layer does not reach the logits, or what flows around it is no batch.
+        """
+        if place not in self.taps:
+            raise CannotCut("the layer was not found in the exported graph")
+        return prune(self.program, self.taps[place], self._logits)
+
+    def shares_after(self, inputs: Any) -> dict[int, float]:
+        """The share of a forward's floating-point operations that lies after each layer."""
+        constants = constants_of(self.program)
+        places = (n for n in self.program.graph_module.graph.nodes if n.op == "placeholder")
+        values = iter(flat(inputs))
+        arguments = [constants[n.name] if n.name in constants else next(values) for n in places]
+        count = CountOperations(self.program.graph_module)
+        count.run(*arguments)
+        whole = max(sum(count.operations.values()), 1)
+        after = {mark: downstream(tap, self._logits) for mark, tap in self.taps.items()}
+        return {
+            mark: sum(count.operations.get(node, 0) for node in nodes) / whole
+            for mark, nodes in after.items()
+        }
+
+    @property
+    def _logits(self) -> fx.Node:
+        name = next(iter(self.program.graph_signature.user_outputs))
+        return next(n for n in self.program.graph_module.graph.nodes if n.name == name)
+
+
+def export(model: nn.Module, sites: Sequence[Site], inputs: Any) -> Exported:
+    """Export a model with a dynamic batch and the outputs of all `sites` marked.
+
+    Run it inside `untouched`, with a batch of at least two samples.
+
+    Raises
+    ------
+    CannotCut : `torch.export` cannot take the model.
+    """
     batch = torch.export.Dim("batch", min=2, max=2**20)
-    with hooked(model, site, torch.ops.unitroles.tap), _silence():
+    with ExitStack() as stack:
+        for mark, site in enumerate(sites):
+            stack.enter_context(hooked(model, site, partial(torch.ops.unitroles.tap, mark=mark)))
+        stack.enter_context(_silence())
         try:
             program = torch.export.export(
                 _Logits(model),
@@ -102,9 +121,11 @@ def _export(model: nn.Module, site: Site, inputs: Any) -> torch.export.ExportedP
                 strict=False,
             )
             # An empty table keeps the ops as they are but removes every in-place one.
-            return program.run_decompositions({})
+            program = program.run_decompositions({})
         except Exception as error:
             raise CannotCut(f"torch.export failed: {first_line(error)[:160]}") from error
+    found = {node.args[1]: node for node in program.graph_module.graph.nodes if is_tap(node)}
+    return Exported(program, found)
 
 
 def _dynamic(inputs: Any, batch: Any) -> dict[str, Any]:
@@ -115,10 +136,11 @@ def _dynamic(inputs: Any, batch: Any) -> dict[str, Any]:
 
 @contextmanager
 def _silence() -> Iterator[None]:
+    """No warnings, no log, no dump of the graph on the error stream when an export fails."""
     names = [name for name in logging.root.manager.loggerDict if name.startswith("torch")]
     loggers = [logging.getLogger(name) for name in names]
     flags = [log.disabled for log in loggers]
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         for log in loggers:
             log.disabled = True
@@ -127,145 +149,3 @@ def _silence() -> Iterator[None]:
         finally:
             for log, flag in zip(loggers, flags, strict=True):
                 log.disabled = flag
-
-
-def _prune(program: torch.export.ExportedProgram, tap: fx.Node, logits: fx.Node) -> Head:
-    graph = program.graph_module.graph
-    needed = _ancestors([logits])
-    if tap not in needed:
-        raise CannotCut("the layer's output does not reach the logits")
-    after = {tap}
-    for node in graph.nodes:
-        if node in needed and after & set(node.all_input_nodes):
-            after.add(node)
-    after.remove(tap)
-    constants = _constants(program)
-    edge = [
-        source
-        for node in graph.nodes
-        if node in after
-        for source in node.all_input_nodes
-        if source not in after and source is not tap
-    ]
-    live = [n for n in dict.fromkeys(edge) if _is_tensor(n) and _depends_on_input(n, constants)]
-    build = _Builder(program, constants)
-    run = build.head(tap, live, [n for n in graph.nodes if n in after], logits)
-    return Head(run, build.context(live) if live else None, tuple(map(_has_batch, live)))
-
-
-def _ancestors(nodes: Sequence[fx.Node]) -> set[fx.Node]:
-    found, todo = set(), list(nodes)
-    while todo:
-        node = todo.pop()
-        if node not in found:
-            found.add(node)
-            todo.extend(node.all_input_nodes)
-    return found
-
-
-def _is_tensor(node: fx.Node) -> bool:
-    return isinstance(node.meta.get("val"), Tensor)
-
-
-def _has_batch(node: fx.Node) -> bool:
-    """Whether the first dimension counts samples; a batch elsewhere cannot be repeated."""
-    symbolic = [isinstance(size, torch.SymInt) for size in node.meta["val"].shape]
-    if any(symbolic[1:]):
-        raise CannotCut(f"a value that flows around the layer has its batch inside ({node.name})")
-    return bool(symbolic) and symbolic[0]
-
-
-def _depends_on_input(node: fx.Node, constants: Mapping[str, Tensor]) -> bool:
-    return any(n.op == "placeholder" and n.name not in constants for n in _ancestors([node]))
-
-
-def _constants(program: torch.export.ExportedProgram) -> dict[str, Tensor]:
-    """Parameters, buffers and lifted tensors of an exported program, by placeholder name."""
-    found: dict[str, Tensor] = {}
-    for spec in program.graph_signature.input_specs:
-        if spec.target is None:
-            continue
-        value = program.state_dict.get(spec.target, program.constants.get(spec.target))
-        if isinstance(value, Tensor):
-            found[spec.arg.name] = value.detach()
-    return found
-
-
-class _Builder:
-    """Copies parts of an exported graph into graphs of their own."""
-
-    def __init__(self, program: torch.export.ExportedProgram, constants: dict[str, Tensor]) -> None:
-        self.source = program.graph_module
-        self.constants = constants
-
-    def head(
-        self, tap: fx.Node, live: list[fx.Node], after: list[fx.Node], logits: fx.Node
-    ) -> fx.GraphModule:
-        graph = fx.Graph()
-        copies = {tap: graph.placeholder("cut")}
-        copies.update({node: graph.placeholder(f"live_{i}") for i, node in enumerate(live)})
-        rows = graph.call_function(torch.ops.aten.sym_size.int, (copies[tap], 0))
-        self._copy(graph, copies, after, _Rebase(graph, rows, tap))
-        graph.output(copies[logits])
-        return self._module(graph)
-
-    def context(self, live: list[fx.Node]) -> fx.GraphModule:
-        graph = fx.Graph()
-        inputs = [n for n in self.source.graph.nodes if n.op == "placeholder"]
-        copies = {n: graph.placeholder(n.name) for n in inputs if n.name not in self.constants}
-        needed = _ancestors(live)
-        self._copy(graph, copies, [n for n in self.source.graph.nodes if n in needed], None)
-        graph.output(tuple(copies[node] for node in live))
-        return self._module(graph)
-
-    def _copy(
-        self,
-        graph: fx.Graph,
-        copies: dict[fx.Node, fx.Node],
-        nodes: list[fx.Node],
-        rebase: _Rebase | None,
-    ) -> None:
-        def of(node: fx.Node) -> fx.Node:
-            if node not in copies:
-                if rebase is not None and isinstance(node.meta.get("val"), torch.SymInt):
-                    copies[node] = rebase(node)
-                elif node.name in self.constants:
-                    copies[node] = graph.get_attr(f"constant_{node.name}")
-                else:
-                    copies[node] = graph.node_copy(node, of)
-            return copies[node]
-
-        for node in nodes:
-            of(node)
-
-    def _module(self, graph: fx.Graph) -> fx.GraphModule:
-        graph.eliminate_dead_code()
-        root: dict[str, Any] = {f"constant_{n}": value for n, value in self.constants.items()}
-        for node in graph.nodes:
-            if node.op == "get_attr" and node.target not in root:
-                root[node.target] = getattr(self.source, node.target)
-        return fx.GraphModule(root, graph)
-
-
-@dataclass(frozen=True)
-class _Rebase:
-    """Rewrites sizes that the model takes from its input's batch to sizes of the cut's rows."""
-
-    graph: fx.Graph
-    rows: fx.Node
-    tap: fx.Node
-
-    def __call__(self, node: fx.Node) -> fx.Node:
-        size, cut = _expression(node.meta["val"]), _expression(self.tap.meta["val"].shape[0])
-        ratio = size / cut
-        if not ratio.is_number:
-            raise CannotCut(f"a size after the layer is no multiple of the batch ({size})")
-        if ratio == 1:
-            return self.rows
-        if not ratio.is_integer:
-            raise CannotCut(f"a size after the layer is no multiple of the batch ({size})")
-        return self.graph.call_function(operator.mul, (self.rows, int(ratio)))
-
-
-def _expression(size: Any) -> Any:
-    return size.node.expr

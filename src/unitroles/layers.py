@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pandas as pd
-import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from unitroles.errors import InputError
-from unitroles.head import CannotCut, Head, export_head
+from unitroles.graph import CannotCut
+from unitroles.head import export
 from unitroles.options import Layer
 from unitroles.probe import (
     Call,
@@ -18,12 +17,10 @@ from unitroles.probe import (
     batch_size,
     device_of,
     find_site,
-    forward,
     to_device,
     trace,
     untouched,
 )
-from unitroles.split import run_body
 
 _ACTIVATIONS = (
     nn.ReLU,
@@ -74,18 +71,14 @@ def resolve(
 def candidates(calls: list[Call], batch: int) -> list[Call]:
     """The last call of every module whose output carries units: samples first, two or more units.
 
-    The model itself and the module that makes the logits are no candidates.
+    The module that makes the logits, and what holds or follows it, are no candidates.
     """
     last = {call.path: call for call in calls if call.path}
-    logits = max(
-        (i for i, call in enumerate(calls) if isinstance(call.module, _MAKERS)), default=-1
-    )
-    makes_logits = {calls[logits].path} if logits >= 0 else set()
+    makers = [i for i, call in enumerate(calls) if isinstance(call.module, _MAKERS)]
     return [
         call
-        for call in calls
+        for call in calls[: makers[-1] if makers else len(calls)]
         if call is last.get(call.path)
-        and call.path not in makes_logits
         and call.units > 1
         and call.shape is not None
         and call.shape[0] == batch
@@ -133,42 +126,39 @@ def layers(model: nn.Module, example: Any) -> pd.DataFrame:
         calls = trace(model, example)
         batch = batch_size(example)
         best = recommend(calls, batch).path
-        whole = _flops(lambda: forward(model, example))
-        rows = []
-        for call in candidates(calls, batch):
-            site = find_site(model, Layer(call.path), calls, batch)
-            plan, cost = _plan_and_cost(model, site, example, whole)
-            rows.append(
-                {
-                    "layer": call.path,
-                    "kind": type(call.module).__name__,
-                    "units": site.units,
-                    "axis": site.axis,
-                    "plan": plan,
-                    "cost": cost,
-                    "recommended": call.path == best,
-                }
-            )
+        found = candidates(calls, batch)
+        sites = [find_site(model, Layer(call.path), calls, batch) for call in found]
+        plans = _plans(model, sites, example)
+        rows = [
+            {
+                "layer": site.path,
+                "kind": type(site.module).__name__,
+                "units": site.units,
+                "axis": site.axis,
+                "plan": plan,
+                "cost": cost,
+                "recommended": site.path == best,
+            }
+            for site, (plan, cost) in zip(sites, plans, strict=True)
+        ]
     return pd.DataFrame(rows)
 
 
-def _plan_and_cost(model: nn.Module, site: Site, example: Any, whole: int) -> tuple[str, float]:
-    masks = site.units + 2
+def _plans(model: nn.Module, sites: list[Site], example: Any) -> list[tuple[str, float]]:
+    """Plan and cost of every site, from one export of the model."""
+    full = [("full", 1.0 + site.units + 2) for site in sites]
     try:
-        head = export_head(model, site, example)
-        part = _head_flops(head, run_body(model, site, example), example)
-    except (CannotCut, RuntimeError):
-        return "full", 1.0 + masks
-    # Scores, curves and the swapped sets each read the data once.
-    return "suffix", round(3 + masks * part / max(whole, 1), 2)
-
-
-def _head_flops(head: Head, cut: torch.Tensor, example: Any) -> int:
-    around = head.surroundings(example)
-    return _flops(lambda: head.run(cut, *around))
-
-
-def _flops(run: Any) -> int:
-    with FlopCounterMode(display=False) as counter:
-        run()
-    return counter.get_total_flops()
+        exported = export(model, sites, example)
+    except CannotCut:
+        return full
+    shares = exported.shares_after(example)
+    plans = []
+    for place, site in enumerate(sites):
+        try:
+            exported.head(place)
+        except CannotCut:
+            plans.append(full[place])
+        else:
+            # Scores, curves and the swapped sets each read the data once.
+            plans.append(("suffix", round(3 + (site.units + 2) * shares[place], 2)))
+    return plans

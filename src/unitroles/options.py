@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,7 +78,7 @@ class Sample:
     seed : of the draw, and of the score "random".
     """
 
-    classes: tuple[int | str, ...] | None = None
+    classes: Sequence[int | str] | None = None
     max_per_class: int | None = None
     equalize: bool = False
     group_by: None = None
@@ -88,7 +89,11 @@ class Sample:
         if self.classes is not None:
             if isinstance(self.classes, (str, int)):
                 raise InputError(f"classes must be a list of labels, not {self.classes!r}")
-            object.__setattr__(self, "classes", tuple(self.classes))
+            if not len(self.classes):
+                raise InputError("classes is empty; name at least one class, or None for all")
+            # Numbers from NumPy become plain ones, which a saved result can hold.
+            plain = (c if isinstance(c, str) else operator.index(c) for c in self.classes)
+            object.__setattr__(self, "classes", tuple(plain))
         _one_of("group_by", self.group_by, (None,))
         _one_of("missing", self.missing, ("error", "skip"))
         if self.max_per_class is not None and self.max_per_class < 1:
@@ -120,6 +125,8 @@ class Compute:
         _one_of("autocast", self.autocast, (None,))
         _one_of("engine", self.engine, ("local",))
         _one_of("run", self.run, (None,))
+        if self.device is not None:
+            object.__setattr__(self, "device", str(self.device))  # may be a torch.device
         if self.batch_size < 1:
             raise InputError(f"batch_size must be at least 1, not {self.batch_size!r}")
         if self.bytes < 1:
@@ -130,7 +137,9 @@ class Compute:
         """The memory budget in bytes."""
         if isinstance(self.memory_budget, int):
             return self.memory_budget
-        match = re.fullmatch(r"\s*([\d.]+)\s*([KMG]?i?B)\s*", self.memory_budget, re.IGNORECASE)
+        match = re.fullmatch(
+            r"\s*(\d+(?:\.\d+)?)\s*((?:[KMG]i?)?B)\s*", self.memory_budget, re.IGNORECASE
+        )
         if match is None:
             raise InputError(
                 f"cannot read memory_budget {self.memory_budget!r}; write a number of bytes or "

@@ -304,8 +304,7 @@ def _spans_decades(losses: Iterable[np.ndarray]) -> bool:
 
 
 def _name(taxonomy: Taxonomy, place: int) -> str:
-    name = taxonomy.labels[place]
-    return name if isinstance(name, str) else f"label {name}"
+    return f"class {taxonomy.labels[place]}"
 
 
 def _gap(taxonomy: Taxonomy) -> str:

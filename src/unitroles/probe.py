@@ -72,10 +72,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
     """
     flags = [(module, module.training) for module in model.modules()]
     buffers = [
-        (module, name, buffer, buffer.clone())
+        (module, {n: (b, None if b is None else b.clone()) for n, b in module._buffers.items()})
         for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
     ]
     states = random.getstate(), np.random.get_state()
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
@@ -91,10 +89,13 @@ def untouched(model: nn.Module) -> Iterator[None]:
             np.random.set_state(states[1])
             for module, flag in flags:
                 module.training = flag
-            for module, name, buffer, saved in buffers:
-                module._buffers[name] = buffer
-                if not torch.equal(buffer, saved):
-                    buffer.copy_(saved)
+            for module, kept in buffers:
+                for name in module._buffers.keys() - kept.keys():
+                    del module._buffers[name]
+                for name, (buffer, saved) in kept.items():
+                    module._buffers[name] = buffer
+                    if saved is not None and not torch.equal(buffer, saved):
+                        buffer.copy_(saved)
 
 
 def device_of(model: nn.Module) -> torch.device:

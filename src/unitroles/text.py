@@ -1,0 +1,191 @@
+"""Taxonomy -> plain text for terminals and pipes: the tables, and the warnings that matter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from unitroles.roles import RESOLUTION, ROLE_NAMES
+from unitroles.taxonomy import SPLITS, Taxonomy
+
+FEW = 20
+"""Samples; roles of a class with fewer are mostly chance."""
+_LOOSE = 1e-2
+
+
+def report(taxonomy: Taxonomy) -> str:
+    """Everything about one taxonomy: header, tables, sensitivity, regret, warnings.
+
+    Parameters
+    ----------
+    taxonomy : the result of `unitroles.analyze` or `unitroles.load`.
+
+    Returns
+    -------
+    Lines without a final line break; percentages, and losses in nats.
+    """
+    parts = [header(taxonomy), role_tables(taxonomy), sensitivity(taxonomy), regret(taxonomy)]
+    parts.append("\n".join(f"warning: {text}" for text in cautions(taxonomy)))
+    return "\n\n".join(part for part in parts if part)
+
+
+def header(taxonomy: Taxonomy) -> str:
+    """What was analysed, how, and how well the intact model does."""
+    attrs, plan = taxonomy.data.attrs, taxonomy.provenance["plan"]
+    method = taxonomy.provenance["options"]["method"]
+    accuracy = ", ".join(f"{name} {attrs[f'{name}_accuracy']:.4f}" for name in SPLITS)
+    sizes = taxonomy.data.sizes
+    rows = {
+        "layer": f"{taxonomy.layer}: {sizes['unit']} units, {sizes['label']} classes",
+        "plan": f"{plan['name']}: {plan['reason']}",
+        "method": f"score {method['score']}, order {method['order']}, "
+        f"tolerance {method['tolerance']:g} nats",
+        "samples": ", ".join(_samples(taxonomy, name) for name in SPLITS),
+        "accuracy": f"{accuracy}, gap {taxonomy.gap:+.4f}",
+    }
+    return "\n".join(f"{name:<9} {value}" for name, value in rows.items())
+
+
+def _samples(taxonomy: Taxonomy, split: str) -> str:
+    count = taxonomy.data.samples.sel(split=split).values
+    low, high = int(count.min()), int(count.max())
+    each = f"{low}" if low == high else f"{low} to {high}"
+    return f"{split} {each} per class ({count.sum()} in all)"
+
+
+def role_tables(taxonomy: Taxonomy) -> str:
+    """Proportions over classes (the paper's table 2) and shares over units (table 3)."""
+    summary = taxonomy.summary()
+    table = pd.DataFrame(
+        {
+            "role": ROLE_NAMES,
+            "share of the units": _mean_std(summary["mean"], summary.std_over_labels),
+            "share of the classes": _mean_std(summary["mean"], summary.std_over_units),
+        }
+    )
+    sizes = taxonomy.data.sizes
+    return (
+        f"Roles in %: share of the units per class, mean ± std over {sizes['label']} classes; "
+        f"share of the\nclasses per unit, mean ± std over {sizes['unit']} units; "
+        f"std = population std (ddof 0)\n{_aligned(table)}"
+    )
+
+
+def _mean_std(mean: pd.Series, std: pd.Series) -> list[str]:
+    return [f"{100 * m:.1f} ± {100 * s:.1f}" for m, s in zip(mean, std, strict=True)]
+
+
+def sensitivity(taxonomy: Taxonomy) -> str:
+    """Mean shares under other rules for the turning point, from the same curves."""
+    frame = (100 * taxonomy.sensitivity()).map("{:.1f}".format)
+    return (
+        "Sensitivity: mean share of the units in % under other rules for the turning point\n"
+        "(tolerance in nats above the lowest loss; or the highest accuracy)\n"
+        f"{_aligned(frame.reset_index())}"
+    )
+
+
+def regret(taxonomy: Taxonomy) -> str:
+    """What the other split's active set costs, over the classes."""
+    frame = taxonomy.regret()
+    rows = {}
+    for split in SPLITS:
+        nats, points = frame[split], 100 * frame[f"{split}_accuracy"]
+        rows[split] = [
+            f"{nats.mean():+.4f}",
+            f"{nats.min():+.4f} to {nats.max():+.4f}",
+            f"{points.mean():+.2f}",
+            f"{points.min():+.2f} to {points.max():+.2f}",
+        ]
+    columns = ["loss (nats)", "over classes", "accuracy (points)", "over classes "]
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=pd.Index(columns))
+    return (
+        "Regret: what a split loses under the other split's active set (positive = worse)\n"
+        f"{_aligned(table.rename_axis('split').reset_index())}"
+    )
+
+
+def cautions(taxonomy: Taxonomy) -> list[str]:
+    """What a reader of the tables has to know, one sentence each; [] where all is well."""
+    own = [_flagged(taxonomy), _unequal(taxonomy), _too_few(taxonomy), _hangs_on(taxonomy)]
+    stored = taxonomy.provenance.get("warnings", [])
+    return list(dict.fromkeys(text for text in [*own, *stored] if text))
+
+
+def _flagged(taxonomy: Taxonomy) -> str | None:
+    flagged = taxonomy.flagged()
+    if not flagged:
+        return None
+    rest = taxonomy.summary(flagged=False)["mean"]
+    means = ", ".join(f"{role} {100 * rest[role]:.1f}" for role in ROLE_NAMES)
+    without = f"without them the mean shares in % are {means}" if rest.notna().all() else "all are"
+    return (
+        f"{_count(flagged)} flagged ({_names(flagged)}): no number of active units brings the loss "
+        f"below that of the dead layer, so their roles mean little; {without}"
+    )
+
+
+def _unequal(taxonomy: Taxonomy) -> str | None:
+    train, test = np.median(taxonomy.data.samples.sel(split=list(SPLITS)).values, axis=1)
+    if train == test:
+        return None
+    return (
+        f"unequal numbers of samples (median {train:g} per class for train, {test:g} for test): "
+        "roles carry sampling noise that differs by split; --equalize draws the same number"
+    )
+
+
+def _too_few(taxonomy: Taxonomy) -> str | None:
+    low = taxonomy.data.samples.values.min(axis=0)
+    few = [label for label, count in zip(taxonomy.labels, low, strict=True) if count < FEW]
+    if not few:
+        return None
+    return (
+        f"{_count(few)} with fewer than {FEW} samples in a split ({_names(few)}): too few for roles"
+    )
+
+
+def _hangs_on(taxonomy: Taxonomy) -> str | None:
+    """Changes below half a point are left out: twice nothing is nothing."""
+    table = taxonomy.sensitivity()["overfitted"].to_dict()
+    tight, loose = table[f"tolerance {RESOLUTION:g}"], table[f"tolerance {_LOOSE:g}"]
+    change = abs(tight - loose)
+    if change <= 0.005 or (change <= 0.05 and max(tight, loose) <= 2 * min(tight, loose)):
+        return None
+    return (
+        f"the overfitted share hangs on the tolerance: {100 * tight:.1f} % at {RESOLUTION:g} nats, "
+        f"{100 * loose:.1f} % at {_LOOSE:g}; never compare models across tolerances"
+    )
+
+
+def _count(labels: Sequence[object]) -> str:
+    return f"{len(labels)} class{'es' if len(labels) > 1 else ''}"
+
+
+def _names(labels: Sequence[object]) -> str:
+    return ", ".join(map(str, labels[:5])) + (", ..." if len(labels) > 5 else "")
+
+
+def layer_table(frame: pd.DataFrame) -> str:
+    """The table of `unitroles.layers`, the recommended layer marked with a star."""
+    table = frame.astype({"recommended": object})
+    table["recommended"] = ["*" if best else "" for best in frame.recommended]
+    table["cost"] = [f"{cost:.1f}" for cost in frame.cost]
+    table = table.rename(columns={"recommended": " "})
+    return (
+        f"{_aligned(table, texts=('layer', 'kind', 'plan', ' '))}\n\n"
+        "* = taken where --layer is not given; cost = in evaluation passes over the same samples"
+    )
+
+
+def _aligned(frame: pd.DataFrame, texts: Sequence[str] = ()) -> str:
+    """Columns two spaces apart: the first, and those of `texts`, to the left, others right."""
+    columns = []
+    for place, name in enumerate(frame.columns):
+        cells = [str(name), *map(str, frame.iloc[:, place])]
+        width = max(map(len, cells))
+        left = place == 0 or name in texts
+        columns.append([cell.ljust(width) if left else cell.rjust(width) for cell in cells])
+    return "\n".join("  ".join(row).rstrip() for row in zip(*columns, strict=True))

@@ -1,0 +1,459 @@
+"""Every way to run the masks gives what the slow literal twin gives."""
+
+import warnings
+from copy import deepcopy
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import networks
+import reference
+import unitroles as ur
+from unitroles import head, plans, probe
+from unitroles.activity import layer_score
+from unitroles.layers import resolve
+
+NAMES = sorted(networks.TOYS)
+PRECISIONS = {
+    "float64": (torch.float64, 1.0, 1e-10),
+    "float32": (torch.float32, 1.0, 1e-5),
+    "float32 large logits": (torch.float32, 10.0, 1e-5),
+}
+SCORES = {
+    "activation_l1": reference.score,
+    "activation_l2": reference.score_l2,
+    "activation_mean": reference.score_mean,
+}
+BATCH = ur.Compute(batch_size=16)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Threads that wait for each other make thousands of tiny forwards slow."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@cache
+def twin(name, precision="float64", order="per_split", score="activation_l1"):
+    dtype, scale, _ = PRECISIONS[precision]
+    toy = networks.toy(name, dtype, scale)
+    site = (toy.layer, toy.train, toy.test, toy.axis, toy.call)
+    return reference.analyze(toy.model, *site, order_mode=order, score=SCORES[score])
+
+
+def refuse(*args):
+    raise head.CannotCut("refused by the test")
+
+
+def observe(model, train, test, **options):
+    """The taxonomy, and the texts of the plan warnings on the way."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("error")
+        warnings.simplefilter("always", ur.PlanWarning)
+        taxonomy = ur.analyze(model, train, test, progress=False, **options)
+    return taxonomy, [str(warning.message) for warning in caught]
+
+
+def analyze_toy(toy, compute=BATCH, **options):
+    layer = ur.Layer(toy.layer, toy.axis, toy.call)
+    return observe(toy.model, toy.train, toy.test, layer=layer, compute=compute, **options)
+
+
+HEADS = {}
+
+
+@cache
+def analysis(name, precision="float64", plan="suffix"):
+    dtype, scale, _ = PRECISIONS[precision]
+    toy = networks.toy(name, dtype, scale)
+    export = plans.export_head
+
+    def keep(*args):
+        HEADS[name, precision] = export(*args)
+        return HEADS[name, precision]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plans, "export_head", refuse if plan == "full" else keep)
+        return analyze_toy(toy)
+
+
+@pytest.fixture
+def exported(monkeypatch):
+    """Call it to spare the analyses of a toy the export: copies of a toy have equal weights."""
+
+    def use(name, precision="float64"):
+        analysis(name, precision)
+        head = HEADS[name, precision]
+        monkeypatch.setattr(plans, "export_head", lambda *args: head)
+        return head
+
+    return use
+
+
+def assert_equals_twin(taxonomy, expected, atol):
+    data = taxonomy.data
+    assert data.label_index.values.tolist() == expected.labels
+    for name in ("order", "turning_point", "role"):
+        np.testing.assert_array_equal(data[name].values, getattr(expected, name), err_msg=name)
+    for name in ("accuracy", "swapped_accuracy"):
+        got, want = data[name].values, getattr(expected, name)
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-12, err_msg=name)
+    for name in ("loss", "swapped_loss"):
+        got, want = data[name].values, getattr(expected, name)
+        np.testing.assert_allclose(got, want, rtol=0, atol=atol, err_msg=name)
+    np.testing.assert_allclose(data.score.values, expected.score, rtol=atol, atol=atol)
+    np.testing.assert_allclose(taxonomy.shares(), expected.shares, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(taxonomy.proportions(), expected.proportions, rtol=0, atol=1e-12)
+    regret = taxonomy.regret()
+    assert set(regret) == set(expected.regret)
+    for name, want in expected.regret.items():
+        np.testing.assert_allclose(regret[name], want, rtol=0, atol=2 * atol, err_msg=name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_toy_is_vacuous(name):
+    expected = twin(name)
+    point, units = expected.turning_point, expected.role.shape[1]
+    assert len(np.unique(expected.role)) >= 3
+    assert ((point > 1) & (point < units)).mean() >= 0.5
+    assert networks.robust(expected.loss, expected.score)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("name", NAMES)
+def test_the_suffix_plan_equals_the_twin(name, precision):
+    taxonomy, notes = analysis(name, precision)
+    assert taxonomy.data.attrs["plan"] == "suffix"
+    assert notes == []
+    assert_equals_twin(taxonomy, twin(name, precision), PRECISIONS[precision][2])
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("name", NAMES)
+def test_the_full_plan_equals_the_twin(name, precision):
+    taxonomy, notes = analysis(name, precision, "full")
+    assert taxonomy.data.attrs["plan"] == "full"
+    (note,) = notes
+    assert "plan full" in note
+    assert "refused by the test" in note
+    assert_equals_twin(taxonomy, twin(name, precision), PRECISIONS[precision][2])
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [(name, 3) for name in NAMES]
+    + [(name, size) for name in ("mlp", "residual_early", "transformer") for size in (1, 256)],
+)
+def test_the_batch_size_does_not_matter(name, size, exported):
+    exported(name, "float32")
+    expected = analysis(name, "float32")[0].data
+    data = analyze_toy(networks.toy(name), ur.Compute(batch_size=size))[0].data
+    np.testing.assert_allclose(data.loss, expected.loss, rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(data.turning_point, expected.turning_point)
+    np.testing.assert_array_equal(data.role, expected.role)
+
+
+@pytest.mark.parametrize("batch_size", [1, 5])
+@pytest.mark.parametrize("name", ["residual", "transformer"])
+def test_a_tiny_memory_budget_gives_the_same(name, batch_size, exported):
+    exported(name)
+    compute = ur.Compute(batch_size=batch_size, memory_budget=1)
+    taxonomy, _ = analyze_toy(networks.toy(name, torch.float64), compute)
+    assert taxonomy.data.attrs["plan"] == "suffix"
+    assert_equals_twin(taxonomy, twin(name), 1e-10)
+
+
+@pytest.mark.parametrize("name", ["mlp", "relu_twice", "residual_early", "transformer"])
+def test_the_budget_only_sets_how_many_masks_run_at_once(name, exported):
+    toy = networks.toy(name, torch.float64)
+    inputs = toy.train[0][:4]
+    with probe.untouched(toy.model):
+        site, _ = resolve(toy.model, ur.Layer(toy.layer, toy.axis, toy.call), inputs)
+        rank = torch.stack([torch.arange(site.units).roll(k) for k in range(4)])
+        retrieved = torch.arange(site.units + 1)[:, None].repeat(1, 4)
+        parts = {}
+        for budget in (1, 2**30):
+            plan = plans.SuffixPlan(toy.model, site, exported(name), budget, "test")
+            parts[budget] = list(plan.logits(inputs, rank, retrieved))
+    assert [part for part, _ in parts[1]] == [slice(k, k + 1) for k in range(site.units + 1)]
+    assert [part for part, _ in parts[2**30]] == [slice(0, site.units + 1)]
+    one_by_one = torch.cat([logits for _, logits in parts[1]])
+    torch.testing.assert_close(one_by_one, parts[2**30][0][1], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("order", ["train", "test", "pooled"])
+@pytest.mark.parametrize("name", ["mlp", "relu_twice", "residual"])
+def test_a_shared_order_equals_the_twin(name, order, exported):
+    exported(name)
+    expected = twin(name, order=order)
+    assert (expected.order[0] == expected.order[1]).all()
+    toy = networks.toy(name, torch.float64)
+    taxonomy, _ = analyze_toy(toy, method=ur.Method(order=order))
+    assert_equals_twin(taxonomy, expected, 1e-10)
+
+
+# After a ReLU the mean is the L1 norm but for a factor: the layers here have negative activations.
+@pytest.mark.parametrize("score", ["activation_l2", "activation_mean"])
+@pytest.mark.parametrize("name", ["residual", "transformer"])
+def test_another_score_equals_the_twin(name, score, exported):
+    exported(name)
+    expected = twin(name, score=score)
+    assert (expected.order != twin(name).order).any()
+    toy = networks.toy(name, torch.float64)
+    taxonomy, _ = analyze_toy(toy, method=ur.Method(score=score))
+    assert_equals_twin(taxonomy, expected, 1e-10)
+
+
+def test_a_function_may_score_the_units():
+    toy = networks.toy("conv_pool_linear", torch.float64)
+    taxonomy, _ = analyze_toy(toy, method=ur.Method(score=lambda units: units.amax(dim=2)))
+    for split, (inputs, labels) in enumerate((toy.train, toy.test)):
+        for label in range(4):
+            mine = inputs[labels == label]
+            largest = [
+                reference.activation(toy.model, toy.layer, mine[i : i + 1])[0].amax(dim=(1, 2))
+                for i in range(len(mine))
+            ]
+            expected = torch.stack(largest).mean(dim=0)
+            np.testing.assert_allclose(taxonomy.data.score[split, label], expected, atol=1e-12)
+
+
+def test_a_score_function_of_the_wrong_shape_is_refused():
+    toy = networks.toy("conv_pool_linear")
+    with pytest.raises(ur.InputError, match=r"must return \(samples, units\) = \(16, 8\)"):
+        analyze_toy(toy, method=ur.Method(score=lambda units: units.sum(dim=1)))
+
+
+def test_a_score_function_must_return_finite_values():
+    toy = networks.toy("mlp")
+    with pytest.raises(ur.InputError, match="score function returned values that are not finite"):
+        analyze_toy(toy, method=ur.Method(score=lambda units: units.sum(dim=2) / 0))
+
+
+MAKERS = {
+    "mlp": "0",
+    "conv_pool_linear": "conv",
+    "conv_bn_gap": "1.0",
+    "residual": "blocks.1.conv2",
+    "residual_early": "blocks.0.conv1",
+    "relu_twice": "wide",
+    "depthwise": "0.0",
+    "transformer": "blocks.0.fc1",
+    "dropout_head": "0",
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_weight_l1_sums_the_weights_that_make_a_unit(name):
+    toy = networks.toy(name, torch.float64)
+    layer = ur.Layer(toy.layer, toy.axis, toy.call)
+    with probe.untouched(toy.model):
+        site, calls = resolve(toy.model, layer, toy.train[0][:2])
+    score = layer_score("weight_l1", site, calls, labels=3, seed=0)
+    weight = toy.model.get_submodule(MAKERS[name]).weight
+    expected = [row.abs().sum().item() for row in weight]
+    assert score.shape == (2, 3, site.units)
+    np.testing.assert_allclose(score, np.broadcast_to(expected, score.shape), rtol=1e-12)
+
+
+def test_weight_l1_ranks_by_weight_in_every_class():
+    toy = networks.toy("mlp", torch.float64)
+    taxonomy, _ = analyze_toy(toy, method=ur.Method(score="weight_l1"))
+    strength = toy.model[0].weight.abs().sum(dim=1).detach().numpy()
+    assert (taxonomy.data.order.values == np.argsort(-strength)).all()
+
+
+@pytest.mark.parametrize(
+    "maker",
+    [
+        pytest.param(nn.Identity(), id="nothing"),
+        pytest.param(nn.ConvTranspose2d(1, 6, 1), id="transposed"),
+        # The first convolution has as many rows, but it does not make these units.
+        pytest.param(
+            nn.Sequential(nn.Conv2d(1, 6, 1), nn.ConvTranspose2d(6, 6, 1)), id="further up"
+        ),
+    ],
+)
+def test_weight_l1_needs_rows_of_weights(maker):
+    channels = 1 if isinstance(maker, nn.Identity) else 6
+    model = nn.Sequential(maker, nn.ReLU(), nn.Flatten(), nn.Linear(channels * 4, 2))
+    with probe.untouched(model):
+        layer = ur.Layer("1", axis=2) if channels == 1 else "1"
+        site, calls = resolve(model, layer, torch.randn(2, 1, 2, 2))
+    with pytest.raises(ur.InputError, match="weight_l1.*one row of weights per unit"):
+        layer_score("weight_l1", site, calls, labels=2, seed=0)
+
+
+def test_random_scores_follow_the_seed_and_differ_everywhere(exported):
+    exported("mlp", "float32")
+    toy = networks.toy("mlp")
+    method = ur.Method(score="random")
+    orders = [
+        analyze_toy(toy, method=method, sample=ur.Sample(seed=seed))[0].data.order.values
+        for seed in (1, 1, 2)
+    ]
+    np.testing.assert_array_equal(orders[0], orders[1])
+    rows = np.concatenate([*orders[0], *orders[2]])
+    assert len({tuple(row) for row in rows}) == len(rows) == 16
+
+
+class Sharing(nn.Module):
+    """A batch norm that looks at its batch also in evaluation."""
+
+    def __init__(self, norm: nn.Module):
+        super().__init__()
+        self.stem = nn.Conv2d(1, 6, 3)
+        self.norm = norm
+        self.relu = nn.ReLU()
+        self.classifier = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        spread = self.relu(self.stem(x)).mean(dim=(2, 3))
+        if isinstance(self.norm, nn.BatchNorm2d):
+            return self.classifier(self.norm(spread[..., None, None])[..., 0, 0])
+        return self.classifier(self.norm(spread))
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d, nn.BatchNorm2d])
+def test_a_norm_over_the_batch_is_run_in_full_and_said(norm):
+    torch.manual_seed(0)
+    model = Sharing(norm(6, track_running_stats=False))
+    toy = networks.toy("conv_bn_gap")
+    taxonomy, notes = observe(model, toy.train, toy.test, layer="relu", compute=BATCH)
+    assert taxonomy.data.attrs["plan"] == "full"
+    assert any("samples of one batch influence each other" in note for note in notes)
+    assert any("results depend on batch_size" in note for note in notes)
+    assert taxonomy.provenance["warnings"] == notes
+
+
+class Branching(nn.Module):
+    """The branch depends on the data, so no graph holds the model; the samples stay independent."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(10, 9), nn.ReLU())
+        self.rest = nn.Linear(9, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.body(x)
+        if hidden.max() > 1e6:
+            raise ValueError("an activation explodes")
+        return self.rest(hidden)
+
+
+def test_a_branch_on_the_data_is_run_in_full_and_equals_the_twin(capfd):
+    torch.manual_seed(3)
+    toy = networks.toy("mlp", torch.float64)
+    model = Branching().double()
+    taxonomy, notes = observe(model, toy.train, toy.test, layer="body.1", compute=BATCH)
+    (note,) = notes
+    assert note.startswith("plan full")
+    assert "torch.export failed" in note
+    assert "\n" not in note
+    assert taxonomy.data.attrs["plan"] == "full"
+    expected = reference.analyze(model, "body.1", toy.train, toy.test)
+    assert len(np.unique(expected.role)) >= 2
+    assert_equals_twin(taxonomy, expected, 1e-10)
+    assert capfd.readouterr() == ("", "")
+
+
+def spoiled(honest, spoil):
+    """The head with `spoil` between its graph and its output."""
+    run = deepcopy(honest.run)
+    (out,) = [node for node in run.graph.nodes if node.op == "output"]
+    with run.graph.inserting_before(out):
+        wrong = run.graph.call_function(spoil, (out.args[0],))
+    out.args = (wrong,)
+    run.recompile()
+    return replace(honest, run=run)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        pytest.param(lambda logits: logits * 1.001, id="scaled"),
+        pytest.param(lambda logits: logits * float("nan"), id="not a number"),
+        pytest.param(lambda logits: logits.roll(1, 0), id="rows mixed up"),
+        pytest.param(lambda logits: logits[:4].repeat(len(logits) // 4, 1), id="mask ignored"),
+    ],
+)
+@pytest.mark.parametrize("name", ["mlp", "residual", "transformer"])
+def test_a_wrong_head_is_caught(name, spoil, exported, monkeypatch):
+    wrong = spoiled(exported(name), spoil)
+    monkeypatch.setattr(plans, "export_head", lambda *args: wrong)
+    taxonomy, notes = analyze_toy(networks.toy(name, torch.float64))
+    assert taxonomy.data.attrs["plan"] == "full"
+    (note,) = notes
+    assert "the exported head differs from the model by" in note
+    assert_equals_twin(taxonomy, twin(name), 1e-10)
+
+
+def test_an_honest_head_is_not_caught(exported, monkeypatch):
+    honest = spoiled(exported("mlp"), lambda logits: logits + 0)
+    monkeypatch.setattr(plans, "export_head", lambda *args: honest)
+    taxonomy, notes = analyze_toy(networks.toy("mlp", torch.float64))
+    assert taxonomy.data.attrs["plan"] == "suffix"
+    assert notes == []
+
+
+class Idle(nn.Module):
+    """A layer whose output counts `weight` times beside what flows around it."""
+
+    def __init__(self, weight: float | None):
+        super().__init__()
+        self.hidden = nn.Linear(10, 6)
+        self.relu = nn.ReLU()
+        self.rest = nn.Linear(6, 4)
+        self.around = nn.Linear(10, 4)
+        self.weight = weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.rest(self.relu(self.hidden(x)))
+        return self.around(x) if self.weight is None else self.around(x) + self.weight * hidden
+
+
+@pytest.mark.parametrize(("weight", "plan"), [(0.0, "suffix"), (1e-9, "suffix"), (None, "full")])
+def test_a_layer_without_influence_is_a_finding(weight, plan):
+    torch.manual_seed(0)
+    toy = networks.toy("mlp")
+    taxonomy, notes = observe(Idle(weight), toy.train, toy.test, layer="relu", compute=BATCH)
+    assert taxonomy.data.attrs["plan"] == plan
+    assert sum("its roles mean nothing" in note for note in notes) == 1
+    assert any(note.startswith("plan full") for note in notes) == (weight is None)
+
+
+def test_a_layer_of_small_influence_is_no_finding():
+    torch.manual_seed(0)
+    toy = networks.toy("mlp")
+    _, notes = observe(Idle(1e-2), toy.train, toy.test, layer="relu", compute=BATCH)
+    assert notes == []
+
+
+@pytest.mark.parametrize(
+    ("build", "occurring"),
+    [(networks.hand_built, {1, 2, 3, 4}), (networks.hand_built_confusing, {1, 4})],
+)
+@pytest.mark.parametrize("plan", ["suffix", "full"])
+def test_hand_built_networks_have_the_roles_they_were_built_for(
+    build, occurring, plan, monkeypatch
+):
+    toy, role = build()
+    assert set(role.ravel().tolist()) == occurring
+    if plan == "full":
+        monkeypatch.setattr(plans, "export_head", refuse)
+    taxonomy, _ = analyze_toy(toy)
+    assert taxonomy.data.attrs["plan"] == plan
+    np.testing.assert_array_equal(taxonomy.data.role, role)
+
+
+def test_a_layer_that_only_harms_is_flagged():
+    taxonomy, _ = analyze_toy(networks.hand_built_confusing()[0])
+    assert taxonomy.flagged() == [0, 1, 2]
+    assert analyze_toy(networks.hand_built()[0])[0].flagged() == []
