@@ -108,7 +108,7 @@ KINDS = {
     "data set": Pairs,
     "data set with targets": lambda: Pairs(targets=LABELS.tolist()),
     "subset": lambda: Subset(Pairs(torch.cat([LABELS, LABELS])), range(10)),
-    "a list of pairs": lambda: list(Pairs()[i] for i in range(10)),
+    "a list of pairs": lambda: [Pairs()[i] for i in range(10)],
     "loader": lambda: DataLoader(Pairs(), batch_size=4),
     "shuffling loader": lambda: DataLoader(Pairs(), batch_size=3, shuffle=True, drop_last=True),
 }  # fmt: skip
@@ -195,9 +195,7 @@ class OwnBatches(BatchSampler):
     ("data", "said"),
     [
         pytest.param(Stream, "must be a map-style data set.*not Stream", id="stream"),
-        pytest.param(
-            lambda: DataLoader(Stream()), "draws its samples in its own way", id="stream loader"
-        ),
+        pytest.param(lambda: DataLoader(Stream()), "own way \\(Stream\\)", id="stream loader"),
         pytest.param(
             lambda: DataLoader(Pairs(), sampler=WeightedRandomSampler([1.0] * 10, 10)),
             "own way \\(WeightedRandomSampler\\).*must count once; give its data set",
@@ -214,7 +212,7 @@ class OwnBatches(BatchSampler):
             lambda: DataLoader(
                 Pairs(), batch_sampler=OwnBatches(SequentialSampler(Pairs()), 2, False)
             ),
-            "draws its samples in its own way",
+            "own way \\(OwnBatches\\)",
             id="own batches",
         ),
         pytest.param(
@@ -284,7 +282,7 @@ class Noisy(Pairs):
 
 
 def test_augmented_data_are_noticed():
-    with pytest.warns(ur.DataWarning, match="train sample 0 differs between two.*augmentation is"):
+    with pytest.warns(ur.DataWarning, match="train sample \\d differs.*augmentation is on"):
         taxonomy = analyze(Noisy())
     (note,) = taxonomy.provenance["warnings"]
     assert "augmentation is on" in note
@@ -581,6 +579,17 @@ def test_options_refuse_what_they_do_not_know(make, said):
 )
 def test_a_memory_budget_is_a_number_of_bytes(budget, expected):
     assert ur.Compute(memory_budget=budget).bytes == expected
+
+
+@pytest.mark.parametrize("device", ["cude", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused(device):
+    with pytest.raises(ur.InputError, match=f"device '{device}' cannot be used: .*; name one that"):
+        analyze((inputs(), LABELS), compute=ur.Compute(device=device))
+
+
+def test_the_device_of_the_model_may_be_named():
+    named = analyze((inputs(), LABELS), compute=ur.Compute(device="cpu", batch_size=4)).data
+    np.testing.assert_array_equal(named.loss, analyze((inputs(), LABELS)).data.loss)
 
 
 def test_options_are_frozen_and_equal_by_value():

@@ -285,7 +285,7 @@ def test_listing_the_layers_leaves_the_model_as_it_was():
 
 
 def test_listing_the_layers_of_a_broken_model_leaves_it_as_it_was():
-    model = used(Breaking(1))
+    model = used(Breaking(0))
     before = state(model)
     with pytest.raises(OSError, match="the model broke"):
         ur.layers(model, data()[0][:4])

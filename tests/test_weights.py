@@ -54,6 +54,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delitem(sys.modules, "weights_nets", raising=False)
     (tmp_path / "weights_nets.py").write_text(NETS)
     (tmp_path / "weights_faulty.py").write_text("import no_such_package\n")
+    (tmp_path / "weights_wrong.py").write_text("1 / 0\n")
     return tmp_path
 
 
@@ -99,6 +100,7 @@ def test_a_torchvision_name() -> None:
         ("weights_nets:broken", r"without arguments failed: KeyError: .*weights_nets.py:12"),
         ("weights_nets:needs", "missing 1 required positional argument: 'width'"),
         ("weights_faulty:build", "importing weights_faulty failed: ModuleNotFoundError: .*:1"),
+        ("weights_wrong:build", "importing weights_wrong failed: ZeroDivisionError: .*:1"),
         ("torchvision:resnet81", "no torchvision model 'resnet81'; did you mean resnet18"),
     ],
 )
@@ -154,7 +156,10 @@ def test_tied_weights_may_be_stored_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: s.pop("0.bias"), "does not fit the model: it lacks 0.bias; give weights saved"),
+        (
+            lambda s: s.pop("0.bias"),
+            "does not fit the model: it lacks 0.bias; give weights of this",
+        ),
         (lambda s: s.update(extra=torch.ones(1)), "the model has no extra; give"),
         (
             lambda s: s.update({"2.weight": torch.ones(5, 3)}),

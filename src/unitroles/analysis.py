@@ -18,7 +18,7 @@ from unitroles.errors import DataWarning, InputError, PlanWarning
 from unitroles.layers import resolve
 from unitroles.options import Compute, Layer, Method, Sample
 from unitroles.plans import choose_plan
-from unitroles.probe import device_of, forward, logits_of, to_device, untouched
+from unitroles.probe import device_of, first_line, forward, logits_of, to_device, untouched
 from unitroles.progress import track
 from unitroles.provenance import record
 from unitroles.retrieval import CurveSums, rof_curves, swapped_sets
@@ -165,11 +165,17 @@ def _own_warnings() -> Iterator[list[str]]:
 @contextmanager
 def _on_device(model: nn.Module, device: str | None) -> Iterator[None]:
     home = device_of(model)
-    if device is None or torch.device(device) == home:
+    if device is None:
         yield
         return
     try:
-        model.to(device)
+        try:
+            model.to(torch.device(device))
+        except (AssertionError, RuntimeError) as error:
+            raise InputError(
+                f"device {device!r} cannot be used: {first_line(error)}; name one that "
+                "torch.device knows on this machine, or None for where the model is"
+            ) from error
         yield
     finally:
         model.to(home)

@@ -150,8 +150,10 @@ def _check_loader(loader: DataLoader, name: str) -> None:
         type(loader.sampler) is SequentialSampler
         or (type(loader.sampler) is RandomSampler and not loader.sampler.replacement)
     )
-    if isinstance(loader.dataset, IterableDataset) or not plain:
-        kind = type(loader.sampler if loader.batch_sampler else loader.dataset).__name__
+    streams = isinstance(loader.dataset, IterableDataset)
+    if streams or not plain:
+        own = loader.sampler if type(loader.batch_sampler) is BatchSampler else loader.batch_sampler
+        kind = type(loader.dataset if streams or own is None else own).__name__
         raise InputError(
             f"the {name} DataLoader draws its samples in its own way ({kind}), every sample must "
             "count once; give its data set, or a DataLoader without a sampler"

@@ -62,6 +62,6 @@ def _wanted(sample: Sample, names: Sequence[str] | None, present: np.ndarray) ->
     numbers = [table.get(c, c) if isinstance(c, str) else c for c in sample.classes]
     for number in numbers:
         if isinstance(number, str) or number not in present:
-            known = ", ".join(_name(k, names) for k in present)
+            known = ", ".join(_name(k, names) for k in present.tolist())
             raise InputError(f"class {number!r} is not in the data; it has {known}")
     return sorted(set(map(int, numbers)))

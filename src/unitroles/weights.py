@@ -191,7 +191,7 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     found = {"": shapes, "it lacks ": missing, "the model has no ": unexpected}
     said = [what + _few(names) for what, names in found.items() if names]
     if said:
-        remedy = "give weights saved from this model, or the MODEL they were saved from"
+        remedy = "give weights of this model, or the MODEL they were saved from"
         raise InputError(f"{path} does not fit the model: {', '.join(said)}; {remedy}")
 
 
@@ -209,7 +209,9 @@ def _read(path: Path) -> Any:
             from safetensors.torch import load_file
 
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the error says it all, and in one line
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a foreign file can make a reader raise anything
         target = path.with_suffix(".safetensors")
         files = f"{shlex.quote(str(path))} {shlex.quote(str(target))}"
@@ -375,9 +377,8 @@ def _folder(folder: Path, name: str, classes: list[str], pictures: Pictures) -> 
         try:
             return default_loader(path)
         except (OSError, SyntaxError, ValueError) as error:
-            raise InputError(
-                f"{path} cannot be read as a picture ({first_line(error)}); repair or remove it"
-            ) from error
+            what = f"{path} cannot be read as a picture ({first_line(error)})"
+            raise InputError(f"{what}; repair or remove it") from error
 
     return ClassFolders(folder, _transform(pictures, folder), loader=read, allow_empty=True)
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
 from unitroles import InputError
 from unitroles.zoo.settings import Settings
@@ -112,7 +111,6 @@ def write_run(job: Job, members: list[Member], seconds: dict[str, Any]) -> None:
             "seconds_of_this_call": seconds,
             "versions": {name: version(name) for name in packages},
             "python": platform.python_version(),
-            "threads": torch.get_num_threads(),
         },
         job.out / "run.json",
     )

@@ -46,7 +46,7 @@ def _table1(table: pd.DataFrame, say: Say) -> None:
         | {"gap, std over seeds": f"{spread[model]:.3f}"}
         for model in shown.index
     }
-    say("\nTable 1: accuracies and generalization gap")
+    say(f"\nTable 1: accuracies and generalization gap; {_data(table)}")
     say(_frame(rows))
 
 
@@ -69,20 +69,31 @@ def _roles(table: pd.DataFrame, title: str, say: Say) -> None:
                 )
             rows[model]["flagged"] = f"{row['flagged_classes']:g}"
         first = table[(table["order"] == order) & (table["samples"] == samples)]
-        counts = _span(first["train_samples_per_class"]), _span(first["test_samples_per_class"])
-        say(
-            f"\n{title}; order {order}, {samples}; samples per class: {counts[0]} training, "
-            f"{counts[1]} test"
-        )
+        say(f"\n{title}; order {order}, {samples}; {_data(first)}")
         say(_frame(rows))
-    say("flagged = classes in which waking units never lowers the loss below the dead layer's")
+        _without_flagged(first, say)
+
+
+def _without_flagged(table: pd.DataFrame, say: Say) -> None:
+    flagged = table.groupby("model", sort=False)["flagged_classes"].mean()
+    columns = [f"{role}_unflagged" for role in paper.ROLES]
+    means = 100 * table.groupby("model", sort=False)[columns].mean()
+    for model in flagged.index[flagged > 0]:
+        left = ", ".join(f"{value:.1f}" for value in means.loc[model])
+        say(
+            f"flagged: in {flagged[model]:g} classes of {model} waking units never lowers the loss "
+            f"below the dead layer's; without them {left}"
+        )
 
 
 def _sensitivity(table: pd.DataFrame, say: Say) -> None:
     part = table[(table["order"] == "per_split") & table["rule"].isin(_SHOWN_RULES)]
     for samples, group in part.groupby("samples", sort=False):
         means = group.groupby(["model", "rule"], sort=False)["overfitted"].mean().unstack("rule")
-        say(f"\nSensitivity: overfitted units, %, by rule for the turning point; {samples}")
+        say(
+            f"\nSensitivity: overfitted units, %, by rule for the turning point; {samples}; "
+            f"{_data(group)}"
+        )
         say((100 * means[list(_SHOWN_RULES)]).round(1).to_string())
 
 
@@ -93,7 +104,7 @@ def _regret(table: pd.DataFrame, say: Say) -> None:
         means = group.groupby("model", sort=False)[columns].mean()
         say(
             f"\nRegret: what the other split's active set costs, nats and accuracy, mean over "
-            f"classes; {samples}"
+            f"classes; {samples}; {_data(group)}"
         )
         say(means.round(3).to_string())
 
@@ -102,9 +113,17 @@ def _relations(table: pd.DataFrame, say: Say) -> None:
     chosen = table[(table["rule"] == DEFAULT_RULE)]
     keys = ["order", "samples", "role"]
     means = chosen.groupby(keys, sort=False)[["pearson", "spearman", "paper_pearson"]].mean()
-    say("\nCorrelation of each role with the gap over the models, mean over seeds; paper beside")
+    say(
+        "\nCorrelation of each role with the gap over the models, mean over seeds, paper beside; "
+        f"{_data(table)}"
+    )
     say(means.round(3).to_string())
-    say(f"\nThe paper's patterns (clear = Spearman of at least {CLEAR} in every seed):")
+    own = table[table["order"] == "per_split"]
+    for samples, group in own.groupby("samples", sort=False):
+        by_rule = group.groupby(["rule", "role"], sort=False)["spearman"].mean().unstack("role")
+        say(f"\nSpearman with the gap by rule for the turning point, mean over seeds; {samples}")
+        say(by_rule.round(2).to_string())
+    say(f"\nThe paper's patterns (clear = Spearman of at least {CLEAR:.1f} in every seed):")
     for line in patterns(table):
         say(f"  {line}")
 
@@ -116,6 +135,12 @@ def _paper_cell(row: pd.Series, role: str) -> str:
 
 def _bracket(value: float, digits: int) -> str:
     return "" if pd.isna(value) else f" [{value:.{digits}f}]"
+
+
+def _data(table: pd.DataFrame) -> str:
+    counts = _span(table["train_samples_per_class"]), _span(table["test_samples_per_class"])
+    noise = table["pixel_noise"].iloc[0]
+    return f"pixel noise {noise:g}; samples per class {counts[0]} training, {counts[1]} test"
 
 
 def _span(ranges: pd.Series) -> str:
