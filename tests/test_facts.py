@@ -14,10 +14,10 @@ import unitroles as ur
 from unitroles import roles
 from unitroles.activity import activation_l1, order_units, score_sums
 from unitroles.data import as_samples
-from unitroles.layers import resolve
 from unitroles.plans import FullPlan
 from unitroles.probe import untouched
 from unitroles.retrieval import curve_sums, sample_losses
+from unitroles.survey import resolve
 
 CHAINS = ["conv_bn_gap", "conv_pool_linear", "depthwise", "dropout_head", "mlp", "relu_twice"]
 AROUND = ["residual", "residual_early", "transformer"]

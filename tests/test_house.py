@@ -18,9 +18,8 @@ PACKAGE = SRC / "unitroles"
 # fmt: off
 ARROWS = [
     "errors", "options", "progress", "probe", "split", "graph", "head", "data", "sampling",
-    "activity",
-    "roles", "plans", "retrieval", "layers", "provenance", "taxonomy", "analysis", "plots",
-    "weights", "text", "cli", "zoo",
+    "activity", "roles", "plans", "retrieval", "survey", "provenance", "taxonomy", "analysis",
+    "plots", "weights", "inputs", "text", "cli", "zoo",
 ]
 # fmt: on
 NOT_IN_INIT = {"plots", "cli", "zoo"}
@@ -174,9 +173,27 @@ def test_the_reference_needs_only_torch_and_numpy() -> None:
     assert found - sys.stdlib_module_names <= {"torch", "numpy"}
 
 
+def test_every_public_name_is_there_whatever_was_imported_before() -> None:
+    code = (
+        "import pkgutil, importlib, unitroles as ur; "
+        "[importlib.import_module(f'unitroles.{m.name}') for m in pkgutil.iter_modules(ur.__path__)"
+        " if not m.ispkg]; print(*(type(getattr(ur, name)).__name__ for name in ur.__all__))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "module" not in run.stdout.split()
+    assert "function" in run.stdout.split()
+
+
+def test_the_command_line_shows_its_help_without_torch() -> None:
+    code = "import sys, unitroles.cli; print('torch' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "False"
+
+
 def test_importing_the_package_is_light_and_silent() -> None:
     code = (
-        "import sys, unitroles; print(unitroles.__file__, *{m.split('.')[0] for m in sys.modules})"
+        "import sys, unitroles; [getattr(unitroles, name) for name in unitroles.__all__]; "
+        "print(unitroles.__file__, *{m.split('.')[0] for m in sys.modules})"
     )
     run = subprocess.run(
         [

@@ -11,7 +11,7 @@ import networks
 import reference
 import unitroles as ur
 from unitroles import head, probe
-from unitroles.layers import recommend, resolve
+from unitroles.survey import recommend, resolve
 
 COLUMNS = ["layer", "kind", "units", "axis", "plan", "cost", "recommended"]
 
@@ -143,7 +143,7 @@ def test_a_model_that_cannot_be_cut_costs_a_run_per_mask(monkeypatch):
         raise head.CannotCut("refused by the test")
 
     # The package's attribute of this name is the function.
-    monkeypatch.setattr(import_module("unitroles.layers"), "export", refuse)
+    monkeypatch.setattr(import_module("unitroles.survey"), "export", refuse)
     toy = networks.toy("mlp")
     rows = table(toy.model, toy.train[0][:2])
     assert {row["plan"] for row in rows.values()} == {"full"}

@@ -15,7 +15,7 @@ import reference
 import unitroles as ur
 from unitroles import head, plans, probe
 from unitroles.activity import layer_score
-from unitroles.layers import resolve
+from unitroles.survey import resolve
 
 NAMES = sorted(networks.TOYS)
 PRECISIONS = {

@@ -124,6 +124,9 @@ def relations_of(overfitted: list[float]) -> pd.DataFrame:
             "generalizing": 0.0,
             "confusing": [0.8, 0.7, 0.6, 0.5, 0.4],
             "gap": gap,
+            "pixel_noise": 0.6,
+            "train_samples_per_class": "30",
+            "test_samples_per_class": "20",
         }
     )
     return tables.relations(frame)

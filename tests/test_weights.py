@@ -17,15 +17,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from unitroles.errors import InputError
-from unitroles.weights import (
-    Pictures,
-    load_model,
-    load_npz,
-    load_object,
-    load_splits,
-    load_weights,
-    preset,
-)
+from unitroles.inputs import Pictures, load_npz, load_splits
+from unitroles.weights import load_model, load_object, load_weights, preset
 
 NETS = """
 import torch

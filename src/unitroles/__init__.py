@@ -1,13 +1,36 @@
 """Roles of the units of trained neural networks: core, overfitted, generalizing, confusing."""
 
-from unitroles.analysis import analyze, analyze_layers
-from unitroles.errors import DataWarning, InputError, PlanWarning
-from unitroles.layers import layers
-from unitroles.options import Compute, Layer, Method, Sample
-from unitroles.roles import Role
-from unitroles.taxonomy import Taxonomy, TaxonomySet, load
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from unitroles.analysis import analyze, analyze_layers
+    from unitroles.errors import DataWarning, InputError, PlanWarning
+    from unitroles.options import Compute, Layer, Method, Sample
+    from unitroles.roles import Role
+    from unitroles.survey import layers
+    from unitroles.taxonomy import Taxonomy, TaxonomySet, load
 
 __version__ = "0.1.0"
+
+_HOME = {
+    "analyze": "analysis",
+    "analyze_layers": "analysis",
+    "DataWarning": "errors",
+    "InputError": "errors",
+    "PlanWarning": "errors",
+    "layers": "survey",
+    "Compute": "options",
+    "Layer": "options",
+    "Method": "options",
+    "Sample": "options",
+    "Role": "roles",
+    "Taxonomy": "taxonomy",
+    "TaxonomySet": "taxonomy",
+    "load": "taxonomy",
+}
 
 __all__ = [
     "Compute",
@@ -25,3 +48,16 @@ __all__ = [
     "layers",
     "load",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Importing torch takes seconds; the command line's --help and --version do without.
+    if name not in _HOME:
+        raise AttributeError(f"module 'unitroles' has no attribute {name!r}")
+    value = getattr(import_module(f"unitroles.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

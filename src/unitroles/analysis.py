@@ -15,7 +15,6 @@ from torch import nn
 from unitroles.activity import layer_score, measure, order_units, sample_score
 from unitroles.data import Samples, as_samples, warn_if_changing
 from unitroles.errors import DataWarning, InputError, PlanWarning
-from unitroles.layers import resolve
 from unitroles.options import Compute, Layer, Method, Sample
 from unitroles.plans import choose_plan
 from unitroles.probe import device_of, first_line, forward, logits_of, to_device, untouched
@@ -24,6 +23,7 @@ from unitroles.provenance import record
 from unitroles.retrieval import CurveSums, rof_curves, swapped_sets
 from unitroles.roles import turning_point
 from unitroles.sampling import choose
+from unitroles.survey import resolve
 from unitroles.taxonomy import Taxonomy, TaxonomySet, build
 
 _PROBE_SAMPLES = 4
@@ -88,7 +88,7 @@ def analyze(
         splits, labels, names = _read(train, test, sample, class_names)
         inputs = _few(splits[0], device_of(model))
         site, calls = resolve(model, layer, inputs)
-        _check_labels(logits_of(forward(model, inputs)).shape[1], splits)
+        _check_labels(logits_of(forward(model, inputs)).shape[1], splits, names)
         plan, check, remarks = choose_plan(model, site, inputs, compute.bytes)
         for remark in remarks:
             warnings.warn(remark, PlanWarning, stacklevel=2)
@@ -106,7 +106,7 @@ def analyze(
         provenance = record(model, site, plan, check, (method, sample, compute))
     return build(
         labels=labels,
-        names=names,
+        names=None if names is None else [names[label] for label in labels],
         score=score,
         order=order,
         loss=loss,
@@ -150,22 +150,25 @@ def analyze_layers(
 
 @contextmanager
 def _own_warnings() -> Iterator[list[str]]:
-    """Repeat the library's own warnings to the caller and keep their texts for the result."""
+    """Repeat all warnings to the caller, also after an error, and keep the texts of our own."""
     notes: list[str] = []
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        yield notes
-    for warning in caught:
-        ours = issubclass(warning.category, (DataWarning, PlanWarning))
-        if ours:
-            notes.append(str(warning.message))
-        warnings.warn(warning.message, warning.category, stacklevel=4 if ours else 2)
+    caught: list[warnings.WarningMessage] = []
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield notes
+    finally:
+        for warning in caught:
+            ours = issubclass(warning.category, (DataWarning, PlanWarning))
+            if ours:
+                notes.append(str(warning.message))
+            warnings.warn(warning.message, warning.category, stacklevel=4 if ours else 2)
 
 
 @contextmanager
 def _on_device(model: nn.Module, device: str | None) -> Iterator[None]:
     home = device_of(model)
-    if device is None:
+    if device is None or device == str(home):
         yield
         return
     try:
@@ -184,7 +187,7 @@ def _on_device(model: nn.Module, device: str | None) -> Iterator[None]:
 def _read(
     train: Any, test: Any, sample: Sample, class_names: Sequence[str] | None
 ) -> tuple[tuple[Samples, Samples], np.ndarray, list[str] | None]:
-    """The analysed samples of both splits, their class numbers and the names of these."""
+    """The analysed samples of both splits, their class numbers and the names of all classes."""
     sides = as_samples(train, "train"), as_samples(test, "test")
     names = sides[0].class_names if class_names is None else class_names
     for samples in sides:
@@ -196,8 +199,7 @@ def _read(
     first, second, labels = choose(*sides, sample, names)
     for samples in (first, second):
         warn_if_changing(samples)
-    kept = None if names is None else [str(names[label]) for label in labels]
-    return (first, second), labels, kept
+    return (first, second), labels, None if names is None else list(map(str, names))
 
 
 def _few(samples: Samples, device: torch.device) -> Any:
@@ -205,14 +207,24 @@ def _few(samples: Samples, device: torch.device) -> Any:
     return to_device(next(samples.take(few).batches(_PROBE_SAMPLES)).inputs, device)
 
 
-def _check_labels(outputs: int, splits: tuple[Samples, Samples]) -> None:
+def _check_labels(
+    outputs: int, splits: tuple[Samples, Samples], names: Sequence[str] | None
+) -> None:
+    if names is not None and len(names) != outputs:
+        warnings.warn(
+            f"there are {len(names)} class names but the model has {outputs} outputs: label k is "
+            "read as output k. Check that the labels are those the model was trained with",
+            DataWarning,
+            stacklevel=3,
+        )
     for samples in splits:
         for label in (samples.labels.min(), samples.labels.max()):
             if not 0 <= label < outputs:
                 place = int((samples.labels == label).argmax())
                 raise InputError(
                     f"label {label} of {samples.name} sample {samples.rows[place]} is out of "
-                    f"range: the model has {outputs} outputs, labels go from 0 to {outputs - 1}"
+                    f"range: the model has {outputs} outputs, labels go from 0 to {outputs - 1}; "
+                    "give the labels the model was trained with"
                 )
 
 

@@ -152,7 +152,8 @@ def analyze(
 
     import unitroles as ur
     from unitroles import text
-    from unitroles.weights import Pictures, load_model, load_object, load_splits, load_weights
+    from unitroles.inputs import Pictures, load_splits
+    from unitroles.weights import load_model, load_object, load_weights
     from unitroles.weights import preset as preset_of
 
     network = load_model(model)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+LISTED = 20
+"""How many names an error lists at most."""
+
 
 class InputError(ValueError):
     """Something the user gave cannot be used; the message says what, where and the remedy."""
@@ -19,8 +22,10 @@ class PlanWarning(UserWarning):
 
 
 def unknown(what: str, given: object, known: Iterable[str]) -> InputError:
-    """An error for a name that does not exist, listing those that do."""
+    """An error for a name that does not exist, with the nearest that do and the first of all."""
     names = list(known)
     near = difflib.get_close_matches(str(given), names, n=3)
     hint = f"did you mean {', '.join(near)}? " if near else ""
-    return InputError(f"unknown {what} {given!r}; {hint}known: {', '.join(names)}")
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    listed = ", ".join(names[:LISTED])
+    return InputError(f"unknown {what} {given!r}; {hint}known: {listed}{more}")

@@ -43,6 +43,9 @@ class Plan(Protocol):
     @property
     def model(self) -> nn.Module: ...
 
+    @property
+    def site(self) -> Site: ...
+
     def logits(
         self, inputs: Any, rank: Rank, retrieved: Retrieved
     ) -> Iterator[tuple[slice, Float[Tensor, "masks samples labels"]]]:

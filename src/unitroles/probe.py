@@ -20,6 +20,15 @@ _CHANNELS_FIRST = (
     nn.modules.batchnorm._NormBase,
     nn.GroupNorm,
 )
+_FORWARD_ERRORS = (
+    RuntimeError,
+    TypeError,
+    ValueError,
+    IndexError,
+    KeyError,
+    AttributeError,
+    AssertionError,
+)
 _CHANNELS_LAST = (nn.Linear, nn.LayerNorm, nn.Embedding)
 
 
@@ -94,8 +103,9 @@ def untouched(model: nn.Module) -> Iterator[None]:
                     del module._buffers[name]
                 for name, (buffer, saved) in kept.items():
                     module._buffers[name] = buffer
-                    if saved is not None and not torch.equal(buffer, saved):
-                        buffer.copy_(saved)
+                    if buffer is None or saved is None or torch.equal(buffer, saved):
+                        continue
+                    buffer.copy_(saved)
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -193,7 +203,7 @@ def trace(model: nn.Module, inputs: Any) -> list[Call]:
             stack.callback(handle.remove)
         try:
             output = forward(model, inputs)
-        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+        except _FORWARD_ERRORS as error:
             raise InputError(
                 f"the model cannot take a batch of {_describe(inputs)}: {first_line(error)}; give "
                 "samples of the shape and type the model was trained with"

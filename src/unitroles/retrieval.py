@@ -94,7 +94,7 @@ def curve_sums(
         for part, logits in plan.logits(to_device(batch.inputs, device), ranks, points):
             values, right = sample_losses(logits[:, : batch.count], batch.labels)
             if not torch.isfinite(values).all():
-                raise _not_finite(values, samples, batch.rows)
+                raise _not_finite(values, plan.site.path, samples, batch.rows)
             loss[:, part] = loss[:, part].index_add(0, places, values.T)
             correct[:, part] = correct[:, part].index_add(0, places, right.T.to(torch.int64))
         count += np.bincount(own, minlength=len(labels))
@@ -102,12 +102,12 @@ def curve_sums(
     return CurveSums(loss.numpy(), correct.numpy(), count)
 
 
-def _not_finite(values: Tensor, samples: Samples, rows: np.ndarray) -> InputError:
+def _not_finite(values: Tensor, layer: str, samples: Samples, rows: np.ndarray) -> InputError:
     row = int(rows[int((~torch.isfinite(values)).any(dim=0).nonzero()[0])])
     label = int(samples.labels[np.flatnonzero(samples.rows == row)[0]])
     return InputError(
-        f"the loss of {samples.name} sample {row} (label {label}) is not finite; check the weights "
-        "and the scaling of this input"
+        f"the loss of {samples.name} sample {row} (label {label}) is not finite with units of "
+        f"layer {layer!r} silenced or awake; check the weights and the scaling of this input"
     )
 
 
