@@ -16,6 +16,15 @@ from unitroles.survey import recommend, resolve
 COLUMNS = ["layer", "kind", "units", "axis", "plan", "cost", "recommended"]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Threads that wait for each other make thousands of tiny forwards slow."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def table(model: nn.Module, example) -> dict[str, dict[str, object]]:
     """The rows of `layers` by the name of the layer."""
     frame = ur.layers(model, example)

@@ -52,7 +52,7 @@ def numbered():
 def built(loss=None, labels=(2, 5, 7), names=None):
     """Three classes and four units, all arrays by hand; each split keeps the first two units."""
     order = np.array([[[0, 1, 2, 3], [3, 2, 1, 0], [1, 3, 0, 2]]] * 2)
-    order[1, 0] = [1, 2, 3, 0]
+    order[1, 0] = [1, 3, 2, 0]
     if loss is None:
         loss = np.tile([2.0, 1.0, 0.5, 0.75, 0.75], (2, 3, 1))
     return build(
@@ -320,6 +320,15 @@ def test_units_come_strongest_first(named, role):
         assert (np.diff(scores) <= 0).all()
         found += len(units)
     assert found > 0
+
+
+def test_generalizing_units_are_ranked_by_the_test_split():
+    loss = np.tile([2.0, 1.0, 0.5, 0.75, 0.75], (2, 3, 1))
+    loss[0, 0, 1], loss[1, 0, 3] = 0.25, 0.25
+    taxonomy = built(loss)
+    # On train unit 0 is active, on test 1, 3 and 2, which come as 1, 2, 3 on train.
+    assert taxonomy.units("overfitted", 2).tolist() == [0]
+    assert taxonomy.units("generalizing", 2).tolist() == [1, 3, 2]
 
 
 def test_units_takes_a_role_by_name_number_or_member(named):

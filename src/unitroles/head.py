@@ -74,7 +74,7 @@ class Exported:
         CannotCut : the layer does not reach the logits, or what flows around it is no batch.
         """
         if place not in self.taps:
-            raise CannotCut("the layer was not found in the exported graph")
+            raise CannotCut("the layer's output does not reach the logits")
         return prune(self.program, self.taps[place], self._logits)
 
     def shares_after(self, inputs: Any) -> dict[int, float]:

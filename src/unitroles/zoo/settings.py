@@ -119,8 +119,8 @@ class Settings:
         """Return a variant for smoke runs: fewer samples, fewer epochs, the first seed only."""
         data = replace(
             self.data,
-            train_samples=min(self.data.train_samples, 300),
-            test_samples=min(self.data.test_samples, 300),
+            train_samples=min(self.data.train_samples, 150),
+            test_samples=min(self.data.test_samples, 150),
         )
         recipes = {
             name: replace(recipe, epochs=min(recipe.epochs, 2 + recipe.epochs // 10))

@@ -67,7 +67,7 @@ def _roles(table: pd.DataFrame, title: str, say: Say) -> None:
                 rows[model]["std over seeds"] = " ".join(
                     f"{100 * row[f'{role}_seed_std']:.1f}" for role in roles
                 )
-            rows[model]["flagged"] = f"{row['flagged_classes']:g}"
+            rows[model]["flagged"] = f"{row['flagged_classes']:.3g}"
         first = table[(table["order"] == order) & (table["samples"] == samples)]
         say(f"\n{title}; order {order}, {samples}; {_data(first)}")
         say(_frame(rows))
@@ -81,7 +81,7 @@ def _without_flagged(table: pd.DataFrame, say: Say) -> None:
     for model in flagged.index[flagged > 0]:
         left = ", ".join(f"{value:.1f}" for value in means.loc[model])
         say(
-            f"flagged: in {flagged[model]:g} classes of {model} waking units never lowers the loss "
+            f"flagged: in {flagged[model]:.3g} classes of {model} waking units never lowers the loss "
             f"below the dead layer's; without them {left}"
         )
 

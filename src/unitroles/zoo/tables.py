@@ -151,7 +151,9 @@ def patterns(relations: pd.DataFrame) -> list[str]:
 
 def _pattern(role: str, rows: pd.DataFrame) -> str:
     name = "n0_train / N" if role == "active_on_train" else f"{role} units"
-    values = " ".join(f"{value:+.2f}" for value in rows["spearman"])
+    values = " ".join(
+        "undefined" if pd.isna(value) else f"{value:+.2f}" for value in rows["spearman"]
+    )
     theirs = rows["paper_pearson"].iloc[0]
     if role == "core":
         holds = bool((rows["spearman"].abs() < CLEAR).all())
