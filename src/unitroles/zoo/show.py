@@ -81,8 +81,8 @@ def _without_flagged(table: pd.DataFrame, say: Say) -> None:
     for model in flagged.index[flagged > 0]:
         left = ", ".join(f"{value:.1f}" for value in means.loc[model])
         say(
-            f"flagged: in {flagged[model]:.3g} classes of {model} waking units never lowers the loss "
-            f"below the dead layer's; without them {left}"
+            f"flagged: in {flagged[model]:.3g} classes of {model} waking units never lowers the "
+            f"loss below the dead layer's; without them {left}"
         )
 
 
