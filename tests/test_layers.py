@@ -361,3 +361,29 @@ def test_an_example_of_another_shape_is_refused():
     toy = networks.toy("mlp")
     with pytest.raises(ur.InputError, match=r"cannot take a batch of shape \(2, 9\) float32"):
         ur.layers(toy.model, torch.randn(2, 9))
+
+
+class FunctionalNet(nn.Module):
+    """Activations are functions, not modules; the block's output is after the last of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Sequential(nn.Conv2d(1, 6, 3), FunctionalRelu())
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.drop = nn.Dropout()
+        self.linear = nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(self.drop(self.pool(self.block(x)).flatten(1)))
+
+
+class FunctionalRelu(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.relu(x)
+
+
+def test_without_activation_modules_the_last_layer_before_pooling_is_recommended():
+    model = FunctionalNet()
+    with probe.untouched(model):
+        calls = probe.trace(model, torch.randn(2, 1, 6, 6))
+    assert recommend(calls, 2).path == "block"

@@ -40,6 +40,12 @@ _ACTIVATIONS = (
     nn.Tanh,
     nn.Softplus,
 )
+_PASSING = (
+    *(getattr(nn, name) for name in nn.modules.pooling.__all__),
+    nn.modules.dropout._DropoutNd,
+    nn.Flatten,
+    nn.Identity,
+)
 _MAKERS = (nn.Linear, nn.modules.conv._ConvNd)
 
 
@@ -89,15 +95,17 @@ def recommend(calls: list[Call], batch: int) -> Layer:
     """The last layer with units after its activation function and before the classifier.
 
     Layers with positions (feature maps, tokens) come before vectors, as the paper's choice, the
-    last convolutional layer; without an activation module, the last layer that makes units.
+    last convolutional layer. Where no activation function is a module, the last layer of any kind
+    but pooling and the like: the activation is then inside it, or between it and the next.
     """
     found = candidates(calls, batch)
     spread = [call for call in found if call.shape is not None and len(call.shape) > 2]
     for group in (spread, found):
-        for kinds in (_ACTIVATIONS, _MAKERS):
-            chosen = [call for call in group if isinstance(call.module, kinds)]
-            if chosen:
-                return Layer(chosen[-1].path, call=chosen[-1].index)
+        activations = [call for call in group if isinstance(call.module, _ACTIVATIONS)]
+        others = [call for call in group if not isinstance(call.module, _PASSING)]
+        chosen = activations or others
+        if chosen:
+            return Layer(chosen[-1].path, call=chosen[-1].index)
     raise InputError("the model has no layer with units before its output; name one with layer=")
 
 
