@@ -40,16 +40,24 @@ class Head:
     ----------
     run : (cut, *context) -> logits; rows are independent.
     context : inputs -> what flows around the layer (residual streams and the like).
-    repeats : for each context value, whether it has a row per sample or is one constant.
+    repeats : for each context value, whether `run` needs it once per row.
+    axis : the unit axis of the cut.
+    before : (the layer's output, *context) -> the cut, unit by unit; None where they are the same.
     """
 
     run: fx.GraphModule
     context: fx.GraphModule | None
     repeats: tuple[bool, ...]
+    axis: int
+    before: fx.GraphModule | None = None
 
     def surroundings(self, inputs: Any) -> tuple[Tensor, ...]:
         """The context values for a batch, computed once for all its masks."""
         return () if self.context is None else self.context(*flat(inputs))
+
+    def cut(self, output: Tensor, around: Sequence[Tensor]) -> Tensor:
+        """The value at the cut, from the layer's output."""
+        return output if self.before is None else self.before(output, *around)
 
 
 def flat(inputs: Any) -> tuple[Any, ...]:
@@ -73,7 +81,7 @@ class CountOperations(fx.Interpreter):
         return value
 
 
-def prune(program: torch.export.ExportedProgram, tap: fx.Node, logits: fx.Node) -> Head:
+def prune(program: torch.export.ExportedProgram, tap: fx.Node, logits: fx.Node, axis: int) -> Head:
     graph = program.graph_module.graph
     after = downstream(tap, logits)
     if logits not in after:
@@ -89,7 +97,7 @@ def prune(program: torch.export.ExportedProgram, tap: fx.Node, logits: fx.Node) 
     live = [n for n in dict.fromkeys(edge) if _is_tensor(n) and _depends_on_input(n, constants)]
     build = _Builder(program, constants)
     run = build.head(tap, live, [n for n in graph.nodes if n in after], logits)
-    return Head(run, build.context(live) if live else None, tuple(map(_has_batch, live)))
+    return Head(run, build.context(live) if live else None, tuple(map(_has_batch, live)), axis)
 
 
 def downstream(tap: fx.Node, logits: fx.Node) -> set[fx.Node]:
@@ -152,6 +160,8 @@ class _Builder:
         graph = fx.Graph()
         copies = {tap: graph.placeholder("cut")}
         copies.update({node: graph.placeholder(f"live_{i}") for i, node in enumerate(live)})
+        for node, copy in copies.items():
+            copy.meta = dict(node.meta)
         rows = graph.call_function(torch.ops.aten.sym_size.int, (copies[tap], 0))
         self._copy(graph, copies, after, _Rebase(graph, rows, tap))
         graph.output(copies[logits])

@@ -29,6 +29,7 @@ from unitroles.graph import (
     prune,
 )
 from unitroles.probe import Site, first_line, logits_of
+from unitroles.separable import advance
 from unitroles.split import hooked
 
 
@@ -61,13 +62,15 @@ class Exported:
     ----------
     program : the graph, free of in-place ops.
     taps : the marked outputs, by their place in the list of layers.
+    axes : the unit axis of every layer.
     """
 
     program: torch.export.ExportedProgram
     taps: Mapping[int, fx.Node]
+    axes: tuple[int, ...]
 
     def head(self, place: int) -> Head:
-        """The head after the layer at this place of the list.
+        """The head after the layer at this place of the list, its cut as late as it can be.
 
         Raises
         ------
@@ -75,7 +78,8 @@ class Exported:
         """
         if place not in self.taps:
             raise CannotCut("the layer's output does not reach the logits")
-        return prune(self.program, self.taps[place], self._logits)
+        head = prune(self.program, self.taps[place], self._logits, self.axes[place])
+        return advance(head)
 
     def shares_after(self, inputs: Any) -> dict[int, float]:
         """The share of a forward's floating-point operations that lies after each layer."""
@@ -125,7 +129,7 @@ def export(model: nn.Module, sites: Sequence[Site], inputs: Any) -> Exported:
         except Exception as error:
             raise CannotCut(f"torch.export failed: {first_line(error)[:160]}") from error
     found = {node.args[1]: node for node in program.graph_module.graph.nodes if is_tap(node)}
-    return Exported(program, found)
+    return Exported(program, found, tuple(site.axis for site in sites))
 
 
 def _dynamic(inputs: Any, batch: Any) -> dict[str, Any]:

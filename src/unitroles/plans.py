@@ -1,7 +1,7 @@
 """Ways to run a model with many masks, and the check that a way equals the definition.
 
 *full* runs the whole model once per mask: the definition. *suffix* runs the body once and many
-masked copies of its output through the head.
+masked copies of its output, moved past what acts on every unit alone, through the head.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from unitroles.graph import CannotCut, Head
 from unitroles.head import export_head
 from unitroles.probe import Site, batch_size, forward, logits_of
-from unitroles.split import apply_mask, run_body, run_masked
+from unitroles.split import run_body, run_masked
 
 # Beyond this a call gains nothing from more rows but leaves the processor's caches.
 _CALL_BYTES = 16 * 2**20
@@ -87,17 +87,26 @@ class SuffixPlan:
     def logits(
         self, inputs: Any, rank: Rank, retrieved: Retrieved
     ) -> Iterator[tuple[slice, Float[Tensor, "masks samples labels"]]]:
-        cut = run_body(self.model, self.site, inputs)
+        output = run_body(self.model, self.site, inputs)
         around = self.head.surroundings(inputs)
+        cut = self.head.cut(output, around)
+        silent = self.head.cut(torch.zeros_like(output), around)
         step = self._masks_per_call(cut)
         for start in range(0, len(retrieved), step):
             part = slice(start, min(start + step, len(retrieved)))
             awake = rank < retrieved[part, :, None]
             many = len(awake)
-            copies = apply_mask(_repeat(cut, many), awake.flatten(0, 1), self.site.axis)
+            copies = torch.where(self._along_units(awake, cut), cut, silent).flatten(0, 1)
             pairs = zip(around, self.head.repeats, strict=True)
             rest = [_repeat(value, many) if per_row else value for value, per_row in pairs]
             yield part, self.head.run(copies, *rest).unflatten(0, (many, -1))
+
+    def _along_units(
+        self, awake: Bool[Tensor, "masks samples units"], cut: Tensor
+    ) -> Bool[Tensor, "masks samples ..."]:
+        shape = [*awake.shape[:2], *(1 for _ in cut.shape[1:])]
+        shape[self.head.axis + 1] = awake.shape[2]
+        return awake.view(shape)
 
     def _masks_per_call(self, cut: Tensor) -> int:
         room = min(_CALL_BYTES, self.budget // _COPIES)
