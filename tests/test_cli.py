@@ -562,7 +562,7 @@ def test_an_interrupt_is_one_line(
     monkeypatch.setattr(ur, "analyze", interrupt)
     before = files(here)
     assert main(words(ANALYZE)) == 130
-    assert capsys.readouterr() == ("", "error: interrupted; the output was not written\n")
+    assert capsys.readouterr() == ("", "error: interrupted; what was finished is kept\n")
     assert files(here) == before
 
 
@@ -696,7 +696,9 @@ def test_flagged_classes_and_the_means_without_them() -> None:
 def test_numbers_of_samples() -> None:
     unequal = text.cautions(taxonomy(samples=np.array([[60, 60], [30, 30]])))[1]
     assert "(median 60 per class for train, 30 for test)" in unequal
-    same = text.cautions(taxonomy(samples=np.array([[60, 30], [50, 40]])))
+    crossed = text.cautions(taxonomy(samples=np.array([[60, 30], [30, 60]])))
+    assert any("unequal" in line for line in crossed)
+    same = text.cautions(taxonomy(samples=np.array([[60, 30], [60, 30]])))
     assert not any("unequal" in line for line in same)
     few = text.cautions(taxonomy(samples=np.array([[30, 19], [30, 30]])))
     assert "1 class with fewer than 20 samples in a split (dog): too few for roles" in few

@@ -395,7 +395,9 @@ def test_a_class_missing_in_one_split_is_named(train, test, names, said):
 
 
 def test_missing_classes_may_be_skipped():
-    train, test, labels = choose(*splits([0, 1, 2, 3], [3, 1, 1]), ur.Sample(missing="skip"), None)
+    given = splits([0, 1, 2, 3], [3, 1, 1])
+    with pytest.warns(ur.DataWarning, match="skipped: class 0 has no test samples; class 2"):
+        train, test, labels = choose(*given, ur.Sample(missing="skip"), None)
     assert labels.tolist() == [1, 3]
     assert train.labels.tolist() == [1, 3]
     assert test.labels.tolist() == [1, 1, 3]
@@ -408,9 +410,10 @@ def test_skipping_every_class_is_refused():
 
 def test_a_skipped_class_keeps_the_numbers_of_the_others():
     few = LABELS != 1
-    taxonomy = analyze(
-        (inputs(), LABELS), (inputs()[few], LABELS[few]), sample=ur.Sample(missing="skip")
-    )
+    with pytest.warns(ur.DataWarning, match="skipped: class 1 has no test samples"):
+        taxonomy = analyze(
+            (inputs(), LABELS), (inputs()[few], LABELS[few]), sample=ur.Sample(missing="skip")
+        )
     whole = analyze((inputs(), LABELS), (inputs(), LABELS))
     assert taxonomy.labels == [0, 2]
     assert taxonomy.data.samples.values.tolist() == [[4, 3], [4, 3]]
@@ -433,7 +436,7 @@ def test_class_names_come_from_the_training_data():
 
 
 def test_too_few_class_names_are_refused():
-    with pytest.raises(ur.InputError, match="2 class names but label 2 occurs in the train data"):
+    with pytest.raises(ur.InputError, match="2 class names but label 2 occurs; give one"):
         analyze((inputs(), LABELS), class_names=["ant", "bee"])
 
 
@@ -544,10 +547,16 @@ def test_an_unknown_layer_lists_the_near_ones():
         (lambda: ur.Method(tolerance=float("nan")), "tolerance must be 0 or more"),
         (lambda: ur.Method(tolerance=float("inf")), "tolerance must be 0 or more"),
         (lambda: ur.Sample(missing="skp"), "unknown missing 'skp'; did you mean skip"),
-        (lambda: ur.Sample(max_per_class=0), "max_per_class must be at least 1, not 0"),
+        (
+            lambda: ur.Sample(max_per_class=0),
+            "max_per_class must be a whole number of at least 1",
+        ),
         (lambda: ur.Sample(classes="cat"), "classes must be a list of labels, not 'cat'"),
         (lambda: ur.Sample(classes=()), "classes is empty; name at least one"),
-        (lambda: ur.Compute(batch_size=0), "batch_size must be at least 1, not 0"),
+        (
+            lambda: ur.Compute(batch_size=0),
+            "batch_size must be a whole number of at least 1",
+        ),
         (lambda: ur.Compute(engine="ray"), "unknown engine 'ray'; known: local"),
         (lambda: ur.Compute(memory_budget=0), "memory_budget must be positive, not 0"),
         (lambda: ur.Compute(memory_budget="0 MB"), "memory_budget must be positive"),
@@ -597,3 +606,86 @@ def test_options_are_frozen_and_equal_by_value():
     assert hash(ur.Sample(classes=[0, 1])) == hash(ur.Sample(classes=(0, 1)))
     with pytest.raises(AttributeError):
         ur.Sample().seed = 1
+
+
+def pair(count: int = 12) -> tuple[Tensor, Tensor]:
+    x = torch.randn(count, 10, generator=torch.Generator().manual_seed(count))
+    return x, torch.arange(count) % 3
+
+
+def test_a_shape_that_only_the_test_data_have_is_one_sentence():
+    x, y = pair()
+    with pytest.raises(ur.InputError, match="the test data cannot be run through the model"):
+        ur.analyze(model(), pair(), (x[:, :9], y), progress=False)
+
+
+def test_a_sample_that_fits_in_no_batch_is_one_sentence():
+    x, y = pair()
+    rows = [(x[i][: 9 if i == 7 else 10], int(y[i])) for i in range(len(y))]
+    with pytest.raises(ur.InputError, match="train samples cannot be put into one batch"):
+        ur.analyze(model(), rows, pair(), progress=False)
+
+
+@pytest.mark.parametrize("missing", ["error", "skip"])
+def test_a_label_out_of_range_in_one_split_is_not_a_missing_class(missing):
+    x, y = pair()
+    y[4] = 9
+    sample = ur.Sample(missing=missing)
+    with pytest.raises(ur.InputError, match="label 9 of train sample 4 is out of range"):
+        ur.analyze(model(), (x, y), pair(), sample=sample, progress=False)
+
+
+def test_skipped_classes_are_said_and_stored():
+    (x, y), test = pair(), pair(13)
+    keep = y != 2
+    with pytest.warns(ur.DataWarning, match="skipped: class 2 has no train samples"):
+        taxonomy = ur.analyze(
+            model(), (x[keep], y[keep]), test, sample=ur.Sample(missing="skip"), progress=False
+        )
+    assert any("skipped: class 2" in text for text in taxonomy.provenance["warnings"])
+
+
+def test_class_names_must_differ():
+    with pytest.raises(ur.InputError, match="'a' stands for two classes"):
+        ur.analyze(model(), pair(), pair(13), class_names=["a", "a", "b"], progress=False)
+
+
+def test_more_outputs_than_class_names_is_a_warning():
+    net = nn.Sequential(nn.Linear(10, 6), nn.ReLU(), nn.Linear(6, 5))
+    with pytest.warns(ur.DataWarning, match="3 class names but the model has 5 outputs"):
+        ur.analyze(net, pair(), pair(13), class_names=list("abc"), progress=False)
+
+
+def test_one_output_is_refused_with_the_remedy():
+    net = nn.Sequential(nn.Linear(10, 6), nn.ReLU(), nn.Linear(6, 1))
+    x, y = pair()
+    with pytest.raises(ur.InputError, match="one output.*two logits"):
+        ur.analyze(net, (x, 0 * y), (x, 0 * y), progress=False)
+
+
+def test_class_names_are_a_list_and_the_same_in_both_splits():
+    with pytest.raises(ur.InputError, match="must be a list of names"):
+        ur.analyze(model(), pair(), pair(13), class_names="abc", progress=False)
+    first, second = Pairs(classes=["x", "y", "z"]), Pairs(classes=["z", "y", "x"])
+    with pytest.raises(ur.InputError, match="the classes of the two data sets differ"):
+        ur.analyze(model(), first, second, progress=False)
+
+
+def test_a_device_without_numbers_is_refused_and_the_weights_stay():
+    net = model()
+    before = net[0].weight.clone()
+    with pytest.raises(ur.InputError, match="device 'meta' cannot be used"):
+        ur.analyze(net, pair(), pair(13), compute=ur.Compute(device="meta"), progress=False)
+    assert torch.equal(net[0].weight, before)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: ur.Compute(batch_size=True), "batch_size must be a whole number"),
+        (lambda: ur.Sample(seed=-1), "seed must be a whole number of at least 0"),
+    ],
+)
+def test_numbers_of_the_wrong_kind_are_one_sentence(make, said):
+    with pytest.raises(ur.InputError, match=said):
+        make()

@@ -12,6 +12,7 @@ import reference
 import unitroles as ur
 from unitroles import head, probe
 from unitroles.survey import recommend, resolve
+from unitroles.trace import trace
 
 COLUMNS = ["layer", "kind", "units", "axis", "plan", "cost", "recommended"]
 
@@ -163,7 +164,7 @@ def test_a_vgg_net_has_its_last_convolution_after_the_relu():
     torchvision = pytest.importorskip("torchvision")
     model = torchvision.models.vgg11(num_classes=4, init_weights=False)
     with probe.untouched(model):
-        calls = probe.trace(model, torch.randn(2, 3, 32, 32))
+        calls = trace(model, torch.randn(2, 3, 32, 32))
     assert recommend(calls, 2).path == "features.19"
     assert isinstance(model.features[19], nn.ReLU)
     assert not any(isinstance(module, nn.ReLU) for module in model.features[20:])
@@ -385,5 +386,48 @@ class FunctionalRelu(nn.Module):
 def test_without_activation_modules_the_last_layer_before_pooling_is_recommended():
     model = FunctionalNet()
     with probe.untouched(model):
-        calls = probe.trace(model, torch.randn(2, 1, 6, 6))
+        calls = trace(model, torch.randn(2, 1, 6, 6))
     assert recommend(calls, 2).path == "block"
+
+
+def test_an_axis_taken_from_the_shape_alone_is_said():
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv1d(2, 7, 3, padding=1)
+            self.pool = nn.MaxPool1d(2)
+            self.own = FunctionalRelu()
+            self.linear = nn.Linear(21, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.linear(self.own(self.pool(nn.functional.relu(self.conv(x))) + 0).flatten(1))
+
+    x, y = torch.randn(12, 2, 6), torch.arange(12) % 3
+    taxonomy = ur.analyze(Mixed(), (x, y), (x, y), layer="pool", progress=False)
+    assert taxonomy.data.sizes["unit"] == 7
+
+    class Bare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.own = FunctionalRelu()
+            self.linear = nn.Linear(12, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.linear(self.own(x).flatten(1))
+
+    with pytest.warns(ur.PlanWarning, match="axis 2 of layer 'own' is a guess"):
+        ur.analyze(Bare(), (x, y), (x, y), layer="own", progress=False)
+
+
+def test_a_layer_whose_first_axis_is_not_the_samples_is_refused():
+    class TimeFirst(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.hidden, self.linear = nn.Linear(3, 5), nn.Linear(5, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.linear(self.hidden(x.transpose(0, 1)).relu().mean(0))
+
+    x, y = torch.randn(12, 4, 3), torch.arange(12) % 3  # as many steps as the probe has samples
+    with pytest.raises(ur.InputError, match="does not count the samples"):
+        ur.analyze(TimeFirst(), (x, y), (x, y), layer="hidden", progress=False)

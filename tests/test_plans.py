@@ -15,6 +15,7 @@ import reference
 import unitroles as ur
 from unitroles import head, plans, probe
 from unitroles.activity import layer_score
+from unitroles.split import run_masked
 from unitroles.survey import resolve
 
 NAMES = sorted(networks.TOYS)
@@ -180,7 +181,9 @@ def test_the_budget_only_sets_how_many_masks_run_at_once(name, exported):
         retrieved = torch.arange(site.units + 1)[:, None].repeat(1, 4)
         parts = {}
         for budget in (1, 2**30):
-            plan = plans.SuffixPlan(toy.model, site, exported(name), budget, "test")
+            plan = plans.SuffixPlan(
+                toy.model, site, exported(name), budget, probe.shapes_of(inputs), "test"
+            )
             parts[budget] = list(plan.logits(inputs, rank, retrieved))
     assert [part for part, _ in parts[1]] == [slice(k, k + 1) for k in range(site.units + 1)]
     assert [part for part, _ in parts[2**30]] == [slice(0, site.units + 1)]
@@ -457,3 +460,197 @@ def test_a_layer_that_only_harms_is_flagged():
     taxonomy, _ = analyze_toy(networks.hand_built_confusing()[0])
     assert taxonomy.flagged() == [0, 1, 2]
     assert analyze_toy(networks.hand_built()[0])[0].flagged() == []
+
+
+class TwoInputs(nn.Module):
+    """Keyword inputs, as transformers take them; the second flows around the layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden = nn.Sequential(nn.Linear(10, 8), nn.ReLU())
+        self.rest = nn.Linear(8, 4)
+
+    def forward(self, first: Tensor, second: Tensor) -> dict[str, Tensor]:
+        return {"logits": self.rest(self.hidden(first)) * second}
+
+
+def test_keyword_inputs_get_the_suffix_plan_in_any_order():
+    torch.manual_seed(0)
+    net, labels = TwoInputs(), torch.arange(24) % 4
+    first, second = torch.randn(24, 10), torch.rand(24, 1) + 0.5
+
+    def rows(*names: str) -> list[dict[str, Tensor]]:
+        named = {"first": first, "second": second}
+        return [{n: named[n][i] for n in names} | {"labels": labels[i]} for i in range(24)]
+
+    found = []
+    for names in (("first", "second"), ("second", "first")):
+        data = rows(*names)
+        taxonomy, notes = observe(net, data[:12], data[12:], layer="hidden", compute=BATCH)
+        assert taxonomy.data.attrs["plan"] == "suffix"
+        assert notes == []
+        found.append(taxonomy.data.loss.values)
+    np.testing.assert_array_equal(*found)
+    wanted = nn.functional.cross_entropy(net(first, second)["logits"][:12:4], labels[:12:4])
+    assert found[0][0, 0, -1] == pytest.approx(wanted.item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("error", [TypeError, KeyError, ValueError, RuntimeError])
+def test_a_head_that_fails_in_any_way_leaves_the_definition(monkeypatch, error):
+    def fail(*args):
+        raise error("")
+
+    monkeypatch.setattr(plans, "export_head", fail)
+    toy = networks.toy("mlp", torch.float64)
+    taxonomy, notes = analyze_toy(toy)
+    assert taxonomy.data.attrs["plan"] == "full"
+    assert len(notes) == 1
+    np.testing.assert_allclose(taxonomy.data.loss, twin("mlp").loss, rtol=0, atol=1e-10)
+
+
+class Noisy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.hidden = nn.Linear(10, 8)
+        self.rest = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rest(nn.functional.dropout(self.hidden(x).relu(), 0.5, training=True))
+
+
+def test_a_model_that_is_random_in_evaluation_mode_is_refused():
+    x, labels = torch.randn(24, 10), torch.arange(24) % 4
+    with pytest.raises(ur.InputError, match="other logits each time.*take the randomness out"):
+        ur.analyze(Noisy(), (x[:12], labels[:12]), (x[12:], labels[12:]), layer="hidden")
+
+
+class OverTime(nn.Module):
+    """Sequences of any length; the sum over time hangs on it."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden = nn.Linear(3, 6)
+        self.relu = nn.ReLU()
+        self.rest = nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rest(self.relu(self.hidden(x)).sum(1) / x.shape[1])
+
+
+class StepByStep(OverTime):
+    """Calls its layer once per step, so the last call is another one for another length."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps = [self.relu(self.hidden(x[:, t])) for t in range(x.shape[1])]
+        return self.rest(torch.stack(steps).sum(0))
+
+
+def sequences(lengths=(9, 3)):
+    torch.manual_seed(0)
+    rows = [(torch.randn(lengths[i % 2], 3), i % 2) for i in range(16)]
+    return torch.utils.data.DataLoader(
+        rows,
+        collate_fn=lambda some: (
+            nn.utils.rnn.pad_sequence([x for x, _ in some], batch_first=True),
+            torch.tensor([label for _, label in some]),
+        ),
+    )
+
+
+def test_batches_of_another_length_than_the_exported_are_right_and_said():
+    torch.manual_seed(0)
+    net, data = OverTime(), sequences()
+    taxonomy, notes = observe(net, data, data, layer="relu", compute=ur.Compute(batch_size=4))
+    assert any("another shape" in note for note in notes)
+    for label, length in enumerate((9, 3)):
+        rows = torch.stack([x for x, y in data.dataset if y == label])
+        wanted = nn.functional.cross_entropy(net(rows), torch.full((8,), label)).item()
+        assert rows.shape[1] == length
+        found = taxonomy.data.loss.sel(split="train", label=label, retrieved=6).item()
+        assert found == pytest.approx(wanted, abs=1e-5)
+
+
+def test_a_number_of_calls_that_changes_is_refused():
+    data, net = sequences(), StepByStep()
+    with pytest.raises(ur.InputError, match="layer 'relu' was not called .* for every batch"):
+        ur.analyze(net, data, data, layer="relu", compute=ur.Compute(batch_size=4))
+    with probe.untouched(net):
+        site, _ = resolve(net, "relu", torch.randn(4, 3, 3))
+        with pytest.raises(ur.InputError, match="called 9 times for some samples and 3 times"):
+            run_masked(net, site, torch.randn(4, 9, 3), torch.ones(4, 6, dtype=torch.bool))
+
+
+class WritesToItsInput(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.hidden = nn.Linear(10, 8)
+        self.relu = nn.ReLU()
+        self.rest = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x -= 0.5
+        x *= 2
+        return self.rest(self.relu(self.hidden(x)))
+
+
+def test_a_model_that_writes_to_its_input_gives_the_right_numbers():
+    torch.manual_seed(0)
+    net = WritesToItsInput()
+    x, labels = torch.randn(24, 10), torch.arange(24) % 4
+    kept = x.clone()
+    same = nn.Sequential(net.hidden, net.relu, net.rest)
+    taxonomy, notes = observe(net, (x[:12], labels[:12]), (x[12:], labels[12:]), layer="relu")
+    pairs = [
+        ((part - 0.5) * 2, target)
+        for part, target in ((x[:12], labels[:12]), (x[12:], labels[12:]))
+    ]
+    wanted = reference.analyze(same, "1", *pairs)
+    np.testing.assert_allclose(taxonomy.data.loss, wanted.loss, rtol=0, atol=1e-5)
+    assert notes == []
+    ur.layers(net, x[:4])
+    assert torch.equal(x, kept)
+    assert not net._forward_pre_hooks
+
+
+def test_weights_of_another_branch_are_not_taken():
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.gate, self.r = nn.Linear(10, 8), nn.Linear(10, 8), nn.ReLU()
+            self.b = nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.a(x)
+            g = self.gate(x).sigmoid()
+            return self.b(self.r(h) * g)
+
+    net = Gated()
+    x, labels = torch.randn(24, 10), torch.arange(24) % 4
+    taxonomy, _ = observe(
+        net,
+        (x[:12], labels[:12]),
+        (x[12:], labels[12:]),
+        layer="r",
+        method=ur.Method(score="weight_l1"),
+    )
+    wanted = net.a.weight.detach().double().abs().sum(1).numpy()
+    np.testing.assert_allclose(taxonomy.data.score[0, 0], wanted)
+
+
+def test_logits_that_mask_a_class_out_are_checked_like_others():
+    class Closed(nn.Module):
+        def __init__(self, closed: float):
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(10, 8), nn.ReLU(), nn.Linear(8, 5))
+            self.register_buffer("closed", torch.tensor([0.0, 0, 0, 0, closed]))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x) + self.closed
+
+    x, labels = torch.randn(24, 10), torch.arange(24) % 4
+    for closed in (float("-inf"), -1e9):
+        taxonomy, notes = observe(
+            Closed(closed), (x[:12], labels[:12]), (x[12:], labels[12:]), layer="net.1"
+        )
+        assert notes == []
+        assert taxonomy.data.attrs["plan"] == "suffix"

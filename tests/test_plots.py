@@ -65,6 +65,14 @@ def with_loss(member: Taxonomy, change: np.ndarray) -> Taxonomy:
     return Taxonomy(member.data.assign(loss=member.data.loss * change))
 
 
+def with_flags(member: Taxonomy, label: str, *splits: str) -> Taxonomy:
+    """The same taxonomy, but on `splits` waking units never helps the class."""
+    data = member.data.copy(deep=True)
+    for split in splits:
+        data["status"].loc[{"split": split, "label": label}] = roles.NEVER_FALLS
+    return Taxonomy(data)
+
+
 MODELS = {name: model(gap) for name, gap in GAPS.items()}
 
 
@@ -236,6 +244,57 @@ def test_compare_has_a_panel_per_model() -> None:
     (legend,) = figure.legends
     assert legend.get_title().get_text() == "class cat"
     assert legend_texts(legend) == [*SPLITS, *ROLE_NAMES]
+
+
+def title_box(ax: Axes):
+    return ax._left_title.get_window_extent()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def under_title(ax: Axes) -> list[str]:
+    """The lines between the title and the axes, checked to stand there, apart from the title."""
+    found = [text for text in ax.texts if text.get_gid() == "status"]
+    for text in found:
+        box = text.get_window_extent()
+        assert ax.get_window_extent().y1 < box.y0
+        assert box.y1 <= title_box(ax).y0 + 1
+    return [line for text in found for line in text.get_text().split("\n")]
+
+
+def test_compare_marks_the_flagged_panels() -> None:
+    flagged = {
+        "B": MODELS["B"],
+        "D": with_flags(MODELS["D"], "cat", "test"),
+        "E": with_flags(MODELS["E"], "cat", "train", "test"),
+    }
+    figure = drawn(plots.compare(flagged, "cat"))
+    panels = [ax for ax in figure.axes if ax.get_title("left")]
+    test = "test: never below the dead layer"
+    expected = [[], [test], ["train: never below the dead layer", test]]
+    assert [under_title(ax) for ax in panels] == expected
+    assert len({round(title_box(ax).y0, 3) for ax in panels}) == 1
+    other = drawn(plots.compare(flagged, "dog"))
+    assert not any(under_title(ax) for ax in other.axes)
+
+
+def test_curves_of_a_flagged_class_are_marked() -> None:
+    member = with_flags(MODELS["E"], "cat", "test")
+    test = "test: never below the dead layer"
+    for axes, expected in (
+        (plots.role_curves(member, "cat")[0], [test]),
+        (plots.rof_curve(member, "cat", "test"), [test]),
+        (plots.rof_curve(member, "cat", "train"), []),
+        (plots.role_curves(member, "dog")[0], []),
+    ):
+        drawn(axes.figure)
+        assert under_title(axes) == expected
+
+
+def test_the_mark_stands_apart_from_the_turning_point() -> None:
+    ax = plots.rof_curve(with_flags(MODELS["A"], "cat", "test"), "cat", "test")
+    drawn(ax.figure)
+    mark = next(text for text in ax.texts if text.get_gid() == "status").get_window_extent()
+    point = next(text for text in ax.texts if text.get_text().startswith("$n_0$"))
+    assert point.get_window_extent().y1 <= mark.y0
 
 
 def test_compare_does_not_share_an_axis_that_would_flatten_a_model() -> None:

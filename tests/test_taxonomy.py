@@ -475,3 +475,30 @@ def test_a_layer_given_twice_is_refused():
     layers = [ur.Layer("relu", call=0), ur.Layer("relu", call=1)]
     with pytest.raises(ur.InputError, match="layer 'relu' is given twice"):
         ur.analyze_layers(toy.model, toy.train, toy.test, layers, progress=False)
+
+
+def test_the_tolerance_in_use_is_a_row_of_the_sensitivity():
+    x, y = torch.randn(24, 4, generator=torch.Generator().manual_seed(0)), torch.arange(24) % 2
+    net = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 2))
+    method = ur.Method(tolerance=0.02)
+    taxonomy = ur.analyze(net, (x[:12], y[:12]), (x[12:], y[12:]), method=method, progress=False)
+    row = taxonomy.sensitivity().loc["tolerance 0.02"]
+    np.testing.assert_allclose(row, taxonomy.summary()["mean"], atol=1e-12)
+    assert taxonomy.tolerance == 0.02
+
+
+def test_saving_never_replaces_what_is_no_file_and_follows_links(tmp_path):
+    x, y = torch.randn(24, 4, generator=torch.Generator().manual_seed(0)), torch.arange(24) % 2
+    net = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 2))
+    taxonomy = ur.analyze(net, (x[:12], y[:12]), (x[12:], y[12:]), progress=False)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with pytest.raises(ur.InputError, match="it is no file"):
+        taxonomy.save(folder)
+    (tmp_path / "link.nc").symlink_to(tmp_path / "real.nc")
+    taxonomy.save(tmp_path / "link.nc")
+    assert (tmp_path / "link.nc").is_symlink()
+    assert ur.load(tmp_path / "real.nc").data.identical(taxonomy.data)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["folder", "link.nc", "real.nc"]
+    with pytest.raises(ur.InputError, match="cannot write"):
+        taxonomy.save(tmp_path / ("n" * 300))

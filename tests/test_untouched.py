@@ -321,3 +321,29 @@ def test_an_analysis_leaves_the_random_state_of_python_as_it_was():
     script = f"import sys; sys.path.insert(0, {source!r})\n{SCRIPT}"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
+
+
+class Drifting(nn.Module):
+    """Writes to a parameter in its forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden = nn.Linear(10, 8)
+        self.rest = nn.Linear(8, 4)
+        self.scale = nn.Parameter(torch.ones(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.scale.mul_(0.999999)
+        return self.rest(self.hidden(x).relu() * self.scale)
+
+
+def test_a_parameter_that_the_forward_writes_to_comes_back():
+    torch.manual_seed(0)
+    model, scale = (net := Drifting()), net.scale
+    x, y = torch.randn(24, 10), torch.arange(24) % 4
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ur.PlanWarning)
+        ur.analyze(model, (x[:12], y[:12]), (x[12:], y[12:]), layer="hidden", progress=False)
+    assert model.scale is scale
+    assert torch.equal(scale, torch.ones(8))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import builtins
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -12,10 +12,12 @@ import torch
 pytest.importorskip("sklearn", reason="needs scikit-learn: pip install 'unitroles[zoo]'")
 pytest.importorskip("accelerate", reason="needs accelerate: pip install 'unitroles[zoo]'")
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
+from unitroles import InputError
 from unitroles.zoo.augment import augment
 from unitroles.zoo.digits import load_digits
+from unitroles.zoo.files import write_whole
 from unitroles.zoo.settings import (
     DigitsSettings,
     ModelSettings,
@@ -177,17 +179,80 @@ def test_bad_rate_and_bad_sizes():
         load_digits(replace(DATA, train_samples=1700))
 
 
-def test_missing_scikit_learn_names_the_remedy(monkeypatch):
-    real = builtins.__import__
-
-    def without_sklearn(name, *args, **kwargs):
-        if name.split(".")[0] == "sklearn":
-            raise ModuleNotFoundError(name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without_sklearn)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'unitroles\[zoo\]'"):
+def test_missing_packages_name_the_remedy(monkeypatch, tmp_path):
+    data = load_digits(DATA)
+    remedy = r"needs {}: install it with pip install 'unitroles\[zoo\]'"
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(InputError, match=remedy.format("sklearn")):
         load_digits(DATA)
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(InputError, match=remedy.format("accelerate")):
+        train(RECIPE, data, MODEL, 1, tmp_path, "A")
+
+
+# Files
+
+
+def write_text(path):
+    path.write_text("new")
+
+
+def write_half(error):
+    def write(path):
+        path.write_text("ha")
+        raise error
+
+    return write
+
+
+def test_files_are_written_whole(tmp_path):
+    assert write_whole(write_text, tmp_path / "a") == tmp_path / "a"
+    write_whole(write_text, tmp_path / "a")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a", "new")]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        RuntimeError("No space left\non device"),
+        SafetensorError("I/O error: No space left on device"),
+    ],
+)
+def test_a_failed_write_leaves_what_was_there_and_is_one_sentence(tmp_path, error):
+    (tmp_path / "a").write_text("old")
+    with pytest.raises(InputError, match="cannot write to .*a: .*No space left on device; free"):
+        write_whole(write_half(error), tmp_path / "a")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a", "old")]
+
+
+def test_an_interrupted_write_leaves_nothing(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        write_whole(write_half(KeyboardInterrupt()), tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_a_file_is_told(data, tmp_path):
+    (tmp_path / "seed1").write_text("")
+    with pytest.raises(InputError, match="cannot write to .*seed1: File exists; .*--out"):
+        train(RECIPE, data, MODEL, 1, tmp_path / "seed1", "A")
+
+
+@pytest.mark.parametrize(
+    ("writer", "checkpoint_seconds"), [("torch.save", 0.0), ("save_file", 1e9)]
+)
+def test_a_training_that_cannot_be_stored_is_told(
+    data, tmp_path, monkeypatch, writer, checkpoint_seconds
+):
+    def full(content, path, metadata=None):
+        write_half(OSError(28, "No space left on device"))(path)
+
+    monkeypatch.setattr(f"unitroles.zoo.training.{writer}", full)
+    recipe = replace(RECIPE, epochs=1)
+    with pytest.raises(InputError, match="cannot write to .*No space left on device"):
+        train(recipe, data, MODEL, 1, tmp_path, "A", checkpoint_seconds=checkpoint_seconds)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == (set() if writer == "torch.save" else {"A.safetensors.checkpoint"})
 
 
 # Settings
@@ -245,7 +310,7 @@ def test_errors_in_the_file_are_named(tmp_path, old, new, message):
 
 
 def test_ladder_of_models_uses_hyper_parameters_only():
-    settings = ladder("digits")
+    settings = ladder("capacity")
     assert list(settings.recipes) == list("ABCDE")
     assert settings.seeds == (1, 2, 3)
     assert settings.data.pixel_noise > 0
@@ -262,11 +327,11 @@ def test_ladder_of_noise_has_clean_pixels_and_rising_rates():
 
 
 def test_unknown_ladder():
-    with pytest.raises(ValueError, match="no ladder 'nose'; there are: digits, noise"):
+    with pytest.raises(InputError, match="unknown ladder 'nose'; known: capacity, noise"):
         ladder("nose")
 
 
-@pytest.mark.parametrize("name", ["digits", "noise"])
+@pytest.mark.parametrize("name", ["capacity", "noise"])
 def test_quick_is_smaller_and_otherwise_the_same(name):
     full = ladder(name)
     quick = full.quick()
@@ -298,7 +363,7 @@ def test_vgg_ends_with_conv_relu_pool_at_the_named_layer():
     assert names == ["Flatten", "Linear", "ReLU", "Dropout", "Linear"]
 
 
-@pytest.mark.parametrize("name", ["digits", "noise"])
+@pytest.mark.parametrize("name", ["capacity", "noise"])
 def test_ladder_models_have_128_units_in_the_last_convolution(name):
     settings = ladder(name)
     model = vgg_digits(settings.model.channels, settings.model.hidden)
@@ -444,6 +509,15 @@ def test_finished_weights_are_reused(data, tmp_path):
     assert same_weights(first, again)
     assert not again.model.training
     assert replace(again, model=first.model, reused=False) == first
+
+
+def test_damaged_weights_are_trained_again(data, undisturbed, tmp_path):
+    train(replace(RECIPE, epochs=1), data, MODEL, 1, tmp_path, "A")
+    file = tmp_path / "A.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    trained = train(RECIPE, data, MODEL, 1, tmp_path, "A")
+    assert not trained.reused
+    assert same_weights(trained, undisturbed)
 
 
 @pytest.mark.parametrize("change", ["recipe", "seed", "data", "model"])

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from unitroles.data import Samples
 from unitroles.errors import InputError, unknown
-from unitroles.probe import Call, Site, device_of, to_device
+from unitroles.probe import blamed, device_of, to_device
 from unitroles.progress import Track
 from unitroles.split import run_body
+from unitroles.trace import Call, Site
 
 SampleScore = Callable[[Float[Tensor, "samples units positions"]], Float[Tensor, "samples units"]]
 
@@ -121,7 +122,8 @@ def measure(
     for samples in splits:
         sums = ScoreSums(np.zeros((len(labels), site.units)), np.zeros(len(labels), dtype=np.int64))
         for batch in samples.batches(size):
-            output = run_body(model, site, to_device(batch.inputs, device))[: batch.count]
+            with blamed(batch.described(samples.name)):
+                output = run_body(model, site, to_device(batch.inputs, device))[: batch.count]
             _check_finite(output, site, samples.name, batch.rows, batch.labels)
             classes = torch.from_numpy(np.searchsorted(labels, batch.labels.numpy()))
             sums += score_sums(output, site.axis, score, classes, len(labels))
@@ -146,9 +148,9 @@ def _check_finite(output: Tensor, site: Site, name: str, rows: np.ndarray, label
 def layer_score(name: str, site: Site, calls: list[Call], labels: int, seed: int) -> np.ndarray:
     """A score (split, label, unit) that does not look at samples.
 
-    "weight_l1" sums the absolute weights that make each unit: those of the last module called
-    before the layer, or the layer itself, whose weight has one row per unit. "random" draws an
-    order for every split and class.
+    "weight_l1" sums the absolute weights that make each unit: those of the layer itself, or of the
+    module whose output reaches it through modules alone. "random" draws an order for every split
+    and class.
 
     Raises
     ------
@@ -166,14 +168,18 @@ def _unit_weight(site: Site, calls: list[Call]) -> Tensor:
     place = next(
         i for i, call in enumerate(calls) if call.module is site.module and call.index == site.call
     )
+    tensor = calls[place].output
     for call in reversed(calls[: place + 1]):
+        if call.output != tensor:
+            continue  # another branch, whose units are not these
         weight = getattr(call.module, "weight", None)
-        transposed = isinstance(call.module, nn.modules.conv._ConvTransposeNd)
-        if not isinstance(weight, Tensor) or weight.ndim < 2:
-            continue
-        if transposed or weight.shape[0] != site.units:
-            break  # an earlier module with as many rows would make other units
-        return weight
+        if isinstance(weight, Tensor) and weight.ndim >= 2:
+            transposed = isinstance(call.module, nn.modules.conv._ConvTransposeNd)
+            if transposed or weight.shape[0] != site.units:
+                break
+            return weight
+        if len(call.inputs) == 1 and not any(call.module.children()):
+            tensor = call.inputs[0]
     raise InputError(
         f"score 'weight_l1' needs a module with one row of weights per unit, but none makes the "
         f"{site.units} units of layer {site.path!r}; choose another score"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,16 @@ from unitroles.data import Samples, as_samples, warn_if_changing
 from unitroles.errors import DataWarning, InputError, PlanWarning
 from unitroles.options import Compute, Layer, Method, Sample
 from unitroles.plans import choose_plan
-from unitroles.probe import device_of, first_line, forward, logits_of, to_device, untouched
+from unitroles.probe import (
+    blamed,
+    device_of,
+    first_line,
+    forward,
+    inputs_kept,
+    logits_of,
+    to_device,
+    untouched,
+)
 from unitroles.progress import track
 from unitroles.provenance import record
 from unitroles.retrieval import CurveSums, rof_curves, swapped_sets
@@ -73,6 +82,8 @@ def analyze(
     >>> taxonomy.roles().shape
     (2, 8)
     """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model must be a torch.nn.Module, not {type(model).__name__}")
     if evidence is not None:
         raise InputError("evidence must be None in this version")
     start = time.perf_counter()
@@ -82,13 +93,23 @@ def analyze(
         _own_warnings() as notes,
         _on_device(model, compute.device),
         untouched(model),
+        ExitStack() as stack,
         track(progress) as bars,
     ):
         planned = bars("plan", 1)
-        splits, labels, names = _read(train, test, sample, class_names)
-        inputs = _few(splits[0], device_of(model))
+        sides = as_samples(train, "train"), as_samples(test, "test")
+        names = _names(sides[0].class_names if class_names is None else class_names)
+        _require_same_names(sides)
+        inputs, others = (_few(side, device_of(model)) for side in sides)
         site, calls = resolve(model, layer, inputs)
-        _check_labels(logits_of(forward(model, inputs)).shape[1], splits, names)
+        stack.enter_context(inputs_kept(model, inputs))
+        with blamed("the test data"):
+            outputs = logits_of(forward(model, others)).shape[1]
+        _check_labels(outputs, sides, names)
+        first, second, labels = choose(*sides, sample, names)
+        splits = (first, second)
+        for samples in splits:
+            warn_if_changing(samples)
         plan, check, remarks = choose_plan(model, site, inputs, compute.bytes)
         for remark in remarks:
             warnings.warn(remark, PlanWarning, stacklevel=2)
@@ -118,6 +139,7 @@ def analyze(
         attrs={
             "layer": site.path,
             "plan": plan.name,
+            "tolerance": method.tolerance,
             "train_accuracy": _overall(curves[0]),
             "test_accuracy": _overall(curves[1]),
         },
@@ -139,6 +161,8 @@ def analyze_layers(
     layers : module paths or `Layer` values.
     options : as for `analyze`.
     """
+    if isinstance(layers, str):
+        raise InputError(f"layers must be a list of paths, not {layers!r}")
     found = {}
     for layer in layers:
         name = layer if isinstance(layer, str) else layer.path
@@ -157,12 +181,23 @@ def _own_warnings() -> Iterator[list[str]]:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             yield notes
-    finally:
-        for warning in caught:
-            ours = issubclass(warning.category, (DataWarning, PlanWarning))
-            if ours:
-                notes.append(str(warning.message))
-            warnings.warn(warning.message, warning.category, stacklevel=4 if ours else 2)
+    except BaseException:
+        with suppress(Warning):  # where warnings are errors, the error itself matters more
+            _repeat(caught)
+        raise
+    notes.extend(dict.fromkeys(str(w.message) for w in caught if _is_ours(w)))
+    _repeat(caught)
+
+
+def _is_ours(warning: warnings.WarningMessage) -> bool:
+    return issubclass(warning.category, (DataWarning, PlanWarning))
+
+
+def _repeat(caught: list[warnings.WarningMessage]) -> None:
+    once = {(warning.category, str(warning.message)): warning for warning in reversed(caught)}
+    for warning in reversed(once.values()):
+        level = 5 if _is_ours(warning) else 2
+        warnings.warn(warning.message, warning.category, stacklevel=level)
 
 
 @contextmanager
@@ -173,6 +208,8 @@ def _on_device(model: nn.Module, device: str | None) -> Iterator[None]:
         return
     try:
         try:
+            if torch.device(device).type == "meta":
+                raise RuntimeError("it holds no numbers")
             model.to(torch.device(device))
         except (AssertionError, RuntimeError) as error:
             raise InputError(
@@ -184,22 +221,25 @@ def _on_device(model: nn.Module, device: str | None) -> Iterator[None]:
         model.to(home)
 
 
-def _read(
-    train: Any, test: Any, sample: Sample, class_names: Sequence[str] | None
-) -> tuple[tuple[Samples, Samples], np.ndarray, list[str] | None]:
-    """The analysed samples of both splits, their class numbers and the names of all classes."""
-    sides = as_samples(train, "train"), as_samples(test, "test")
-    names = sides[0].class_names if class_names is None else class_names
-    for samples in sides:
-        if names is not None and samples.labels.max() >= len(names):
-            raise InputError(
-                f"there are {len(names)} class names but label {samples.labels.max()} occurs in "
-                f"the {samples.name} data; give one name per class"
-            )
-    first, second, labels = choose(*sides, sample, names)
-    for samples in (first, second):
-        warn_if_changing(samples)
-    return (first, second), labels, None if names is None else list(map(str, names))
+def _names(names: Sequence[str] | None) -> list[str] | None:
+    if names is None:
+        return None
+    if isinstance(names, (str, Mapping)):
+        raise InputError("class_names must be a list of names in the order of the class numbers")
+    found = [str(name) for name in names]
+    twice = sorted({name for name in found if found.count(name) > 1})
+    if twice:
+        raise InputError(f"class names must differ, {twice[0]!r} stands for two classes")
+    return found
+
+
+def _require_same_names(sides: tuple[Samples, Samples]) -> None:
+    first, second = (side.class_names for side in sides)
+    if first is not None and second is not None and first != second:
+        raise InputError(
+            f"the classes of the two data sets differ: train has {', '.join(first[:5])}, test has "
+            f"{', '.join(second[:5])}; class numbers would mean different classes"
+        )
 
 
 def _few(samples: Samples, device: torch.device) -> Any:
@@ -210,6 +250,16 @@ def _few(samples: Samples, device: torch.device) -> Any:
 def _check_labels(
     outputs: int, splits: tuple[Samples, Samples], names: Sequence[str] | None
 ) -> None:
+    if outputs < 2:
+        raise InputError(
+            "the model has one output; roles need a logit for every class. Wrap a binary model in "
+            "a module that returns two logits, 0 and its output"
+        )
+    top = max(int(samples.labels.max()) for samples in splits)
+    if names is not None and len(names) <= top < outputs:
+        raise InputError(
+            f"there are {len(names)} class names but label {top} occurs; give one name per class"
+        )
     if names is not None and len(names) != outputs:
         warnings.warn(
             f"there are {len(names)} class names but the model has {outputs} outputs: label k is "

@@ -287,7 +287,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command = getattr(getattr(error, "ctx", None), "command_path", "unitroles")
             return _fail(f"{message().rstrip('.')}; see {command} --help")
     if code == 130:
-        typer.echo("error: interrupted; the output was not written", err=True)
+        typer.echo("error: interrupted; what was finished is kept", err=True)
     return int(code or 0)
 
 

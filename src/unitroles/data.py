@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch.utils.data import (
 )
 
 from unitroles.errors import DataWarning, InputError
+from unitroles.probe import first_line, rows_of
 
 STABILITY_CHECK = 16
 
@@ -34,6 +36,10 @@ class Batch:
     labels: Int[Tensor, " samples"]
     rows: Int[np.ndarray, " samples"]
     count: int
+
+    def described(self, name: str) -> str:
+        """Which samples of a split these are, for messages."""
+        return f"a batch with {name} samples {self.rows.min()} to {self.rows.max()}"
 
 
 @dataclass(frozen=True)
@@ -96,8 +102,27 @@ class Samples:
             collate_fn=self.collate,
             num_workers=self.workers,
         )
-        for batch in loader:
+        batches = iter(loader)
+        while True:
+            with _readable(self.name):
+                batch = next(batches, None)
+            if batch is None:
+                return
             yield _split_batch(batch, self.name)
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """Samples that do not fit into one batch, or of a type that no batch is made of."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (RuntimeError, TypeError) as error:
+        raise InputError(
+            f"the {name} samples cannot be put into one batch: {first_line(error)}; give tensors "
+            "of one shape, or a DataLoader with the collate function used in training"
+        ) from error
 
 
 class _Arrays(Dataset):
@@ -216,7 +241,7 @@ def _check_labels(labels: Tensor, name: str) -> Tensor:
             f"{str(labels.dtype).removeprefix('torch.')} of shape {tuple(labels.shape)}; give "
             "class numbers"
         )
-    return labels.to(torch.int64)
+    return labels.cpu().to(torch.int64)
 
 
 def _class_names(data: Any) -> tuple[str, ...] | None:
@@ -247,30 +272,35 @@ def warn_if_changing(samples: Samples) -> None:
     """
     few = np.linspace(0, len(samples) - 1, min(STABILITY_CHECK, len(samples))).astype(np.int64)
     first, second = (next(samples.take(few).batches(len(few))) for _ in range(2))
-    for row, one, two in zip(first.rows, _each(first.inputs), _each(second.inputs), strict=True):
+    if _same(first.inputs, second.inputs):
+        return
+    for row, one, two in _pairs(first, second):
         if not _same(one, two):
             warnings.warn(
                 f"{samples.name} sample {row} differs between two reads: augmentation is on. Give "
                 "the data as the model sees them at test time, or roles and accuracy will be those "
-                "of one random draw",
+                "of random draws",
                 DataWarning,
                 stacklevel=3,
             )
             return
 
 
-def _each(inputs: Any) -> list[Any]:
-    if isinstance(inputs, Mapping):
-        inputs = tuple(inputs.values())
-    if isinstance(inputs, (tuple, list)):
-        return list(zip(*inputs, strict=True))
-    return list(inputs)
+def _pairs(first: Batch, second: Batch) -> Iterator[tuple[Any, Any, Any]]:
+    """Number and both reads of every sample."""
+    for place, row in enumerate(first.rows):
+        own = slice(place, place + 1)
+        yield row, rows_of(first.inputs, own), rows_of(second.inputs, own)
 
 
 def _same(one: Any, two: Any) -> bool:
     if isinstance(one, Tensor):
+        if one.shape != two.shape:
+            return False
         same = one == two
         return bool((same | ((one != one) & (two != two))).all())
-    if isinstance(one, tuple):
+    if isinstance(one, Mapping):
+        return all(_same(value, two[name]) for name, value in one.items())
+    if isinstance(one, (tuple, list)):
         return all(_same(a, b) for a, b in zip(one, two, strict=True))
-    return one == two
+    return bool(one == two)

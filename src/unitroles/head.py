@@ -28,18 +28,24 @@ from unitroles.graph import (
     is_tap,
     prune,
 )
-from unitroles.probe import Site, first_line, logits_of
+from unitroles.probe import first_line, logits_of
 from unitroles.separable import advance
 from unitroles.split import hooked
+from unitroles.trace import Site
 
 
 class _Logits(nn.Module):
-    def __init__(self, model: nn.Module) -> None:
+    """The model with all inputs by position: an export orders keywords in its own way."""
+
+    def __init__(self, model: nn.Module, names: tuple[str, ...] | None) -> None:
         super().__init__()
         self.model = model
+        self.names = names
 
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        return logits_of(self.model(*args, **kwargs))
+    def forward(self, *args: Any) -> Tensor:
+        if self.names is None:
+            return logits_of(self.model(*args))
+        return logits_of(self.model(**dict(zip(self.names, args, strict=True))))
 
 
 def export_head(model: nn.Module, site: Site, inputs: Any) -> Head:
@@ -118,10 +124,9 @@ def export(model: nn.Module, sites: Sequence[Site], inputs: Any) -> Exported:
         stack.enter_context(_silence())
         try:
             program = torch.export.export(
-                _Logits(model),
-                () if isinstance(inputs, Mapping) else flat(inputs),
-                dict(inputs) if isinstance(inputs, Mapping) else None,
-                dynamic_shapes=_dynamic(inputs, batch),
+                _Logits(model, tuple(inputs) if isinstance(inputs, Mapping) else None),
+                flat(inputs),
+                dynamic_shapes={"args": tuple({0: batch} for _ in flat(inputs))},
                 strict=False,
             )
             # An empty table keeps the ops as they are but removes every in-place one.
@@ -130,12 +135,6 @@ def export(model: nn.Module, sites: Sequence[Site], inputs: Any) -> Exported:
             raise CannotCut(f"torch.export failed: {first_line(error)[:160]}") from error
     found = {node.args[1]: node for node in program.graph_module.graph.nodes if is_tap(node)}
     return Exported(program, found, tuple(site.axis for site in sites))
-
-
-def _dynamic(inputs: Any, batch: Any) -> dict[str, Any]:
-    if isinstance(inputs, Mapping):
-        return {"kwargs": {name: {0: batch} for name in inputs}}
-    return {"args": tuple({0: batch} for _ in flat(inputs))}
 
 
 @contextmanager

@@ -6,12 +6,18 @@ import operator
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 from unitroles.errors import InputError, unknown
 
 ORDERS = ("per_split", "train", "test", "pooled")
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def _whole(what: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise InputError(f"{what} must be a whole number of at least {least}, not {value!r}")
 
 
 def _one_of(what: str, value: object, known: tuple[str | None, ...]) -> None:
@@ -60,7 +66,7 @@ class Method:
         _one_of("order", self.order, ORDERS)
         _one_of("baseline", self.baseline, ("zero",))
         _one_of("loss", self.loss, (None,))
-        if not 0 <= self.tolerance < float("inf"):
+        if not isinstance(self.tolerance, Real) or not 0 <= self.tolerance < float("inf"):
             raise InputError(f"tolerance must be 0 or more nats, not {self.tolerance!r}")
 
 
@@ -96,8 +102,9 @@ class Sample:
             object.__setattr__(self, "classes", tuple(plain))
         _one_of("group_by", self.group_by, (None,))
         _one_of("missing", self.missing, ("error", "skip"))
-        if self.max_per_class is not None and self.max_per_class < 1:
-            raise InputError(f"max_per_class must be at least 1, not {self.max_per_class!r}")
+        if self.max_per_class is not None:
+            _whole("max_per_class", self.max_per_class, 1)
+        _whole("seed", self.seed, 0)
 
 
 @dataclass(frozen=True)
@@ -127,8 +134,7 @@ class Compute:
         _one_of("run", self.run, (None,))
         if self.device is not None:
             object.__setattr__(self, "device", str(self.device))  # may be a torch.device
-        if self.batch_size < 1:
-            raise InputError(f"batch_size must be at least 1, not {self.batch_size!r}")
+        _whole("batch_size", self.batch_size, 1)
         if self.bytes < 1:
             raise InputError(f"memory_budget must be positive, not {self.memory_budget!r}")
 

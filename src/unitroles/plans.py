@@ -6,7 +6,8 @@ masked copies of its output, moved past what acts on every unit alone, through t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,10 +15,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from unitroles.graph import CannotCut, Head
+from unitroles.errors import InputError, PlanWarning
+from unitroles.graph import Head
 from unitroles.head import export_head
-from unitroles.probe import Site, batch_size, forward, logits_of
+from unitroles.probe import batch_size, first_line, forward, logits_of, rows_of, shapes_of
 from unitroles.split import run_body, run_masked
+from unitroles.trace import Site
 
 # Beyond this a call gains nothing from more rows but leaves the processor's caches.
 _CALL_BYTES = 16 * 2**20
@@ -75,18 +78,34 @@ class FullPlan:
 
 @dataclass(frozen=True)
 class SuffixPlan:
-    """The body once, then many masked copies of its output through the head in each call."""
+    """The body once, then many masked copies of its output through the head in each call.
+
+    Parameters
+    ----------
+    shapes : shapes of a sample's inputs for which the head was exported; others run in full.
+    budget : bytes for masked copies.
+    """
 
     model: nn.Module
     site: Site
     head: Head
     budget: int
+    shapes: tuple[tuple[int, ...], ...]
     reason: str
     name: str = "suffix"
 
     def logits(
         self, inputs: Any, rank: Rank, retrieved: Retrieved
     ) -> Iterator[tuple[slice, Float[Tensor, "masks samples labels"]]]:
+        if shapes_of(inputs) != self.shapes:
+            # An export knows one length of sequence, one size of image.
+            warnings.warn(
+                "batches of another shape than the first are run in full (N+1 runs of the model)",
+                PlanWarning,
+                stacklevel=2,
+            )
+            yield from FullPlan(self.model, self.site, "").logits(inputs, rank, retrieved)
+            return
         output = run_body(self.model, self.site, inputs)
         around = self.head.surroundings(inputs)
         cut = self.head.cut(output, around)
@@ -141,6 +160,11 @@ class SelfCheck:
         return self.difference <= self.tolerance
 
     @property
+    def conclusive(self) -> bool:
+        """Whether the masks moved the logits far enough for agreement to mean something."""
+        return self.moved >= 1000 * self.tolerance
+
+    @property
     def independent(self) -> bool:
         """Whether a sample gives alone what it gives among others."""
         return self.alone <= self.tolerance
@@ -162,12 +186,12 @@ def self_check(plan: Plan, model: nn.Module, site: Site, inputs: Any) -> SelfChe
     got = torch.cat([logits for _, logits in plan.logits(inputs, rank, retrieved)])
     masks = [rank < points[:, None] for points in retrieved]
     want = torch.stack([run_masked(model, site, inputs, mask) for mask in masks])
-    size = float(clean.abs().max())
-    moved = float((want - clean).abs().max())
+    size = _size(clean)
+    moved = _largest(_differences(want, clean))
     noise = _NOISE.get(clean.dtype, 1e-3) * max(size, 1e-30)
     allowed = _TOLERANCE.get(clean.dtype, 1e-2) * size
     return SelfCheck(
-        difference=_largest(torch.cat([got - want, got[-1:] - clean])),
+        difference=max(_largest(_differences(got, want)), _largest(_differences(got[-1], clean))),
         tolerance=min(allowed, max(moved / 1000, 10 * noise)),
         moved=moved,
         noise=10 * noise,
@@ -178,24 +202,32 @@ def self_check(plan: Plan, model: nn.Module, site: Site, inputs: Any) -> SelfChe
 def _alone(model: nn.Module, inputs: Any, clean: Tensor) -> float:
     """How far a sample's logits alone are from its logits among others."""
     try:
-        single = [logits_of(forward(model, _row(inputs, row))) for row in range(len(clean))]
+        single = [
+            logits_of(forward(model, rows_of(inputs, slice(row, row + 1))))
+            for row in range(len(clean))
+        ]
     except (RuntimeError, ValueError):  # a norm over the batch refuses a batch of one
         return float("inf")
-    return _largest(torch.cat(single) - clean)
+    return _largest(_differences(torch.cat(single), clean))
+
+
+def _size(logits: Tensor) -> float:
+    """The scale of the logits: their largest value, but for a few that mask a class out."""
+    values = logits[torch.isfinite(logits)].abs().to(torch.float64)
+    if not len(values):
+        return 1.0
+    return min(float(values.max()), 100 * float(values.median()) or float("inf"))
+
+
+def _differences(one: Tensor, other: Tensor) -> Tensor:
+    """One minus the other; 0 where they are equal, also where both are infinite."""
+    return torch.where(one == other, 0.0, one - other)
 
 
 def _largest(difference: Tensor) -> float:
     """The largest absolute value; not-a-number counts as infinite, so that no check passes it."""
     value = float(difference.abs().max())
     return float("inf") if value != value else value
-
-
-def _row(inputs: Any, row: int) -> Any:
-    if isinstance(inputs, Mapping):
-        return {name: _row(value, row) for name, value in inputs.items()}
-    if isinstance(inputs, (tuple, list)):
-        return tuple(_row(value, row) for value in inputs)
-    return inputs[row : row + 1]
 
 
 def choose_plan(
@@ -207,12 +239,22 @@ def choose_plan(
     ----------
     inputs : a few samples, at least two.
     budget : bytes for masked copies.
+
+    Raises
+    ------
+    InputError : the model gives other logits each time for the same samples.
     """
+    _require_repeatable(model, inputs)
     notes: list[str] = []
     try:
         head = export_head(model, site, inputs)
         plan: Plan = SuffixPlan(
-            model, site, head, budget, "the head was exported and equals the model"
+            model,
+            site,
+            head,
+            budget,
+            shapes_of(inputs),
+            "the head was exported and equals the model; batches of another shape run in full",
         )
         check = self_check(plan, model, site, inputs)
         if check.independent and check.agrees:
@@ -222,8 +264,10 @@ def choose_plan(
             if not check.independent
             else f"the exported head differs from the model by {check.difference:.1e}"
         )
-    except (CannotCut, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except InputError:
+        raise
+    except Exception as error:  # whatever a graph stumbles over, the definition still runs
+        reason = first_line(error)
     notes.append(f"plan full (N+1 runs of the whole model): {reason}")
     plan = FullPlan(model, site, reason)
     check = self_check(plan, model, site, inputs)
@@ -235,9 +279,19 @@ def choose_plan(
     return plan, check, notes + _effect(site, check)
 
 
+def _require_repeatable(model: nn.Module, inputs: Any) -> None:
+    first, second = (logits_of(forward(model, inputs)) for _ in range(2))
+    allowed = _TOLERANCE.get(first.dtype, 1e-2) * _size(first)
+    if _largest(_differences(first, second)) > allowed and not torch.isnan(first).any():
+        raise InputError(
+            "the model gives other logits each time for the same samples, although it is in "
+            "evaluation mode; take the randomness out of its forward"
+        )
+
+
 def _effect(site: Site, check: SelfCheck) -> list[str]:
-    if check.moved > check.noise:
-        return []
+    if check.moved > check.noise or check.moved != check.moved:
+        return []  # what is not a number is reported with its sample, when the losses are summed
     return [
         f"silencing layer {site.path!r} moves no logit by more than numerical noise "
         f"({check.moved:.1e}): its roles mean nothing"

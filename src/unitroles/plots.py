@@ -4,7 +4,8 @@ Every function draws on the axes it is given, or on a figure of its own, and ret
 on. Figures never pass through pyplot: nothing is shown, and nothing has to be closed. A class is
 given by its name or by its number in the model's output; a class or a split that does not exist,
 the wrong number of axes and an empty mapping are an `InputError`. Losses that span more than three
-decades are drawn on a log scale (linear below 1e-6 nats, where they are numerical noise).
+decades are drawn on a log scale (linear below 1e-6 nats, where they are numerical noise). A line
+under the title names the splits in which waking units never lowers the loss of the class.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from mpl_toolkits.mplot3d.art3d import Poly3DCollection
 from mpl_toolkits.mplot3d.axes3d import Axes3D
 
 from unitroles.errors import InputError, unknown
-from unitroles.roles import ROLE_NAMES, ROLES
+from unitroles.roles import FALLS, ROLE_NAMES, ROLES
 from unitroles.taxonomy import SPLITS, Taxonomy
 
 # The paper's light red, orange, light yellow and light blue, in shades that stay apart for every
@@ -76,7 +77,8 @@ def rof_curve(
     ax.set_xlabel("units retrieved", fontsize=_TEXT)
     top, title = ax.get_xaxis_transform(), f"{_name(taxonomy, place)}, {split}"
     ax.text(point, 1.02, f"$n_0$ = {point}", transform=top, ha="center", fontsize=_TEXT)
-    ax.set_title(title, loc="left", fontsize=_TITLE, pad=18)
+    notes = _notes(taxonomy, place, (split,))
+    _write_title(ax, title, notes, len(notes), below=12.0)  # n0 stands between
     ends = np.stack([[0, last], loss[[0, last]]], axis=1)
     heights = ax.transAxes.inverted().transform(ax.transData.transform(ends))[:, 1]
     sides = ("bottom", "top") if heights[0] >= heights[1] else ("top", "bottom")
@@ -108,7 +110,8 @@ def role_curves(
     _draw_roles(curves, strips, taxonomy, place, log)
     # Above the axes, where no line can run through it.
     curves.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, **_PLAIN)
-    curves.set_title(_name(taxonomy, place), loc="left", fontsize=_TITLE)
+    notes = _notes(taxonomy, place)
+    _write_title(curves, _name(taxonomy, place), notes, len(notes))
     _count_roles(strips, taxonomy, place, "{role} {count}")
     return curves, strips
 
@@ -129,6 +132,8 @@ def compare(taxonomies: Mapping[str, Taxonomy], label: int | str) -> Figure:
     if rows > 1:  # or the counts would stand closer to the title below than to their own panel
         figure.set_layout_engine("constrained", h_pad=0.09)
     grid = figure.subplots(2 * rows, columns, height_ratios=[6, 1] * rows, squeeze=False)
+    notes = [_notes(m, i) for m, i in zip(members.values(), places, strict=True)]
+    lines = max(map(len, notes))  # the titles of a row stay level
     log, peaks = _spans_decades(losses), [loss.max() for loss in losses]
     shared = log or max(peaks) <= 5 * min(peaks)
     for i, (name, member) in enumerate(members.items()):
@@ -139,7 +144,7 @@ def compare(taxonomies: Mapping[str, Taxonomy], label: int | str) -> Figure:
         _draw_roles(curves, strips, member, places[i], log)
         _count_roles(strips, member, places[i], "{count}")
         between = "  " if len(name) < 16 else "\n"
-        curves.set_title(f"{name}{between}{_gap(member)}", loc="left", fontsize=_TITLE)
+        _write_title(curves, f"{name}{between}{_gap(member)}", notes[i], lines)
         if column:
             curves.set_ylabel("")
             curves.tick_params(labelleft=not shared)
@@ -280,6 +285,22 @@ def _patches() -> list[Patch]:
 def _write_beside(ax: Axes, y: float, text: str, size: float, va: str = "center") -> None:
     style: dict[str, Any] = {"textcoords": "offset points", "va": va, "fontsize": size}
     ax.annotate(text, (1, y), (5, 0), xycoords=ax.get_yaxis_transform(), **style)
+
+
+def _notes(taxonomy: Taxonomy, place: int, splits: Sequence[str] = SPLITS) -> list[str]:
+    """A line for each split in which waking units never lowers the loss of the class."""
+    status = taxonomy.data.status.isel(label=place).sel(split=list(splits)).values
+    return [f"{split}: {s}" for split, s in zip(splits, status, strict=True) if s != FALLS]
+
+
+def _write_title(ax: Axes, title: str, notes: list[str], lines: int, below: float = 0.0) -> None:
+    """The title with room for `lines` notes under it, and `below` points under these."""
+    ax.set_title(title, loc="left", fontsize=_TITLE, pad=6 + below + 1.3 * _SMALL * lines)
+    if notes:
+        style: dict[str, Any] = {"fontsize": _SMALL, "style": "italic", "va": "bottom"}
+        place: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points"}
+        top = 5 + below + 1.3 * _SMALL * (lines - len(notes))
+        ax.annotate("\n".join(notes), (0, 1), (0, top), gid="status", **place, **style)
 
 
 def _finish_curves(ax: Axes, losses: np.ndarray, log: bool) -> None:

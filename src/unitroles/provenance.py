@@ -12,11 +12,12 @@ from torch import nn
 
 from unitroles.options import Compute, Method, Sample
 from unitroles.plans import Plan, SelfCheck
-from unitroles.probe import Site, device_of
+from unitroles.probe import device_of
+from unitroles.trace import Site
 
 
 def fingerprint(model: nn.Module) -> str:
-    """SHA-256 over the names and bytes of all parameters and buffers."""
+    """SHA-256 over the names and bytes of the model's state dict."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         if isinstance(tensor, torch.Tensor):
@@ -35,7 +36,9 @@ def record(
 ) -> dict[str, Any]:
     """Options, plan and its self-check, versions, machine and the model's fingerprint."""
     method, sample, compute = options
-    score = method.score if isinstance(method.score, str) else repr(method.score)
+    score = method.score
+    if not isinstance(score, str):
+        score = f"{score.__module__}.{getattr(score, '__qualname__', type(score).__qualname__)}"
     return {
         "options": {
             "layer": {"path": site.path, "axis": site.axis, "call": site.call},
@@ -44,7 +47,7 @@ def record(
             "compute": dataclasses.asdict(compute),
         },
         "plan": {"name": plan.name, "reason": plan.reason},
-        "self_check": dataclasses.asdict(check),
+        "self_check": {**dataclasses.asdict(check), "conclusive": check.conclusive},
         "versions": {name: version(name) for name in ("unitroles", "torch", "numpy", "xarray")},
         "machine": {
             "device": str(device_of(model)),

@@ -14,7 +14,7 @@ from torch import Tensor
 from unitroles.data import Samples
 from unitroles.errors import InputError
 from unitroles.plans import Plan
-from unitroles.probe import device_of, to_device
+from unitroles.probe import blamed, device_of, to_device
 from unitroles.progress import Track
 from unitroles.roles import positions
 
@@ -79,7 +79,7 @@ def curve_sums(
 
     Raises
     ------
-    InputError : a loss is not finite.
+    InputError : a loss is not finite, or the model cannot take some samples.
     """
     device = device_of(plan.model)
     loss = torch.zeros(retrieved.shape, dtype=torch.float64)
@@ -91,12 +91,13 @@ def curve_sums(
         places = torch.from_numpy(own)
         ranks = torch.from_numpy(rank)[padded].to(device)
         points = torch.from_numpy(retrieved)[padded].T.contiguous().to(device)
-        for part, logits in plan.logits(to_device(batch.inputs, device), ranks, points):
-            values, right = sample_losses(logits[:, : batch.count], batch.labels)
-            if not torch.isfinite(values).all():
-                raise _not_finite(values, plan.site.path, samples, batch.rows)
-            loss[:, part] = loss[:, part].index_add(0, places, values.T)
-            correct[:, part] = correct[:, part].index_add(0, places, right.T.to(torch.int64))
+        with blamed(batch.described(samples.name)):
+            for part, logits in plan.logits(to_device(batch.inputs, device), ranks, points):
+                values, right = sample_losses(logits[:, : batch.count], batch.labels)
+                if not torch.isfinite(values).all():
+                    raise _not_finite(values, plan.site.path, samples, batch.rows)
+                loss[:, part] = loss[:, part].index_add(0, places, values.T)
+                correct[:, part] = correct[:, part].index_add(0, places, right.T.to(torch.int64))
         count += np.bincount(own, minlength=len(labels))
         done(batch.count)
     return CurveSums(loss.numpy(), correct.numpy(), count)

@@ -126,12 +126,15 @@ def sensitivity(
     loss: Float[np.ndarray, "split label retrieved"],
     accuracy: Float[np.ndarray, "split label retrieved"],
     order: Int[np.ndarray, "split label position"],
+    tolerance: float = RESOLUTION,
 ) -> dict[str, Float[np.ndarray, " role"]]:
     """Mean role proportions under other rules for the turning point, from the same curves.
 
-    Returns one row per rule: the tolerances of `TOLERANCES` in nats, then the best accuracy.
+    Returns one row per rule: the tolerances of `TOLERANCES` and the one in use, in nats, then the
+    best accuracy.
     """
-    rules = {f"tolerance {tolerance:g}": turning_point(loss, tolerance) for tolerance in TOLERANCES}
+    used = sorted({*TOLERANCES, tolerance})
+    rules = {f"tolerance {nats:g}": turning_point(loss, nats) for nats in used}
     rules["accuracy"] = accuracy_turning_point(accuracy)
     return {
         rule: proportions(assign_roles(*active_set(order, point))).mean(axis=0)

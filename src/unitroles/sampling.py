@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
 
 from unitroles.data import Samples
-from unitroles.errors import InputError
+from unitroles.errors import DataWarning, InputError
 from unitroles.options import Sample
 
+_LISTED = 5
 
-def choose(train: Samples, test: Samples, sample: Sample, names: Sequence[str] | None):
+
+def choose(
+    train: Samples, test: Samples, sample: Sample, names: Sequence[str] | None
+) -> tuple[Samples, Samples, np.ndarray]:
     """The analysed samples of both splits, sorted by label, and the classes they cover.
 
     Returns
@@ -20,13 +25,21 @@ def choose(train: Samples, test: Samples, sample: Sample, names: Sequence[str] |
 
     Raises
     ------
-    InputError : an unknown class, a negative label, or a class missing in one split.
+    InputError : an unknown class, or a class missing in one split.
+
+    Warns
+    -----
+    DataWarning : classes were skipped.
     """
     wanted = _wanted(sample, names, np.union1d(train.labels, test.labels))
     labels = np.array([k for k in wanted if k in train.labels and k in test.labels], dtype=np.int64)
     absent = [k for k in wanted if k not in labels]
-    if absent and (sample.missing == "error" or not len(labels)):
-        raise _missing(absent, (train, test), names)
+    if absent:
+        said = _missing(absent, (train, test), names)
+        if sample.missing == "error" or not len(labels):
+            remedy = "add some, or skip such classes with missing='skip' (--missing skip)"
+            raise InputError(f"{said}; {remedy}")
+        warnings.warn(f"skipped: {said}", DataWarning, stacklevel=4)
     rng = np.random.default_rng(sample.seed)
     kept = [[], []]
     for label in labels:
@@ -40,15 +53,14 @@ def choose(train: Samples, test: Samples, sample: Sample, names: Sequence[str] |
     return chosen[0], chosen[1], labels
 
 
-def _missing(
-    absent: list[int], splits: tuple[Samples, ...], names: Sequence[str] | None
-) -> InputError:
+def _missing(absent: list[int], splits: tuple[Samples, ...], names: Sequence[str] | None) -> str:
     said = []
-    for label in absent:
+    for label in absent[:_LISTED]:
         without = " and no ".join(s.name for s in splits if label not in s.labels)
         said.append(f"class {_name(label, names)} has no {without} samples")
-    remedy = "add some, or skip such classes with missing='skip' (--missing skip)"
-    return InputError(f"{'; '.join(said)}; {remedy}")
+    if len(absent) > _LISTED:
+        said.append(f"and {len(absent) - _LISTED} more classes likewise")
+    return "; ".join(said)
 
 
 def _name(label: int, names: Sequence[str] | None) -> str:

@@ -7,6 +7,7 @@ after which a masked copy is a fraction of its size.
 
 from __future__ import annotations
 
+import operator
 from dataclasses import replace
 from typing import Any
 
@@ -69,10 +70,11 @@ def advance(head: Head) -> Head:
         users = [user for user in value.users if user.target is not _aten.sym_size.int]
         if len(users) != 1:
             break
-        found = _axis_after(users[0], value, axis, dependent)
+        normed = _after_norm(users[0], value) if axis == 1 else None
+        found = axis if normed else _axis_after(users[0], value, axis, dependent)
         if found is None:
             break
-        value, axis = users[0], found
+        value, axis = normed or users[0], found
     if value is cut:
         return head
     run = _rest(head.run, cut, value)
@@ -102,9 +104,6 @@ def _axis_after(node: fx.Node, value: fx.Node, axis: int, dependent: set[fx.Node
         return None
     if node.target in _POINTWISE:
         return axis if old == new else None
-    if node.target is _aten.batch_norm.default:
-        training = node.args[5]
-        return axis if axis == 1 and training is False else None
     if node.target in _POOLS:
         return axis if axis == 1 and len(old) == len(new) else None
     if node.target is _aten.mean.dim:
@@ -114,6 +113,15 @@ def _axis_after(node: fx.Node, value: fx.Node, axis: int, dependent: set[fx.Node
         # Nothing but the units is left, so their order cannot change.
         return 1 + new[1:].index(old[axis])
     return None
+
+
+def _after_norm(node: fx.Node, value: fx.Node) -> fx.Node | None:
+    """The result of a batch norm by running statistics, which gives a tuple."""
+    if node.target is not _aten._native_batch_norm_legit_no_training.default:
+        return None
+    results = list(node.users)
+    plain = len(results) == 1 and results[0].target is operator.getitem
+    return results[0] if plain and results[0].args[1] == 0 and node.args[0] is value else None
 
 
 def _axis_after_mean(node: fx.Node, axis: int, ndim: int) -> int | None:

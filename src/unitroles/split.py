@@ -10,7 +10,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from unitroles.errors import InputError
-from unitroles.probe import Site, forward, logits_of
+from unitroles.probe import forward, logits_of
+from unitroles.trace import Site
 
 
 class _Stop(BaseException):
@@ -20,8 +21,11 @@ class _Stop(BaseException):
 @contextmanager
 def hooked(
     model: nn.Module, site: Site, change: Callable[[Tensor], Tensor | None]
-) -> Iterator[None]:
-    """Apply `change` to the output of the site's call in every forward of the model."""
+) -> Iterator[Callable[[], int]]:
+    """Apply `change` to the output of the site's call in every forward of the model.
+
+    Yields a function that tells how often the module was called in the last forward.
+    """
     count = 0
 
     def restart(module: nn.Module, args: Any) -> None:
@@ -35,7 +39,7 @@ def hooked(
 
     handles = [model.register_forward_pre_hook(restart), site.module.register_forward_hook(hook)]
     try:
-        yield
+        yield lambda: count
     finally:
         for handle in handles:
             handle.remove()
@@ -72,8 +76,14 @@ def run_masked(
 
     The mask multiplies a copy of the layer's output, so later in-place ops cannot undo it.
     """
-    with hooked(model, site, lambda output: apply_mask(output, mask, site.axis)):
-        return logits_of(forward(model, inputs))
+    with hooked(model, site, lambda output: apply_mask(output, mask, site.axis)) as calls:
+        logits = logits_of(forward(model, inputs))
+    if calls() != site.calls:
+        raise InputError(
+            f"layer {site.path!r} is called {calls()} times for some samples and {site.calls} "
+            "times for others; give samples of one length, or wrap the model"
+        )
+    return logits
 
 
 def apply_mask(output: Tensor, mask: Bool[Tensor, "samples units"], axis: int) -> Tensor:

@@ -11,16 +11,9 @@ from unitroles.errors import InputError
 from unitroles.graph import CannotCut
 from unitroles.head import export
 from unitroles.options import Layer
-from unitroles.probe import (
-    Call,
-    Site,
-    batch_size,
-    device_of,
-    find_site,
-    to_device,
-    trace,
-    untouched,
-)
+from unitroles.probe import batch_size, copied, device_of, rows_of, to_device, untouched
+from unitroles.split import run_body
+from unitroles.trace import Call, Site, find_site, trace
 
 _ACTIVATIONS = (
     nn.ReLU,
@@ -71,7 +64,14 @@ def resolve(
         layer = Layer(paths[0])
     elif isinstance(layer, str):
         layer = Layer(layer)
-    return find_site(model, layer, calls, batch_size(inputs)), calls
+    site = find_site(model, layer, calls, batch_size(inputs))
+    fewer = batch_size(inputs) - 1
+    if fewer and run_body(model, site, copied(rows_of(inputs, slice(fewer)))).shape[0] != fewer:
+        raise InputError(
+            f"layer {site.path!r} has no unit axis: the first axis of its output {site.shape} does "
+            "not count the samples; name a layer whose output is (samples, units, ...)"
+        )
+    return site, calls
 
 
 def candidates(calls: list[Call], batch: int) -> list[Call]:

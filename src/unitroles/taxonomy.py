@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pandas as pd
@@ -44,6 +45,11 @@ class Taxonomy:
     def layer(self) -> str:
         """The module path whose output carries the units."""
         return str(self.data.attrs["layer"])
+
+    @property
+    def tolerance(self) -> float:
+        """Nats above the minimum of a curve that counted as the minimum."""
+        return float(self.data.attrs["tolerance"])
 
     @property
     def gap(self) -> float:
@@ -129,7 +135,8 @@ class Taxonomy:
     def sensitivity(self) -> pd.DataFrame:
         """Mean proportion of each role under other rules for the turning point, rule x role."""
         data = self.data
-        rows = roles.sensitivity(data.loss.values, data.accuracy.values, data.order.values)
+        curves = data.loss.values, data.accuracy.values, data.order.values
+        rows = roles.sensitivity(*curves, tolerance=self.tolerance)
         index = pd.Index(list(rows), name="rule")
         return _role_frame(np.array(list(rows.values())), index)
 
@@ -176,18 +183,23 @@ class Taxonomy:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write NetCDF, under a temporary name first so that no half file is ever left."""
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
-            self.data.to_netcdf(temporary, engine="h5netcdf")
-            os.replace(temporary, path)
-        except OSError as error:
+            target = Path(path).resolve()  # a link stays a link
+            if target.exists() and not target.is_file():
+                raise InputError(f"cannot write {path}: it is no file; choose another name")
+            temporary = target.with_name(f".{uuid4().hex}.part")
+            try:
+                self.data.to_netcdf(temporary, engine="h5netcdf")
+                os.replace(temporary, target)
+            finally:
+                temporary.unlink(missing_ok=True)
+        except InputError:
+            raise
+        except (OSError, ValueError) as error:
             raise InputError(
                 f"cannot write {path}: {error}; choose a folder that exists and is writable"
             ) from error
-        finally:
-            temporary.unlink(missing_ok=True)
-        return path
+        return Path(path)
 
 
 def load(path: str | os.PathLike[str]) -> Taxonomy:
@@ -272,7 +284,10 @@ def build(
     attrs: dict[str, Any],
     provenance: dict[str, Any],
 ) -> Taxonomy:
-    """Name every axis, read the roles off the active sets and freeze the result."""
+    """Name every axis, read the roles off the active sets and freeze the result.
+
+    `attrs` needs the layer, the plan and both accuracies; the tolerance, in nats, has a default.
+    """
     active = roles.active_set(order, turning_point)
     role = roles.assign_roles(active[0], active[1])
     by_label, curve = ("split", "label"), ("split", "label", "retrieved")
@@ -297,9 +312,19 @@ def build(
             "position": np.arange(score.shape[2]),
             "retrieved": np.arange(loss.shape[2]),
         },
-        attrs={**attrs, "format": FORMAT, "provenance": json.dumps(provenance)},
+        attrs={
+            "tolerance": roles.RESOLUTION,
+            **attrs,
+            "format": FORMAT,
+            "provenance": json.dumps(provenance),
+        },
     )
     return Taxonomy(data)
+
+
+def _plain(value: Any) -> Any:
+    """NumPy numbers as JSON takes them, anything else as text."""
+    return value.item() if isinstance(value, np.generic) else str(value)
 
 
 def _role_flags() -> dict[str, Any]:

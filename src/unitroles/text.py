@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from unitroles.roles import RESOLUTION, ROLE_NAMES
+from unitroles.roles import ROLE_NAMES
 from unitroles.taxonomy import SPLITS, Taxonomy
 
 FEW = 20
@@ -128,9 +128,10 @@ def _flagged(taxonomy: Taxonomy) -> str | None:
 
 
 def _unequal(taxonomy: Taxonomy) -> str | None:
-    train, test = np.median(taxonomy.data.samples.sel(split=list(SPLITS)).values, axis=1)
-    if train == test:
+    samples = taxonomy.data.samples.sel(split=list(SPLITS)).values
+    if (samples[0] == samples[1]).all():
         return None
+    train, test = np.median(samples, axis=1)
     return (
         f"unequal numbers of samples (median {train:g} per class for train, {test:g} for test): "
         "roles carry sampling noise that differs by split; --equalize draws the same number"
@@ -150,12 +151,13 @@ def _too_few(taxonomy: Taxonomy) -> str | None:
 def _hangs_on(taxonomy: Taxonomy) -> str | None:
     """Changes below half a point are left out: twice nothing is nothing."""
     table = taxonomy.sensitivity()["overfitted"].to_dict()
-    tight, loose = table[f"tolerance {RESOLUTION:g}"], table[f"tolerance {_LOOSE:g}"]
+    used = taxonomy.tolerance
+    tight, loose = table[f"tolerance {used:g}"], table[f"tolerance {_LOOSE:g}"]
     change = abs(tight - loose)
     if change <= 0.005 or (change <= 0.05 and max(tight, loose) <= 2 * min(tight, loose)):
         return None
     return (
-        f"the overfitted share hangs on the tolerance: {100 * tight:.1f} % at {RESOLUTION:g} nats, "
+        f"the overfitted share hangs on the tolerance: {100 * tight:.1f} % at {used:g} nats, "
         f"{100 * loose:.1f} % at {_LOOSE:g}; never compare models across tolerances"
     )
 

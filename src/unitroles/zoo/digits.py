@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from unitroles.zoo.files import require
 from unitroles.zoo.settings import DigitsSettings
 
 CLASS_NAMES = tuple(str(digit) for digit in range(10))
@@ -80,12 +81,9 @@ def load_digits(settings: DigitsSettings, label_noise: float = 0.0) -> DigitsDat
 
 
 def _split(settings: DigitsSettings) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
-    try:
-        from sklearn import datasets, model_selection
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "the digits data set needs scikit-learn: pip install 'unitroles[zoo]'"
-        ) from error
+    require("sklearn")
+    from sklearn import datasets, model_selection
+
     pixels, targets = datasets.load_digits(return_X_y=True)
     images = np.asarray(pixels).reshape(-1, 1, 8, 8) / 16.0
     labels = np.asarray(targets, dtype=np.int64)

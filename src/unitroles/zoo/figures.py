@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from unitroles import Taxonomy, plots
+from unitroles.zoo.files import write_whole
 
 # Chosen before any role was computed; every class is in the saved taxonomies.
 LABEL = "3"
@@ -44,9 +46,5 @@ def _figure(ax: Any) -> Figure:
 
 def _save(figure: Figure, path: Path, mark: str) -> Path:
     figure.text(0.005, -0.01, mark, fontsize=7, color="0.35", ha="left", va="top")
-    temporary = path.with_name(f".{path.name}.part")
-    figure.savefig(
-        temporary, format="png", dpi=150, bbox_inches="tight", metadata={"Comment": mark}
-    )
-    temporary.replace(path)
-    return path
+    options: dict[str, Any] = {"format": "png", "dpi": 150, "bbox_inches": "tight"}
+    return write_whole(partial(figure.savefig, metadata={"Comment": mark}, **options), path)

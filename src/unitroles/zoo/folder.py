@@ -1,12 +1,12 @@
-"""The folder of one run: what it may hold, and files written whole or not at all."""
+"""The folder of one run: what it may hold, its tables and its run.json."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from unitroles import InputError
+from unitroles.zoo.files import make_folder, write_whole
 from unitroles.zoo.settings import Settings
 from unitroles.zoo.tables import Member
 
@@ -39,25 +40,17 @@ class Job:
 
 def claim(job: Job) -> None:
     """Make the folder and refuse one that holds results of other settings."""
-    try:
-        job.out.mkdir(parents=True, exist_ok=True)
-        probe = job.out / f".{os.getpid()}.part"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise InputError(
-            f"cannot write to {job.out}: {error.strerror}; choose another folder with --out"
-        ) from error
+    make_folder(job.out)
     key, file = _key(job), job.out / "run.json"
     if file.exists():
         try:
             found = json.loads(file.read_text()).get("key")
-        except (ValueError, AttributeError):
+        except (OSError, ValueError, AttributeError):
             found = None
         if found != key:
             raise InputError(
                 f"{job.out} holds a run with other settings (see {file}); choose another folder "
-                "with --out"
+                "with --out, or delete this one if it is no longer needed"
             )
     else:
         _write_json({"key": key, **_choices(job), "finished": False}, file)
@@ -77,14 +70,17 @@ def _choices(job: Job) -> dict[str, Any]:
 
 
 def _key(job: Job) -> str:
-    """Hash of all that decides the numbers but the seeds: more seeds may join a folder."""
+    """Hash of all that decides the numbers but the seeds, which may differ from call to call.
+
+    The networks of every seed stay in the folder; tables, figures and run.json are written anew
+    and show only the seeds of the last call. Where the version of the library changed, weights
+    are kept and taxonomies computed again.
+    """
     return hashlib.sha256(json.dumps(_choices(job), sort_keys=True).encode()).hexdigest()
 
 
 def write_csv(frame: pd.DataFrame, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    frame.to_csv(temporary, index=False)
-    temporary.replace(path)
+    write_whole(partial(frame.to_csv, index=False), path)
 
 
 def write_run(job: Job, members: list[Member], seconds: dict[str, Any]) -> None:
@@ -117,6 +113,5 @@ def write_run(job: Job, members: list[Member], seconds: dict[str, Any]) -> None:
 
 
 def _write_json(content: dict[str, Any], path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    temporary.replace(path)
+    text = json.dumps(content, indent=2) + "\n"
+    write_whole(lambda temporary: temporary.write_text(text), path)

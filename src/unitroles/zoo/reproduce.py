@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +16,15 @@ import torch
 import unitroles as ur
 from unitroles.zoo import tables
 from unitroles.zoo.digits import DigitsData, load_digits
+from unitroles.zoo.files import require
 from unitroles.zoo.folder import Job, claim, write_csv, write_run
 from unitroles.zoo.settings import Recipe, ladder
 from unitroles.zoo.show import report
-from unitroles.zoo.tables import Member
+from unitroles.zoo.tables import CORRECT, GIVEN, Member
 from unitroles.zoo.training import Trained, settings_hash, train
 from unitroles.zoo.vgg import last_conv_layer
 
-LADDERS = {"capacity": "digits", "noise": "noise"}
 ORDERS = ("per_split", "train")
-GIVEN, CORRECT = "given labels", "correct labels"
 Epochs = Callable[[int, int], None]
 
 
@@ -46,7 +44,7 @@ def reproduce(
     ----------
     name : "digits".
     out : folder for all files; made if it does not exist.
-    seeds : None takes those of the settings.
+    seeds : different whole numbers from 0 on; None takes those of the settings.
     quick : a smoke run of a few seconds; every file says "quick".
     ladder : "capacity" (models A to E, clean labels) or "noise" (rising label noise).
     say : takes every line that is to be shown.
@@ -57,14 +55,13 @@ def reproduce(
 
     Raises
     ------
-    unitroles.InputError : unknown names, an unusable folder, or one that holds another run.
+    unitroles.InputError : unknown names, unusable seeds, a package that is not installed, a full
+        disk, or a folder that cannot be written or holds another run.
     """
     if name != "digits":
         raise ur.InputError(f"unknown reproduction {name!r}; known: digits")
-    if ladder not in LADDERS:
-        raise ur.InputError(f"unknown ladder {ladder!r}; known: {', '.join(LADDERS)}")
     job = _job(Path(out), seeds, quick, ladder)
-    _require_extra()
+    require("sklearn", "accelerate")
     claim(job)
     start = time.perf_counter()
     members, spent = [], {}
@@ -89,14 +86,6 @@ def reproduce(
     return written
 
 
-def _require_extra() -> None:
-    for package in ("sklearn", "accelerate"):
-        if find_spec(package) is None:
-            raise ur.InputError(
-                f"the reproduction needs {package}: install it with pip install 'unitroles[zoo]'"
-            )
-
-
 def _is_main_process() -> bool:
     from accelerate import PartialState
 
@@ -104,12 +93,20 @@ def _is_main_process() -> bool:
 
 
 def _job(out: Path, seeds: tuple[int, ...] | None, quick: bool, name: str) -> Job:
-    settings = ladder(LADDERS[name])
+    settings = ladder(name)
     if quick:
         settings = settings.quick()
-    if seeds:
-        settings = replace(settings, seeds=tuple(dict.fromkeys(seeds)))
+    if seeds is not None:
+        settings = replace(settings, seeds=_checked(seeds))
     return Job(settings, out, "quick" if quick else "full", name)
+
+
+def _checked(seeds: tuple[Any, ...]) -> tuple[int, ...]:
+    whole = all(type(seed) is int and seed >= 0 for seed in seeds)
+    if not whole or not seeds or len(set(seeds)) < len(seeds):
+        given = ", ".join(map(str, seeds)) or "none"
+        raise ur.InputError(f"seeds must be different whole numbers from 0 on, got {given}")
+    return tuple(seeds)
 
 
 @contextmanager
@@ -154,7 +151,7 @@ def _member(
         trained = train(recipe, data, job.settings.model, seed, folder, job.name(model), bar)
     if not _is_main_process():
         return None
-    key = settings_hash(recipe, data, job.settings.model, seed)
+    key = f"{settings_hash(recipe, data, job.settings.model, seed)} unitroles {ur.__version__}"
     found: dict[tuple[str, str], ur.Taxonomy] = {}
     parts = _parts(data)
     with bars(f"seed {seed}: units of {model}") as bar:
@@ -166,6 +163,8 @@ def _member(
             found[order, samples] = _taxonomy(
                 file, f"{key} {order} {samples} {job.kind}", trained, data, parts[samples], order
             )
+    if job.ladder == "noise" and not recipe.label_noise:  # all labels are correct
+        found |= {(order, CORRECT): found[order, GIVEN] for order in ORDERS}
     return Member(seed, model, recipe, trained, found)
 
 
@@ -190,10 +189,9 @@ def _taxonomy(
     file: Path, key: str, trained: Trained, data: DigitsData, rows: np.ndarray, order: str
 ) -> ur.Taxonomy:
     """The stored taxonomy where it is of these weights and options, else a new one."""
-    if file.exists():
-        stored = ur.load(file)
-        if stored.data.attrs.get("zoo_key") == key:
-            return stored
+    stored = _stored(file)
+    if stored is not None and stored.data.attrs.get("zoo_key") == key:
+        return stored
     taxonomy = ur.analyze(
         trained.model,
         (data.train_images[rows], data.train_labels[rows]),
@@ -208,15 +206,23 @@ def _taxonomy(
     return marked
 
 
+def _stored(file: Path) -> ur.Taxonomy | None:
+    try:
+        return ur.load(file)
+    except ur.InputError:  # absent or damaged: computed again
+        return None
+
+
 def _tables(members: list[Member], job: Job) -> dict[str, pd.DataFrame]:
     sensitive = tables.sensitivity(members, job.settings)
+    by_class = tables.role_table(members, job.settings, "std_over_labels")
     return {
         "table1": tables.table1(members, job.settings),
-        "table2": tables.role_table(members, job.settings, "std_over_labels"),
+        "table2": by_class,
         "table3": tables.role_table(members, job.settings, "std_over_units"),
         "sensitivity": sensitive,
         "regret": tables.regret(members, job.settings),
-        "relations": tables.relations(sensitive),
+        "relations": tables.relations(sensitive, by_class),
     }
 
 

@@ -9,6 +9,8 @@ from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from unitroles import InputError
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -16,7 +18,7 @@ else:
 
 T = TypeVar("T")
 
-LADDERS = {"digits": "digits.toml", "noise": "digits_noise.toml"}
+LADDERS = {"capacity": "digits.toml", "noise": "digits_noise.toml"}
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ def ladder(name: str) -> Settings:
     Parameters
     ----------
     name : str
-        ``"digits"`` (models A to E) or ``"noise"`` (rising label noise).
+        ``"capacity"`` (models A to E) or ``"noise"`` (rising label noise).
 
     Returns
     -------
@@ -143,11 +145,11 @@ def ladder(name: str) -> Settings:
 
     Raises
     ------
-    ValueError
+    unitroles.InputError
         If there is no such ladder.
     """
     if name not in LADDERS:
-        raise ValueError(f"no ladder {name!r}; there are: {', '.join(LADDERS)}")
+        raise InputError(f"unknown ladder {name!r}; known: {', '.join(LADDERS)}")
     return read_settings(Path(__file__).with_name(LADDERS[name]))
 
 

@@ -8,9 +8,20 @@ import pandas as pd
 
 from unitroles.zoo import paper
 from unitroles.zoo.settings import Settings
-from unitroles.zoo.tables import CLEAR, DEFAULT_RULE, mean_over_seeds, patterns
+from unitroles.zoo.tables import (
+    ALL,
+    CLEAR,
+    CORRECT,
+    DEFAULT_RULE,
+    UNFLAGGED,
+    mean_over_seeds,
+    patterns,
+    seed_mean,
+    span,
+)
 
 Say = Callable[[str], None]
+_BY_CLASS = "Table 2: role proportions, %, mean ± std over classes"
 _SHOWN_RULES = ("tolerance 0", DEFAULT_RULE, "tolerance 0.001", "tolerance 0.01", "accuracy")
 
 
@@ -27,11 +38,12 @@ def report(
         "population std (ddof 0); in brackets the paper's VGG16 on ImageNet."
     )
     _table1(tables["table1"], say)
-    _roles(tables["table2"], "Table 2: role proportions, %, mean ± std over classes", say)
+    _correct_labels(tables["table2"], say)
+    _roles(tables["table2"], _BY_CLASS, say)
     _roles(tables["table3"], "Table 3: role shares, %, mean ± std over units", say)
     _sensitivity(tables["sensitivity"], say)
     _regret(tables["regret"], say)
-    _relations(tables["relations"], say)
+    _relations(tables["relations"], tables["table2"], say)
 
 
 def _table1(table: pd.DataFrame, say: Say) -> None:
@@ -48,6 +60,23 @@ def _table1(table: pd.DataFrame, say: Say) -> None:
     }
     say(f"\nTable 1: accuracies and generalization gap; {_data(table)}")
     say(_frame(rows))
+
+
+def _correct_labels(table: pd.DataFrame, say: Say) -> None:
+    rows = table[table["samples"] == CORRECT]
+    if rows.empty:
+        return
+    absent = [name for name in table["model"].unique() if name not in set(rows["model"])]
+    say(
+        "\nThe tables of the correct labels are over the correctly labelled training samples "
+        "alone; the gap they are held against is still that of all training samples by their "
+        "given labels. At label noise 0 all labels are correct: its rows are the same in both."
+    )
+    if absent:
+        say(
+            f"No row for label noise {', '.join(absent)}: there not every class has a correctly "
+            "labelled training sample (at 1.0 none has)."
+        )
 
 
 def _roles(table: pd.DataFrame, title: str, say: Say) -> None:
@@ -71,18 +100,23 @@ def _roles(table: pd.DataFrame, title: str, say: Say) -> None:
         first = table[(table["order"] == order) & (table["samples"] == samples)]
         say(f"\n{title}; order {order}, {samples}; {_data(first)}")
         say(_frame(rows))
-        _without_flagged(first, say)
+        if title == _BY_CLASS:
+            _without_flagged(first, say)
 
 
 def _without_flagged(table: pd.DataFrame, say: Say) -> None:
     flagged = table.groupby("model", sort=False)["flagged_classes"].mean()
     columns = [f"{role}_unflagged" for role in paper.ROLES]
-    means = 100 * table.groupby("model", sort=False)[columns].mean()
+    means = 100 * seed_mean(table.groupby("model", sort=False)[columns])
+    parts = []
     for model in flagged.index[flagged > 0]:
-        left = ", ".join(f"{value:.1f}" for value in means.loc[model])
+        values = means.loc[model]
+        left = "undefined" if values.isna().any() else ", ".join(f"{x:.1f}" for x in values)
+        parts.append(f"{model} {left}")
+    if parts:
         say(
-            f"flagged: in {flagged[model]:.3g} classes of {model} waking units never lowers the "
-            f"loss below the dead layer's; without them {left}"
+            "flagged: classes in which waking units never lowers the loss below the dead layer's; "
+            f"without them: {'; '.join(parts)}"
         )
 
 
@@ -109,22 +143,25 @@ def _regret(table: pd.DataFrame, say: Say) -> None:
         say(means.round(3).to_string())
 
 
-def _relations(table: pd.DataFrame, say: Say) -> None:
-    chosen = table[(table["rule"] == DEFAULT_RULE)]
+def _relations(table: pd.DataFrame, roles: pd.DataFrame, say: Say) -> None:
     keys = ["order", "samples", "role"]
-    means = chosen.groupby(keys, sort=False)[["pearson", "spearman", "paper_pearson"]].mean()
+    chosen = table[table["rule"] == DEFAULT_RULE].groupby(["classes", *keys], sort=False)
+    means = seed_mean(chosen[["pearson", "spearman", "paper_pearson"]])
+    unflagged = means["spearman"].xs(UNFLAGGED, level="classes").rename("spearman_unflagged")
     say(
-        "\nCorrelation of each role with the gap over the models, mean over seeds, paper beside; "
+        "\nCorrelation of each role with the gap over the models, mean over seeds (NaN where a "
+        "seed has none), paper beside; unflagged = without the flagged classes; "
         f"{_data(table)}"
     )
-    say(means.round(3).to_string())
-    own = table[table["order"] == "per_split"]
+    say(means.xs(ALL, level="classes").join(unflagged).round(3).to_string())
+    own = table[(table["order"] == "per_split") & (table["classes"] == ALL)]
     for samples, group in own.groupby("samples", sort=False):
-        by_rule = group.groupby(["rule", "role"], sort=False)["spearman"].mean().unstack("role")
+        by_rule = seed_mean(group.groupby(["rule", "role"], sort=False)["spearman"])
+        by_rule = by_rule.unstack("role")
         say(f"\nSpearman with the gap by rule for the turning point, mean over seeds; {samples}")
         say(by_rule.round(2).to_string())
     say(f"\nThe paper's patterns (clear = Spearman of at least {CLEAR:.1f} in every seed):")
-    for line in patterns(table):
+    for line in patterns(table, roles):
         say(f"  {line}")
 
 
@@ -138,15 +175,9 @@ def _bracket(value: float, digits: int) -> str:
 
 
 def _data(table: pd.DataFrame) -> str:
-    counts = _span(table["train_samples_per_class"]), _span(table["test_samples_per_class"])
+    counts = span(table["train_samples_per_class"]), span(table["test_samples_per_class"])
     noise = table["pixel_noise"].iloc[0]
     return f"pixel noise {noise:g}; samples per class {counts[0]} training, {counts[1]} test"
-
-
-def _span(ranges: pd.Series) -> str:
-    numbers = [int(part) for text in ranges for part in str(text).split("-")]
-    low, high = min(numbers), max(numbers)
-    return str(low) if low == high else f"{low}-{high}"
 
 
 def _frame(rows: dict) -> str:

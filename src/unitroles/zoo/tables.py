@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,9 @@ from unitroles.zoo.settings import Recipe, Settings
 from unitroles.zoo.training import Trained
 
 DEFAULT_RULE = "tolerance 1e-06"
+# Which training samples were analysed, and which classes the means are over.
+GIVEN, CORRECT = "given labels", "correct labels"
+ALL, UNFLAGGED = "all", "unflagged"
 ABOUT = ("pixel_noise", "train_samples_per_class", "test_samples_per_class")
 LEVERS = ("dropout", "weight_decay", "augment_noise", "augment_shift", "epochs", "learning_rate")
 # Five points can be in any order by chance; only a nearly perfect one is called the pattern:
@@ -63,7 +67,8 @@ def table1(members: list[Member], settings: Settings) -> pd.DataFrame:
 def role_table(members: list[Member], settings: Settings, std: str) -> pd.DataFrame:
     """Mean and population std of every role, over classes (table 2) or over units (table 3).
 
-    The columns "*_unflagged" leave out the classes in which waking units never lowers the loss.
+    The columns "*_unflagged" leave out the classes in which waking units never lowers the loss;
+    NaN where none is left. The gap is always that of all training samples by their given labels.
 
     Parameters
     ----------
@@ -79,10 +84,12 @@ def role_table(members: list[Member], settings: Settings, std: str) -> pd.DataFr
                 "seed": member.seed,
                 "model": member.model,
                 "gap": member.trained.gap,
+                "gap_by": GIVEN,
                 **_about(taxonomy, settings),
                 **summary["mean"].to_dict(),
                 **{f"{role}_std": value for role, value in summary[std].items()},
                 "flagged_classes": len(taxonomy.flagged()),
+                "class_count": len(taxonomy.labels),
                 **{f"{role}_unflagged": value for role, value in unflagged.items()},
             }
         )
@@ -96,7 +103,7 @@ def sensitivity(members: list[Member], settings: Settings) -> pd.DataFrame:
         table.sensitivity()
         .reset_index()
         .assign(order=order, samples=samples, seed=member.seed, model=member.model)
-        .assign(gap=member.trained.gap, **_about(table, settings))
+        .assign(gap=member.trained.gap, gap_by=GIVEN, **_about(table, settings))
         for member, order, samples, table in _each(members)
     ]
     return _lead(pd.concat(rows, ignore_index=True), "order", "samples", "seed", "model", "rule")
@@ -114,62 +121,127 @@ def regret(members: list[Member], settings: Settings) -> pd.DataFrame:
     return _lead(pd.concat(rows, ignore_index=True), "order", "samples", "seed", "model", "label")
 
 
-def relations(sensitive: pd.DataFrame) -> pd.DataFrame:
+def relations(sensitive: pd.DataFrame, roles: pd.DataFrame) -> pd.DataFrame:
     """Correlation of every role with the gap over the models, for every rule, beside the paper's.
+
+    For the default rule also without the flagged classes (column `classes`: "all" or
+    "unflagged"); NaN where a model has no class left.
 
     Parameters
     ----------
     sensitive : what `sensitivity` returns.
+    roles : what `role_table` returns.
     """
+    left = roles.assign(
+        rule=DEFAULT_RULE,
+        classes=UNFLAGGED,
+        **{role: roles[f"{role}_unflagged"] for role in paper.ROLES},
+    )
+    family = ["order", "samples", "seed", "rule", "classes"]
+    columns = [*family, "model", *paper.ROLES, "gap", "gap_by", *ABOUT]
+    both = pd.concat([sensitive.assign(classes=ALL)[columns], left[columns]], ignore_index=True)
     found = []
-    for keys, group in sensitive.groupby(["order", "samples", "seed", "rule"], sort=False):
+    for keys, group in both.groupby(family, sort=False):
         by_model = group.set_index("model")
         table = paper.relation(
             paper.with_active(by_model[list(paper.ROLES)]), by_model["gap"]
         ).reset_index()
-        names = ("order", "samples", "seed", "rule")
-        about = group[list(ABOUT)].iloc[0].to_dict()
-        found.append(table.assign(**dict(zip(names, keys, strict=True)), **about))
-    table = _lead(pd.concat(found, ignore_index=True), "order", "samples", "seed", "rule", "role")
-    ours = paper.RELATION.add_prefix("paper_")
-    return table.join(ours, on="role")
+        about = group[["gap_by", *ABOUT]].iloc[0].to_dict()
+        about |= {name: span(group[name]) for name in ABOUT[1:]}
+        found.append(table.assign(**dict(zip(family, keys, strict=True)), **about))
+    table = _lead(pd.concat(found, ignore_index=True), *family, "role")
+    return table.join(paper.RELATION.add_prefix("paper_"), on="role")
 
 
-def patterns(relations: pd.DataFrame) -> list[str]:
+def patterns(relations: pd.DataFrame, roles: pd.DataFrame) -> list[str]:
     """One sentence for each pattern of the paper: whether every seed shows it.
 
     A role follows the gap here when its Spearman correlation has the paper's sign and is at
-    least `CLEAR` in size; the paper reads no such relation for core units.
+    least `CLEAR` in size. Of core units the paper reads no such relation, which five models in
+    any order would hardly ever contradict: their range is said, without a verdict. Every sentence
+    counts the flagged classes and says the same without them.
+
+    Parameters
+    ----------
+    relations : what `relations` returns.
+    roles : what `role_table` returns.
     """
-    rule = relations["rule"] == DEFAULT_RULE
     said = []
-    for (order, samples), group in relations[rule].groupby(["order", "samples"], sort=False):
+    chosen = relations[relations["rule"] == DEFAULT_RULE]
+    for (order, samples), group in chosen.groupby(["order", "samples"], sort=False):
+        own = roles[(roles["order"] == order) & (roles["samples"] == samples)]
         for role, rows in group.groupby("role", sort=False):
-            said.append(f"{order}, {samples}: {_pattern(str(role), rows)}")
+            text = _core(rows, own) if role == "core" else _pattern(str(role), rows, own)
+            said.append(f"{order}, {samples}: {text}")
     return said
 
 
-def _pattern(role: str, rows: pd.DataFrame) -> str:
-    name = "n0_train / N" if role == "active_on_train" else f"{role} units"
-    values = " ".join(
-        "undefined" if pd.isna(value) else f"{value:+.2f}" for value in rows["spearman"]
+def _core(rows: pd.DataFrame, roles: pd.DataFrame) -> str:
+    theirs = _percent_range(paper.MEAN["core"])
+    ours, left = (
+        _percent_range(seed_mean(roles.groupby("model", sort=False)[column]))
+        for column in ("core", "core_unflagged")
     )
+    without = f", without them {left}" if roles["flagged_classes"].any() else ""
+    spearman = _by_seed(rows[rows["classes"] == ALL])
+    return (
+        f"core units (paper {theirs}): ours {ours} (Spearman by seed {spearman}); "
+        f"{_flagged(roles)}{without}"
+    )
+
+
+def _pattern(role: str, rows: pd.DataFrame, roles: pd.DataFrame) -> str:
+    name = "n0_train / N" if role == "active_on_train" else f"{role} units"
     theirs = rows["paper_pearson"].iloc[0]
-    if role == "core":
-        holds = bool((rows["spearman"].abs() < CLEAR).all())
-        text = "no clear relation with the gap"
-    else:
-        holds = bool((rows["spearman"] * np.sign(theirs) >= CLEAR).all())
-        text = f"{'rise' if theirs > 0 else 'fall'} with the gap"
-    verdict = "appears" if holds else "does NOT appear"
-    return f"{name} {text} (paper {theirs:+.2f}): {verdict} (Spearman by seed {values})"
+    move = "rise" if theirs > 0 else "fall"
+    whole, left = (rows[rows["classes"] == classes] for classes in (ALL, UNFLAGGED))
+    without = ""
+    if roles["core_unflagged"].isna().any():
+        without = ", without them undefined: a model has no class left"
+    elif roles["flagged_classes"].any():
+        without = f", without them: {_verdict(left)} ({_by_seed(left)})"
+    return (
+        f"{name} {move} with the gap (paper {theirs:+.2f}): {_verdict(whole)} "
+        f"(Spearman by seed {_by_seed(whole)}); {_flagged(roles)}{without}"
+    )
+
+
+def _verdict(rows: pd.DataFrame) -> str:
+    holds = (rows["spearman"] * np.sign(rows["paper_pearson"]) >= CLEAR).all()
+    return "appears" if holds else "does NOT appear"
+
+
+def _by_seed(rows: pd.DataFrame) -> str:
+    return " ".join("undefined" if pd.isna(x) else f"{x:+.2f}" for x in rows["spearman"])
+
+
+def _flagged(roles: pd.DataFrame) -> str:
+    return f"{roles['flagged_classes'].sum()} of {roles['class_count'].sum()} classes flagged"
+
+
+def _percent_range(values: pd.Series) -> str:
+    if values.isna().any():
+        return "undefined"
+    return f"{100 * values.min():.0f}-{100 * values.max():.0f} %"
+
+
+def seed_mean(grouped: Any) -> Any:
+    """Mean of every group; NaN where one of its values is, so that no seed is lost silently."""
+    return grouped.agg(lambda values: values.mean(skipna=False))
 
 
 def mean_over_seeds(table: pd.DataFrame, values: list[str]) -> pd.DataFrame:
     """Mean and population std over the seeds of some columns, by order, samples and model."""
     keys = [name for name in ("order", "samples", "model", "role") if name in table]
     grouped = table.groupby(keys, sort=False)[values]
-    return grouped.mean().join(grouped.std(ddof=0).add_suffix("_seed_std"))
+    return seed_mean(grouped).join(grouped.std(ddof=0).add_suffix("_seed_std"))
+
+
+def span(ranges: pd.Series) -> str:
+    """The range that holds all ranges, such as "9-20"."""
+    numbers = [int(part) for text in ranges for part in str(text).split("-")]
+    low, high = min(numbers), max(numbers)
+    return str(low) if low == high else f"{low}-{high}"
 
 
 def _each(members: list[Member]):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,12 +15,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from unitroles.zoo.augment import augment
 from unitroles.zoo.digits import DigitsData
+from unitroles.zoo.files import make_folder, require, write_whole
 from unitroles.zoo.settings import ModelSettings, Recipe
 from unitroles.zoo.vgg import vgg_digits
 
@@ -107,8 +107,8 @@ def train(
 
     Raises
     ------
-    ModuleNotFoundError
-        If accelerate is not installed.
+    unitroles.InputError
+        If accelerate is not installed or the folder cannot be written.
     ValueError
         If the label noise of data and recipe differ.
     """
@@ -124,7 +124,7 @@ def train(
         trained = _finished(weights, fingerprint, recipe, model_settings)
         accelerator.wait_for_everyone()
         if trained is None:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             job = _Job(recipe, data, model_settings, seed, weights, fingerprint)
             trained = _run(job, accelerator, on_epoch, checkpoint_seconds)
         elif on_epoch is not None and accelerator.is_main_process:
@@ -160,12 +160,9 @@ class _Job:
 @contextmanager
 def _undisturbed() -> Iterator[Any]:
     """Yield an Accelerator on one CPU thread; leave RNG state and thread count as they were."""
-    try:
-        from accelerate import Accelerator
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "training the zoo needs accelerate: pip install 'unitroles[zoo]'"
-        ) from error
+    require("accelerate")
+    from accelerate import Accelerator
+
     threads = torch.get_num_threads()
     try:
         accelerator = Accelerator(mixed_precision="no")
@@ -285,22 +282,14 @@ def _resume(job: _Job, state: dict[str, Any], device: torch.device) -> tuple[int
 def _save_checkpoint(job: _Job, state: dict[str, Any], epoch: int, seconds: float) -> None:
     stored = {part: holder.state_dict() for part, holder in state.items()}
     stored |= {"settings_hash": job.fingerprint, "epoch": epoch, "seconds": seconds}
-    _atomic(partial(torch.save, stored), job.checkpoint)
+    write_whole(partial(torch.save, stored), job.checkpoint)
 
 
 def _save_weights(job: _Job, trained: Trained) -> None:
     metadata = {name: json.dumps(getattr(trained, name)) for name in _FACTS}
     metadata |= {"settings_hash": job.fingerprint, "torch": str(torch.__version__)}
-    _atomic(partial(save_file, trained.model.state_dict(), metadata=metadata), job.weights)
-
-
-def _atomic(write: Callable[[Path], Any], path: Path) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write = partial(save_file, trained.model.state_dict(), metadata=metadata)
+    write_whole(write, job.weights)
 
 
 def _finished(
@@ -308,8 +297,11 @@ def _finished(
 ) -> Trained | None:
     if not weights.exists():
         return None
-    with safe_open(weights, framework="pt") as file:
-        metadata = file.metadata() or {}
+    try:
+        with safe_open(weights, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except SafetensorError:  # damaged: trained again
+        return None
     if metadata.get("settings_hash") != fingerprint:
         return None
     model = vgg_digits(model_settings.channels, model_settings.hidden, recipe.dropout)

@@ -1,0 +1,185 @@
+"""Follow one forward of a model: which modules are called, and on which axis their units are."""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from unitroles.errors import InputError, PlanWarning, unknown
+from unitroles.options import Layer
+from unitroles.probe import FORWARD_ERRORS, copied, describe, first_line, forward, logits_of
+
+_CHANNELS_FIRST = (
+    *(getattr(nn, name) for name in nn.modules.pooling.__all__),
+    nn.modules.conv._ConvNd,
+    nn.modules.batchnorm._NormBase,
+    nn.GroupNorm,
+)
+_CHANNELS_LAST = (nn.Linear, nn.LayerNorm, nn.Embedding)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of one module in one forward.
+
+    Parameters
+    ----------
+    path : module path; "" is the model itself.
+    index : 0-based number of this call of this module.
+    module : the module that was called.
+    shape : shape of its output; None where that is not one floating-point tensor.
+    axis : the axis that counts the units; None where there is none.
+    guessed : whether the axis was taken from the number of axes alone.
+    output : identity of the output tensor.
+    inputs : identities of the tensors it was called with.
+    """
+
+    path: str
+    index: int
+    module: nn.Module
+    shape: tuple[int, ...] | None
+    axis: int | None
+    guessed: bool = False
+    output: int = 0
+    inputs: tuple[int, ...] = ()
+
+    @property
+    def units(self) -> int:
+        """How many units the output carries; 0 = none."""
+        return 0 if self.shape is None or self.axis is None else self.shape[self.axis]
+
+
+@dataclass(frozen=True)
+class Site:
+    """A layer found in a model: which call of which module, and where its units are."""
+
+    path: str
+    module: nn.Module
+    call: int
+    axis: int
+    shape: tuple[int, ...]
+    calls: int = 1
+
+    @property
+    def units(self) -> int:
+        """N, the number of units."""
+        return self.shape[self.axis]
+
+
+def trace(model: nn.Module, inputs: Any) -> list[Call]:
+    """Every module call of one forward, in the order in which the calls end.
+
+    Run it inside `untouched`.
+
+    Raises
+    ------
+    InputError : the model cannot take the inputs.
+    """
+    calls: list[Call] = []
+    keep: list[Any] = []  # an identity means something only while its tensor lives
+    axes: dict[int, int] = {}
+
+    def note(path: str):
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            index = sum(call.module is module for call in calls)
+            shape, axis, guessed = None, None, False
+            if isinstance(output, Tensor) and output.is_floating_point() and not output.is_nested:
+                shape = tuple(output.shape)
+                axis, guessed = _unit_axis(module, args, output, axes, calls)
+                if axis is not None and not guessed:
+                    axes[id(output)] = axis
+            tensors = [value for value in args if isinstance(value, Tensor)]
+            keep.extend([output, *tensors])
+            took = tuple(map(id, tensors))
+            calls.append(Call(path, index, module, shape, axis, guessed, id(output), took))
+
+        return hook
+
+    with ExitStack() as stack:
+        for path, module in model.named_modules():
+            handle = module.register_forward_hook(note(path))
+            stack.callback(handle.remove)
+        try:
+            output = forward(model, copied(inputs))
+        except FORWARD_ERRORS as error:
+            raise InputError(
+                f"the model cannot take a batch of {describe(inputs)}: {first_line(error)}; give "
+                "samples of the shape and type the model was trained with"
+            ) from error
+    logits_of(output)
+    return calls
+
+
+def _unit_axis(
+    module: nn.Module, args: tuple[Any, ...], output: Tensor, axes: dict[int, int], past: list[Call]
+) -> tuple[int | None, bool]:
+    """The unit axis from the kind of module, its input or its inside; True where it is a guess."""
+    if output.ndim < 2:
+        return None, False
+    if isinstance(module, _CHANNELS_FIRST):
+        return 1, False
+    if isinstance(module, _CHANNELS_LAST) or output.ndim == 2:
+        return output.ndim - 1, False
+    if id(output) in axes:
+        return axes[id(output)], False
+    for value in args:
+        axis = axes.get(id(value))
+        if (
+            axis is not None
+            and value.ndim == output.ndim
+            and value.shape[axis] == output.shape[axis]
+        ):
+            return axis, False
+    for call in reversed(past):
+        if call.shape == tuple(output.shape) and call.axis is not None:
+            return call.axis, call.guessed
+    return 2 if output.ndim == 3 else 1, True
+
+
+def find_site(model: nn.Module, layer: Layer, calls: list[Call], batch: int) -> Site:
+    """The call of a module that a `Layer` names, in a trace of `batch` samples.
+
+    Raises
+    ------
+    InputError : no such module, never called, no such call, or its output carries no units.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    if layer.path not in modules or not layer.path:
+        raise unknown("layer", layer.path, [path for path in modules if path])
+    mine = [call for call in calls if call.module is modules[layer.path]]
+    if not mine:
+        raise InputError(
+            f"layer {layer.path!r} is not called in the model's forward; name a layer listed by "
+            "unitroles.layers"
+        )
+    if not -len(mine) <= layer.call < len(mine):
+        raise InputError(
+            f"layer {layer.path!r} is called {len(mine)} time(s) in one forward, there is no call "
+            f"{layer.call}"
+        )
+    call = mine[layer.call]
+    if call.shape is None or len(call.shape) < 2 or call.shape[0] != batch:
+        shape = "no single floating-point tensor" if call.shape is None else f"shape {call.shape}"
+        raise InputError(
+            f"layer {layer.path!r} has no unit axis: its output is {shape} for a batch of {batch}; "
+            "name a layer whose output is (samples, units, ...)"
+        )
+    axis = call.axis if layer.axis is None else layer.axis
+    if axis is None or not -len(call.shape) < axis < len(call.shape) or axis % len(call.shape) == 0:
+        raise InputError(
+            f"axis {layer.axis} of layer {layer.path!r} cannot count units: its output has shape "
+            f"{call.shape} and axis 0 counts the samples"
+        )
+    axis %= len(call.shape)
+    if call.guessed and layer.axis is None:
+        warnings.warn(
+            f"axis {axis} of layer {layer.path!r} is a guess: its output {call.shape} is made by "
+            "no known kind of layer. Give Layer(path, axis=...) or name a layer next to it",
+            PlanWarning,
+            stacklevel=4,
+        )
+    return Site(layer.path, call.module, call.index, axis, call.shape, len(mine))
