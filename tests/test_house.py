@@ -190,6 +190,19 @@ def test_the_command_line_shows_its_help_without_torch() -> None:
     assert run.stdout.strip() == "False"
 
 
+def test_a_light_install_analyses() -> None:
+    """The extras, and what only figures, the report and the command line need, are shut out."""
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({sorted(NOT_AT_IMPORT)!r})); "
+        "import torch, unitroles as ur; x, y = torch.randn(40, 4), torch.arange(40) % 2; "
+        "net = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 2));"
+        "found = ur.analyze(net, (x[:20], y[:20]), (x[20:], y[20:]), progress=False); "
+        "print(found.layer, len(found.to_frame()), len(ur.layers(net, x[:2])))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.stdout.split() == ["1", "12", "2"], run.stderr
+
+
 def test_importing_the_package_is_light_and_silent() -> None:
     code = (
         "import sys, unitroles; [getattr(unitroles, name) for name in unitroles.__all__]; "

@@ -191,3 +191,18 @@ def test_the_readme_runs(tmp_path: Path) -> None:
     assert {step.kind for step in found} == {"python", "command"}
     done = run(found, tmp_path)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+
+
+def test_every_file_the_readme_links_or_lists_exists() -> None:
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
+    assert links
+    missing = [link for link in links if not (ROOT / link).exists()]
+    rows = re.findall(r"^\| (`[^|]+`) \|", text, flags=re.MULTILINE)
+    listed = {name for row in rows for name in re.findall(r"`([\w/.*]+)`", row)}
+    package = ROOT / "src" / "unitroles"
+    here = {p.relative_to(package).as_posix() for p in package.rglob("*.py")}
+    assert missing == []
+    assert {n for n in here if not n.endswith("__init__.py")} <= listed
+    assert {name for name in listed if name.endswith(".py")} - {"tests/reference.py"} <= here
