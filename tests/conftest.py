@@ -4,6 +4,7 @@ import os
 
 os.environ["MPLBACKEND"] = "Agg"  # read once, when matplotlib is first imported
 
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
@@ -22,3 +23,12 @@ settings.load_profile("unitroles")
 
 # Must come before the first import of the package: it rewrites modules as they are imported.
 install_import_hook("unitroles", "beartype.beartype")
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Threads that wait for each other make thousands of tiny forwards slow."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -17,13 +17,7 @@ from unitroles.trace import trace
 COLUMNS = ["layer", "kind", "units", "axis", "plan", "cost", "recommended"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Threads that wait for each other make thousands of tiny forwards slow."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def table(model: nn.Module, example) -> dict[str, dict[str, object]]:
