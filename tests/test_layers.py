@@ -425,3 +425,33 @@ def test_a_layer_whose_first_axis_is_not_the_samples_is_refused():
     x, y = torch.randn(12, 4, 3), torch.arange(12) % 3  # as many steps as the probe has samples
     with pytest.raises(ur.InputError, match="does not count the samples"):
         ur.analyze(TimeFirst(), (x, y), (x, y), layer="hidden", progress=False)
+
+
+def test_a_norm_over_channels_and_positions_keeps_the_channels_as_units():
+    net = nn.Sequential(
+        nn.Conv2d(2, 6, 3, padding=1),
+        nn.LayerNorm([6, 8, 8]),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(6, 3),
+    )
+    frame = ur.layers(net, torch.randn(2, 2, 8, 8)).set_index("layer")
+    assert frame.loc["2", "units"] == 6
+    assert frame.loc["2", "axis"] == 1
+
+
+class Moves(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.permute(0, 2, 3, 1)
+
+
+def test_an_axis_behind_a_module_of_ones_own_is_a_guess_even_if_the_sizes_agree():
+    net = nn.Sequential(
+        nn.Conv2d(2, 8, 3, padding=1), Moves(), nn.ReLU(), nn.Flatten(), nn.Linear(512, 3)
+    )
+    x, y = torch.randn(12, 2, 8, 8), torch.arange(12) % 3
+    with pytest.warns(ur.PlanWarning, match="is a guess"):
+        ur.analyze(net, (x, y), (x, y), layer="2", progress=False)
+    taxonomy = ur.analyze(net, (x, y), (x, y), layer=ur.Layer("2", axis=3), progress=False)
+    assert taxonomy.data.sizes["unit"] == 8

@@ -176,7 +176,7 @@ def test_the_budget_only_sets_how_many_masks_run_at_once(name, exported):
         parts = {}
         for budget in (1, 2**30):
             plan = plans.SuffixPlan(
-                toy.model, site, exported(name), budget, probe.shapes_of(inputs), "test"
+                toy.model, site, exported(name), budget, probe.form_of(inputs), "test"
             )
             parts[budget] = list(plan.logits(inputs, rank, retrieved))
     assert [part for part, _ in parts[1]] == [slice(k, k + 1) for k in range(site.units + 1)]
@@ -648,3 +648,105 @@ def test_logits_that_mask_a_class_out_are_checked_like_others():
         )
         assert notes == []
         assert taxonomy.data.attrs["plan"] == "suffix"
+
+
+class PicksRows(nn.Module):
+    """Reads its own rows by number, as text models do to find the last token."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 6, 3, padding=1)
+        self.rest = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv(x).relu()
+        return self.rest(h[torch.arange(x.shape[0]), :, 2, 3])
+
+
+@pytest.mark.parametrize("size", [1, 2, 16])
+@pytest.mark.parametrize("budget", [1, 110_592, 2**31])
+def test_row_numbers_count_the_rows_of_every_call(size, budget):
+    torch.manual_seed(0)
+    net = PicksRows().double()
+    x, y = torch.randn(18, 1, 8, 8, dtype=torch.float64), torch.arange(18) % 3
+    pairs = (x[:9], y[:9]), (x[9:], y[9:])
+    compute = ur.Compute(batch_size=size, memory_budget=budget)
+    taxonomy, notes = observe(net, *pairs, layer="conv", compute=compute)
+    wanted = reference.analyze(net, "conv", *pairs)
+    assert (taxonomy.data.attrs["plan"], notes) == ("suffix", [])
+    np.testing.assert_allclose(taxonomy.data.loss, wanted.loss, rtol=0, atol=1e-10)
+
+
+def test_the_check_runs_several_masks_in_one_call():
+    toy = networks.toy("mlp", torch.float64)
+    seen = []
+
+    class Watched(plans.SuffixPlan):
+        def logits(self, *args, **options):
+            for part, logits in super().logits(*args, **options):
+                seen.append(len(logits))
+                yield part, logits
+
+    x = toy.train[0][:4]
+    with probe.untouched(toy.model):
+        site, _ = resolve(toy.model, toy.layer, x)
+        exported = head.export_head(toy.model, site, x)
+        plan = Watched(toy.model, site, exported, 1, probe.form_of(x), "")
+        assert plans.self_check(plan, toy.model, site, x).agrees
+    assert max(seen) == 2
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.rest = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.rest(self.hidden(a).relu()) + b
+
+
+def test_keywords_are_taken_by_name_whatever_their_order_in_a_batch():
+    torch.manual_seed(0)
+    net = Scaled().double()
+    a, b = torch.randn(18, 4, dtype=torch.float64), torch.randn(18, 3, dtype=torch.float64)
+    net.rest = nn.Linear(6, 3).double()
+    rows = []
+    for i in range(18):
+        label, named = i % 3, {"a": a[i], "b": b[i]}
+        order = ("a", "b") if label == 0 else ("b", "a")
+        rows.append({**{name: named[name] for name in order}, "label": label})
+    taxonomy, _ = observe(net, rows, rows, layer="hidden", compute=ur.Compute(batch_size=6))
+    for label in range(3):
+        mine = torch.arange(18) % 3 == label
+        loss = nn.functional.cross_entropy(net(a[mine], b[mine]), torch.full((6,), label)).item()
+        found = taxonomy.data.loss.sel(split="train", label=label, retrieved=6).item()
+        assert found == pytest.approx(loss, abs=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("net", "x", "layer"),
+    [
+        (nn.Sequential(nn.Embedding(8, 8), nn.Flatten(), nn.Linear(24, 3)), "tokens", "0"),
+        (
+            nn.Sequential(
+                nn.Conv2d(1, 6, 3), nn.ChannelShuffle(3), nn.ReLU(), nn.Flatten(), nn.Linear(96, 3)
+            ),
+            "images",
+            "2",
+        ),
+    ],
+)
+def test_weight_l1_is_refused_where_the_weights_are_not_those_of_the_units(net, x, layer):
+    data = torch.randint(8, (12, 3)) if x == "tokens" else torch.randn(12, 1, 6, 6)
+    pair = (data, torch.arange(12) % 3)
+    method = ur.Method(score="weight_l1")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ur.PlanWarning)
+        with pytest.raises(ur.InputError, match="weight_l1.*choose another score"):
+            ur.analyze(net, pair, pair, layer=layer, method=method, progress=False)
+
+
+def test_lazy_parameters_are_refused_with_the_remedy():
+    pair = (torch.randn(12, 4), torch.arange(12) % 3)
+    with pytest.raises(ur.InputError, match="lazy parameters; run one batch"):
+        ur.analyze(nn.Sequential(nn.LazyLinear(5), nn.ReLU(), nn.Linear(5, 3)), pair, pair)

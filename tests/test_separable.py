@@ -8,7 +8,7 @@ import networks
 from unitroles.head import export
 from unitroles.options import Layer
 from unitroles.plans import SuffixPlan, self_check
-from unitroles.probe import shapes_of, untouched
+from unitroles.probe import form_of, untouched
 from unitroles.trace import find_site, trace
 
 
@@ -56,7 +56,7 @@ def head_and_check(model: nn.Module, layer: Layer, x: Tensor):
     with untouched(model):
         site = find_site(model, layer, trace(model, x), len(x))
         head = export(model, [site], x).head(0)
-        check = self_check(SuffixPlan(model, site, head, 2**30, shapes_of(x), ""), model, site, x)
+        check = self_check(SuffixPlan(model, site, head, 2**30, form_of(x), ""), model, site, x)
         output = torch.zeros(site.shape, dtype=x.dtype)
         around = head.surroundings(x)
         shape = tuple(head.cut(output, around).shape[1:])
@@ -133,4 +133,4 @@ def test_a_wrong_move_would_be_caught(monkeypatch):
         site = find_site(model, Layer("0"), trace(model, X), len(X))
         head = export(model, [site], X).head(0)
         with pytest.raises(RuntimeError):
-            self_check(SuffixPlan(model, site, head, 2**30, shapes_of(X), ""), model, site, X)
+            self_check(SuffixPlan(model, site, head, 2**30, form_of(X), ""), model, site, X)

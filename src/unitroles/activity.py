@@ -15,7 +15,7 @@ from unitroles.errors import InputError, unknown
 from unitroles.probe import blamed, device_of, to_device
 from unitroles.progress import Track
 from unitroles.split import run_body
-from unitroles.trace import Call, Site
+from unitroles.trace import KEEPING, Call, Site
 
 SampleScore = Callable[[Float[Tensor, "samples units positions"]], Float[Tensor, "samples units"]]
 
@@ -149,7 +149,8 @@ def layer_score(name: str, site: Site, calls: list[Call], labels: int, seed: int
     """A score (split, label, unit) that does not look at samples.
 
     "weight_l1" sums the absolute weights that make each unit: those of the layer itself, or of the
-    module whose output reaches it through modules alone. "random" draws an order for every split
+    linear layer or convolution whose output reaches it through activation functions, norms, dropout
+    and pooling alone. "random" draws an order for every split
     and class.
 
     Raises
@@ -172,14 +173,14 @@ def _unit_weight(site: Site, calls: list[Call]) -> Tensor:
     for call in reversed(calls[: place + 1]):
         if call.output != tensor:
             continue  # another branch, whose units are not these
-        weight = getattr(call.module, "weight", None)
-        if isinstance(weight, Tensor) and weight.ndim >= 2:
-            transposed = isinstance(call.module, nn.modules.conv._ConvTransposeNd)
-            if transposed or weight.shape[0] != site.units:
+        if isinstance(call.module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+            if call.axis != site.axis or call.units != site.units:
                 break
-            return weight
-        if len(call.inputs) == 1 and not any(call.module.children()):
+            return call.module.weight
+        if isinstance(call.module, KEEPING) and len(call.inputs) == 1:
             tensor = call.inputs[0]
+        elif not any(call.module.children()):
+            break  # who knows in which order it leaves the units
     raise InputError(
         f"score 'weight_l1' needs a module with one row of weights per unit, but none makes the "
         f"{site.units} units of layer {site.path!r}; choose another score"

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from unitroles.activity import layer_score, measure, order_units, sample_score
 from unitroles.data import Samples, as_samples, warn_if_changing
@@ -84,6 +85,8 @@ def analyze(
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+    if any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
+        raise InputError("the model has lazy parameters; run one batch through it first")
     if evidence is not None:
         raise InputError("evidence must be None in this version")
     start = time.perf_counter()

@@ -132,7 +132,19 @@ def _has_batch(node: fx.Node) -> bool:
 
 
 def _depends_on_input(node: fx.Node, constants: Mapping[str, Tensor]) -> bool:
-    return any(n.op == "placeholder" and n.name not in constants for n in _ancestors([node]))
+    """Whether the samples decide a value; one that knows only their number is made anew.
+
+    Row numbers, for one, must count the rows of a call with many masks, not those of the batch.
+    """
+    found, todo = set(), [node]
+    while todo:
+        one = todo.pop()
+        if one.op == "placeholder" and one.name not in constants:
+            return True
+        if one not in found and not isinstance(one.meta.get("val"), torch.SymInt):
+            found.add(one)
+            todo.extend(one.all_input_nodes)
+    return False
 
 
 def constants_of(program: torch.export.ExportedProgram) -> dict[str, Tensor]:

@@ -84,6 +84,8 @@ class Exported:
         """
         if place not in self.taps:
             raise CannotCut("the layer's output does not reach the logits")
+        if self.taps[place] is self._logits:
+            raise CannotCut("the layer makes the logits, nothing comes after it")
         head = prune(self.program, self.taps[place], self._logits, self.axes[place])
         return advance(head)
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from unitroles.errors import InputError, PlanWarning
 from unitroles.graph import Head
 from unitroles.head import export_head
-from unitroles.probe import batch_size, first_line, forward, logits_of, rows_of, shapes_of
+from unitroles.probe import batch_size, first_line, form_of, forward, logits_of, rows_of
 from unitroles.split import run_body, run_masked
 from unitroles.trace import Site
 
@@ -50,11 +50,12 @@ class Plan(Protocol):
     def site(self) -> Site: ...
 
     def logits(
-        self, inputs: Any, rank: Rank, retrieved: Retrieved
+        self, inputs: Any, rank: Rank, retrieved: Retrieved, least: int = 1
     ) -> Iterator[tuple[slice, Float[Tensor, "masks samples labels"]]]:
         """Logits for every mask, some masks at a time.
 
-        Unit u of sample b is awake under mask k where rank[b, u] < retrieved[k, b].
+        Unit u of sample b is awake under mask k where rank[b, u] < retrieved[k, b]; `least` is the
+        least number of masks that run in one call where the plan can run several.
         """
         ...
 
@@ -69,7 +70,7 @@ class FullPlan:
     name: str = "full"
 
     def logits(
-        self, inputs: Any, rank: Rank, retrieved: Retrieved
+        self, inputs: Any, rank: Rank, retrieved: Retrieved, least: int = 1
     ) -> Iterator[tuple[slice, Float[Tensor, "masks samples labels"]]]:
         for k, points in enumerate(retrieved):
             mask = rank < points[:, None]
@@ -82,7 +83,7 @@ class SuffixPlan:
 
     Parameters
     ----------
-    shapes : shapes of a sample's inputs for which the head was exported; others run in full.
+    form : names, types and shapes of the inputs the head was exported for; others run in full.
     budget : bytes for masked copies.
     """
 
@@ -90,14 +91,14 @@ class SuffixPlan:
     site: Site
     head: Head
     budget: int
-    shapes: tuple[tuple[int, ...], ...]
+    form: tuple[Any, ...]
     reason: str
     name: str = "suffix"
 
     def logits(
-        self, inputs: Any, rank: Rank, retrieved: Retrieved
+        self, inputs: Any, rank: Rank, retrieved: Retrieved, least: int = 1
     ) -> Iterator[tuple[slice, Float[Tensor, "masks samples labels"]]]:
-        if shapes_of(inputs) != self.shapes:
+        if form_of(inputs) != self.form:
             # An export knows one length of sequence, one size of image.
             warnings.warn(
                 "batches of another shape than the first are run in full (N+1 runs of the model)",
@@ -110,7 +111,7 @@ class SuffixPlan:
         around = self.head.surroundings(inputs)
         cut = self.head.cut(output, around)
         silent = self.head.cut(torch.zeros_like(output), around)
-        step = self._masks_per_call(cut)
+        step = max(least, self._masks_per_call(cut))
         for start in range(0, len(retrieved), step):
             part = slice(start, min(start + step, len(retrieved)))
             awake = rank < retrieved[part, :, None]
@@ -183,7 +184,8 @@ def self_check(plan: Plan, model: nn.Module, site: Site, inputs: Any) -> SelfChe
     steps = sorted({0, 1, units // 2, max(units - 1, 0), units})
     retrieved = torch.tensor(steps)[:, None].expand(-1, rows)
     rank, retrieved = rank.to(clean.device), retrieved.to(clean.device)
-    got = torch.cat([logits for _, logits in plan.logits(inputs, rank, retrieved)])
+    # Several masks in one call, as the run may have them, however large these samples are.
+    got = torch.cat([logits for _, logits in plan.logits(inputs, rank, retrieved, least=2)])
     masks = [rank < points[:, None] for points in retrieved]
     want = torch.stack([run_masked(model, site, inputs, mask) for mask in masks])
     size = _size(clean)
@@ -253,7 +255,7 @@ def choose_plan(
             site,
             head,
             budget,
-            shapes_of(inputs),
+            form_of(inputs),
             "the head was exported and equals the model; batches of another shape run in full",
         )
         check = self_check(plan, model, site, inputs)

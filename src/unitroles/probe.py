@@ -74,7 +74,8 @@ def to_device(inputs: Any, device: torch.device | str) -> Any:
     if isinstance(inputs, Tensor):
         return inputs.to(device)
     if isinstance(inputs, Mapping):
-        return {name: to_device(value, device) for name, value in inputs.items()}
+        # One order of the names for all batches: a graph takes its inputs by position.
+        return {name: to_device(inputs[name], device) for name in sorted(inputs, key=str)}
     if isinstance(inputs, (tuple, list)):
         return tuple(to_device(value, device) for value in inputs)
     return inputs
@@ -173,9 +174,11 @@ def rows_of(inputs: Any, rows: slice) -> Any:
     return inputs[rows] if isinstance(inputs, Tensor) else inputs
 
 
-def shapes_of(inputs: Any) -> tuple[tuple[int, ...], ...]:
-    """The shape of every input tensor but for its first axis, the samples."""
-    return tuple(tuple(tensor.shape[1:]) for tensor in _tensors(inputs))
+def form_of(inputs: Any) -> tuple[Any, ...]:
+    """Names, types and shapes of a batch's inputs but for the first axis, the samples."""
+    names = tuple(map(str, inputs)) if isinstance(inputs, Mapping) else ()
+    tensors = _tensors(inputs)
+    return names, tuple((str(tensor.dtype), *tensor.shape[1:]) for tensor in tensors)
 
 
 def batch_size(inputs: Any) -> int:

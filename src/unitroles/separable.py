@@ -37,16 +37,17 @@ _POINTWISE = {
     _aten.sub.Tensor,
     _aten.tanh.default,
 }
-_POOLS = {
-    _aten.adaptive_avg_pool1d.default,
-    _aten.adaptive_avg_pool2d.default,
-    _aten.adaptive_avg_pool3d.default,
-    _aten.avg_pool1d.default,
-    _aten.avg_pool2d.default,
-    _aten.avg_pool3d.default,
-    _aten.max_pool1d.default,
-    _aten.max_pool2d.default,
-    _aten.max_pool3d.default,
+# With the number of axes that make them pools over positions: one fewer is read as no batch.
+_POOLS: dict[Any, int] = {
+    _aten.adaptive_avg_pool1d.default: 3,
+    _aten.adaptive_avg_pool2d.default: 4,
+    _aten.adaptive_avg_pool3d.default: 5,
+    _aten.avg_pool1d.default: 3,
+    _aten.avg_pool2d.default: 4,
+    _aten.avg_pool3d.default: 5,
+    _aten.max_pool1d.default: 3,
+    _aten.max_pool2d.default: 4,
+    _aten.max_pool3d.default: 5,
 }
 _RESHAPES = {
     _aten.flatten.using_ints,
@@ -105,7 +106,7 @@ def _axis_after(node: fx.Node, value: fx.Node, axis: int, dependent: set[fx.Node
     if node.target in _POINTWISE:
         return axis if old == new else None
     if node.target in _POOLS:
-        return axis if axis == 1 and len(old) == len(new) else None
+        return axis if axis == 1 and len(old) == len(new) == _POOLS[node.target] else None
     if node.target is _aten.mean.dim:
         return _axis_after_mean(node, axis, len(old))
     alone = all(size == 1 for place, size in enumerate(old[1:], 1) if place != axis)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pandas as pd
 from torch import nn
 
-from unitroles.errors import InputError
+from unitroles.errors import InputError, PlanWarning
 from unitroles.graph import CannotCut
 from unitroles.head import export
 from unitroles.options import Layer
@@ -65,6 +66,13 @@ def resolve(
     elif isinstance(layer, str):
         layer = Layer(layer)
     site = find_site(model, layer, calls, batch_size(inputs))
+    if site.guessed:
+        warnings.warn(
+            f"axis {site.axis} of layer {site.path!r} is a guess: its output {site.shape} is made "
+            "by no known kind of layer. Give Layer(path, axis=...) or name a layer next to it",
+            PlanWarning,
+            stacklevel=3,
+        )
     fewer = batch_size(inputs) - 1
     if fewer and run_body(model, site, copied(rows_of(inputs, slice(fewer)))).shape[0] != fewer:
         raise InputError(

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
-import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-from unitroles.errors import InputError, PlanWarning, unknown
+from unitroles.errors import InputError, unknown
 from unitroles.options import Layer
 from unitroles.probe import FORWARD_ERRORS, copied, describe, first_line, forward, logits_of
 
 _CHANNELS_FIRST = (
     *(getattr(nn, name) for name in nn.modules.pooling.__all__),
     nn.modules.conv._ConvNd,
+    nn.modules.batchnorm._NormBase,
+    nn.GroupNorm,
+)
+ELEMENTWISE = (
+    *(
+        getattr(nn, name)
+        for name in nn.modules.activation.__all__
+        if name not in ("GLU", "MultiheadAttention")
+    ),
+    nn.modules.dropout._DropoutNd,
+    nn.Identity,
+)
+"""Modules that leave every unit on its axis; `KEEPING` adds norms and pooling."""
+KEEPING = (
+    *ELEMENTWISE,
+    *(getattr(nn, name) for name in nn.modules.pooling.__all__),
     nn.modules.batchnorm._NormBase,
     nn.GroupNorm,
 )
@@ -63,6 +78,7 @@ class Site:
     axis: int
     shape: tuple[int, ...]
     calls: int = 1
+    guessed: bool = False
 
     @property
     def units(self) -> int:
@@ -122,18 +138,18 @@ def _unit_axis(
         return None, False
     if isinstance(module, _CHANNELS_FIRST):
         return 1, False
-    if isinstance(module, _CHANNELS_LAST) or output.ndim == 2:
+    whole = isinstance(module, nn.LayerNorm) and len(module.normalized_shape) > 1
+    if (isinstance(module, _CHANNELS_LAST) and not whole) or output.ndim == 2:
         return output.ndim - 1, False
     if id(output) in axes:
         return axes[id(output)], False
-    for value in args:
+    inside = any(True for _ in module.children())
+    for value in () if inside else args:
         axis = axes.get(id(value))
-        if (
-            axis is not None
-            and value.ndim == output.ndim
-            and value.shape[axis] == output.shape[axis]
-        ):
-            return axis, False
+        alike = axis is not None and value.shape == output.shape
+        if alike:
+            # A module of one's own may have moved the axis to another of the same size.
+            return axis, not (whole or isinstance(module, KEEPING))
     for call in reversed(past):
         if call.shape == tuple(output.shape) and call.axis is not None:
             return call.axis, call.guessed
@@ -175,11 +191,5 @@ def find_site(model: nn.Module, layer: Layer, calls: list[Call], batch: int) -> 
             f"{call.shape} and axis 0 counts the samples"
         )
     axis %= len(call.shape)
-    if call.guessed and layer.axis is None:
-        warnings.warn(
-            f"axis {axis} of layer {layer.path!r} is a guess: its output {call.shape} is made by "
-            "no known kind of layer. Give Layer(path, axis=...) or name a layer next to it",
-            PlanWarning,
-            stacklevel=4,
-        )
-    return Site(layer.path, call.module, call.index, axis, call.shape, len(mine))
+    guessed = call.guessed and layer.axis is None
+    return Site(layer.path, call.module, call.index, axis, call.shape, len(mine), guessed)
