@@ -715,7 +715,8 @@ def test_keywords_are_taken_by_name_whatever_their_order_in_a_batch():
         label, named = i % 3, {"a": a[i], "b": b[i]}
         order = ("a", "b") if label == 0 else ("b", "a")
         rows.append({**{name: named[name] for name in order}, "label": label})
-    taxonomy, _ = observe(net, rows, rows, layer="hidden", compute=ur.Compute(batch_size=6))
+    taxonomy, notes = observe(net, rows, rows, layer="hidden", compute=ur.Compute(batch_size=6))
+    assert (taxonomy.data.attrs["plan"], notes) == ("suffix", [])
     for label in range(3):
         mine = torch.arange(18) % 3 == label
         loss = nn.functional.cross_entropy(net(a[mine], b[mine]), torch.full((6,), label)).item()

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from unitroles import InputError
 
@@ -222,7 +222,7 @@ def _refuse(keys: list[str], what: str, where: str, known: set[str]) -> None:
 
 
 def _build(kind: type[T], values: Any, where: str) -> T:
-    known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
+    known = {field.name: field for field in fields(cast(Any, kind))}
     required = {name for name, field in known.items() if field.default is MISSING}
     _refuse(sorted(set(values) - set(known)), "unknown", where, set(known))
     _refuse(sorted(required - set(values)), "missing", where, set(known))
