@@ -17,9 +17,11 @@ PACKAGE = SRC / "unitroles"
 # A module imports only modules that stand before it.
 # fmt: off
 ARROWS = [
-    "errors", "options", "progress", "probe", "trace", "split", "graph", "separable", "head",
-    "data", "sampling", "activity", "roles", "plans", "retrieval", "survey", "provenance",
-    "taxonomy", "analysis", "plots", "weights", "inputs", "text", "cli", "zoo",
+    "errors", "options", "progress", "probe", "precision", "trace", "split", "functional", "graph",
+    "hoist", "owners", "separable", "head", "additive", "masks", "sweep", "memory", "store",
+    "data", "sampling", "activity", "roles", "plans", "choice", "collect", "retrieval", "survey",
+    "prepare", "provenance", "taxonomy", "analysis", "plots", "weights", "inputs", "text", "cli",
+    "zoo",
 ]
 # fmt: on
 NOT_IN_INIT = {"plots", "cli", "zoo"}

@@ -64,6 +64,11 @@ class ScoreSums:
     def __add__(self, other: ScoreSums) -> ScoreSums:
         return ScoreSums(self.total + other.total, self.count + other.count)
 
+    @staticmethod
+    def nothing(labels: int, units: int) -> ScoreSums:
+        """The sums over no sample."""
+        return ScoreSums(np.zeros((labels, units)), np.zeros(labels, dtype=np.int64))
+
     @property
     def mean(self) -> Float[np.ndarray, "label unit"]:
         """Score per class and unit: the mean over the samples of the class."""
@@ -89,7 +94,9 @@ def score_sums(
     activation : a layer's output, samples first, units on `axis`.
     classes : for each sample the place of its class among the `labels` analysed classes.
     """
-    units = by_unit(activation, axis).cpu().to(torch.float64)
+    units = by_unit(activation, axis)
+    if units.dtype in (torch.float16, torch.bfloat16):
+        units = units.to(torch.float32)
     values = score(units)
     if values.shape != units.shape[:2]:
         raise InputError(
@@ -97,45 +104,21 @@ def score_sums(
             f"returned {tuple(values.shape)}"
         )
     total = torch.zeros(labels, units.shape[1], dtype=torch.float64)
-    total.index_add_(0, classes, values.to(torch.float64))
+    total.index_add_(0, classes, values.cpu().to(torch.float64))
     return ScoreSums(total.numpy(), torch.bincount(classes, minlength=labels).numpy())
 
 
-def measure(
-    model: nn.Module,
-    site: Site,
-    splits: tuple[Samples, Samples],
-    labels: np.ndarray,
-    score: SampleScore,
-    size: int,
-    bars: Track,
-) -> Float[np.ndarray, "split label unit"]:
-    """Mean score of every unit over the samples of every class, on both splits.
+def require_finite(
+    output: Tensor, site: Site, name: str, rows: np.ndarray, labels: Tensor
+) -> None:
+    """Refuse activations that are not finite, and say of which sample.
 
     Raises
     ------
-    InputError : an activation or a score is not finite.
+    InputError : an activation is not finite.
     """
-    device = device_of(model)
-    done = bars("activity", sum(map(len, splits)))
-    means = []
-    for samples in splits:
-        sums = ScoreSums(np.zeros((len(labels), site.units)), np.zeros(len(labels), dtype=np.int64))
-        for batch in samples.batches(size):
-            with blamed(batch.described(samples.name)):
-                output = run_body(model, site, to_device(batch.inputs, device))[: batch.count]
-            _check_finite(output, site, samples.name, batch.rows, batch.labels)
-            classes = torch.from_numpy(np.searchsorted(labels, batch.labels.numpy()))
-            sums += score_sums(output, site.axis, score, classes, len(labels))
-            done(batch.count)
-        means.append(sums.mean)
-    values = np.stack(means)
-    if not np.isfinite(values).all():
-        raise InputError("the score function returned values that are not finite")
-    return values
-
-
-def _check_finite(output: Tensor, site: Site, name: str, rows: np.ndarray, labels: Tensor) -> None:
+    if bool(torch.isfinite(output.sum())):
+        return  # one pass; a sum may overflow where no value does, so look closer
     bad = ~torch.isfinite(output.flatten(1)).all(dim=1)
     if bad.any():
         place = int(bad.nonzero()[0])

@@ -2,41 +2,24 @@
 
 from __future__ import annotations
 
-import time
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 
-from unitroles.activity import layer_score, measure, order_units, sample_score
-from unitroles.data import Samples, as_samples, warn_if_changing
-from unitroles.errors import DataWarning, InputError, PlanWarning
+from unitroles.activity import layer_score, order_units, sample_score
+from unitroles.collect import Kept, collect
+from unitroles.errors import InputError
 from unitroles.options import Compute, Layer, Method, Sample
-from unitroles.plans import choose_plan
-from unitroles.probe import (
-    blamed,
-    device_of,
-    first_line,
-    forward,
-    inputs_kept,
-    logits_of,
-    to_device,
-    untouched,
-)
-from unitroles.progress import track
-from unitroles.provenance import record
-from unitroles.retrieval import CurveSums, rof_curves, swapped_sets
+from unitroles.prepare import Ready, prepared
+from unitroles.provenance import Clock, layer_record, record
+from unitroles.retrieval import CurveSums, at_points, rof_curve
 from unitroles.roles import turning_point
-from unitroles.sampling import choose
-from unitroles.survey import resolve
+from unitroles.store import Ledger
 from unitroles.taxonomy import Taxonomy, TaxonomySet, build
-
-_PROBE_SAMPLES = 4
 
 
 def analyze(
@@ -83,202 +66,182 @@ def analyze(
     >>> taxonomy.roles().shape
     (2, 8)
     """
-    if not isinstance(model, nn.Module):
-        raise InputError(f"model must be a torch.nn.Module, not {type(model).__name__}")
-    if any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
-        raise InputError("the model has lazy parameters; run one batch through it first")
-    if evidence is not None:
-        raise InputError("evidence must be None in this version")
-    start = time.perf_counter()
-    rank_by = sample_score(method.score)
-    size = compute.batch_size
-    with (
-        _own_warnings() as notes,
-        _on_device(model, compute.device),
-        untouched(model),
-        ExitStack() as stack,
-        track(progress) as bars,
-    ):
-        planned = bars("plan", 1)
-        sides = as_samples(train, "train"), as_samples(test, "test")
-        names = _names(sides[0].class_names if class_names is None else class_names)
-        _require_same_names(sides)
-        inputs, others = (_few(side, device_of(model)) for side in sides)
-        site, calls = resolve(model, layer, inputs)
-        stack.enter_context(inputs_kept(model, inputs))
-        with blamed("the test data"):
-            outputs = logits_of(forward(model, others)).shape[1]
-        _check_labels(outputs, sides, names)
-        first, second, labels = choose(*sides, sample, names)
-        splits = (first, second)
-        for samples in splits:
-            warn_if_changing(samples)
-        plan, check, remarks = choose_plan(model, site, inputs, compute.bytes)
-        for remark in remarks:
-            warnings.warn(remark, PlanWarning, stacklevel=2)
-        planned(1)
-        if rank_by is None:
-            score = layer_score(str(method.score), site, calls, len(labels), sample.seed)
-        else:
-            score = measure(model, site, splits, labels, rank_by, size, bars)
-        samples = np.stack([np.bincount(np.searchsorted(labels, s.labels)) for s in splits])
-        order = order_units(score, samples, method.order)
-        curves = rof_curves(plan, splits, labels, order, size, bars)
-        loss = np.stack([curve.mean_loss for curve in curves])
-        point = turning_point(loss, method.tolerance)
-        swapped = swapped_sets(plan, splits, labels, order, point, size, bars)
-        provenance = record(model, site, plan, check, (method, sample, compute))
-    return build(
-        labels=labels,
-        names=None if names is None else [names[label] for label in labels],
-        score=score,
-        order=order,
-        loss=loss,
-        accuracy=np.stack([curve.accuracy for curve in curves]),
-        samples=samples,
-        turning_point=point,
-        swapped_loss=np.stack([sums.mean_loss[:, 0] for sums in swapped]),
-        swapped_accuracy=np.stack([sums.accuracy[:, 0] for sums in swapped]),
-        attrs={
-            "layer": site.path,
-            "plan": plan.name,
-            "tolerance": method.tolerance,
-            "train_accuracy": _overall(curves[0]),
-            "test_accuracy": _overall(curves[1]),
-        },
-        provenance={
-            **provenance,
-            "warnings": notes,
-            "seconds": round(time.perf_counter() - start, 3),
-        },
+    found = analyze_layers(
+        model,
+        train,
+        test,
+        [layer],
+        class_names=class_names,
+        progress=progress,
+        method=method,
+        sample=sample,
+        compute=compute,
+        evidence=evidence,
     )
+    (taxonomy,) = found.values()
+    return taxonomy
 
 
 def analyze_layers(
-    model: nn.Module, train: Any, test: Any, layers: Iterable[str | Layer], **options: Any
+    model: nn.Module,
+    train: Any,
+    test: Any,
+    layers: Iterable[str | nn.Module | Layer | None],
+    class_names: Sequence[str] | None = None,
+    progress: bool = True,
+    method: Method = Method(),
+    sample: Sample = Sample(),
+    compute: Compute = Compute(),
+    evidence: None = None,
 ) -> TaxonomySet:
-    """`analyze` for several layers of one model; the members are named by their path.
+    """`analyze` for several layers of one model, which runs once over the data for all of them.
 
     Parameters
     ----------
-    layers : module paths or `Layer` values.
-    options : as for `analyze`.
+    layers : module paths, modules or `Layer` values; the members are named by their path.
+
+    Other parameters, errors and results are those of `analyze`.
     """
+    wanted = _listed(layers)
+    if evidence is not None:
+        raise InputError("evidence must be None in this version")
+    sample_score(method.score)
+    data = {"train": train, "test": test}
+    with (
+        prepared(model, data, wanted, class_names, method, sample, compute, progress) as ready,
+        Ledger(compute.bytes) as ledger,
+        torch.inference_mode(),
+    ):
+        clock = Clock(ready.started)
+        clock.stop("plan")
+        scores, kept = _one_pass(ready, method, compute, ledger)
+        clock.stop("body")
+        layer_results = []
+        for place in range(len(wanted)):
+            mine = (kept[0][place], kept[1][place])
+            layer_results.append(_sweep(ready, method, scores[place], mine))
+            clock.stop("sweep")
+        common = record(model, (method, sample, compute))
+        clock.stop("plan")
+    return TaxonomySet(
+        {
+            site.path: _taxonomy(ready, method, place, result, {**common, **clock.record()})
+            for place, (site, result) in enumerate(zip(ready.sites, layer_results, strict=True))
+        }
+    )
+
+
+def _listed(layers: Iterable[str | nn.Module | Layer | None]) -> list[str | nn.Module | Layer | None]:
     if isinstance(layers, str):
         raise InputError(f"layers must be a list of paths, not {layers!r}")
-    found = {}
-    for layer in layers:
-        name = layer if isinstance(layer, str) else layer.path
-        if name in found:
-            raise InputError(f"layer {name!r} is given twice; analyse its calls one by one")
-        found[name] = analyze(model, train, test, layer=layer, **options)
-    return TaxonomySet(found)
+    wanted = list(layers)
+    paths = [layer.path if isinstance(layer, Layer) else layer for layer in wanted]
+    for path in paths:
+        if paths.count(path) > 1:
+            raise InputError(f"layer {path!r} is given twice; analyse its calls one by one")
+    if not wanted:
+        raise InputError("layers is empty; name at least one, or None for the recommended one")
+    return wanted
 
 
-@contextmanager
-def _own_warnings() -> Iterator[list[str]]:
-    """Repeat all warnings to the caller, also after an error, and keep the texts of our own."""
-    notes: list[str] = []
-    caught: list[warnings.WarningMessage] = []
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            yield notes
-    except BaseException:
-        with suppress(Warning):  # where warnings are errors, the error itself matters more
-            _repeat(caught)
-        raise
-    notes.extend(dict.fromkeys(str(w.message) for w in caught if _is_ours(w)))
-    _repeat(caught)
-
-
-def _is_ours(warning: warnings.WarningMessage) -> bool:
-    return issubclass(warning.category, (DataWarning, PlanWarning))
-
-
-def _repeat(caught: list[warnings.WarningMessage]) -> None:
-    once = {(warning.category, str(warning.message)): warning for warning in reversed(caught)}
-    for warning in reversed(once.values()):
-        level = 5 if _is_ours(warning) else 2
-        warnings.warn(warning.message, warning.category, stacklevel=level)
-
-
-@contextmanager
-def _on_device(model: nn.Module, device: str | None) -> Iterator[None]:
-    home = device_of(model)
-    if device is None or device == str(home):
-        yield
-        return
-    try:
-        try:
-            if torch.device(device).type == "meta":
-                raise RuntimeError("it holds no numbers")
-            model.to(torch.device(device))
-        except (AssertionError, RuntimeError) as error:
-            raise InputError(
-                f"device {device!r} cannot be used: {first_line(error)}; name one that "
-                "torch.device knows on this machine, or None for where the model is"
-            ) from error
-        yield
-    finally:
-        model.to(home)
-
-
-def _names(names: Sequence[str] | None) -> list[str] | None:
-    if names is None:
-        return None
-    if isinstance(names, (str, Mapping)):
-        raise InputError("class_names must be a list of names in the order of the class numbers")
-    found = [str(name) for name in names]
-    twice = sorted({name for name in found if found.count(name) > 1})
-    if twice:
-        raise InputError(f"class names must differ, {twice[0]!r} stands for two classes")
-    return found
-
-
-def _require_same_names(sides: tuple[Samples, Samples]) -> None:
-    first, second = (side.class_names for side in sides)
-    if first is not None and second is not None and first != second:
-        raise InputError(
-            f"the classes of the two data sets differ: train has {', '.join(first[:5])}, test has "
-            f"{', '.join(second[:5])}; class numbers would mean different classes"
+def _one_pass(
+    ready: Ready, method: Method, compute: Compute, ledger: Ledger
+) -> tuple[list[np.ndarray], list[list[Kept]]]:
+    """The score (split, label, unit) of every layer, and what its masks need of both splits."""
+    rank_by = sample_score(method.score)
+    done = ready.bars("activity", sum(map(len, ready.splits)))
+    plans = [choice.plan for choice in ready.choices]
+    sums, kept = [], []
+    for samples in ready.splits:
+        found = collect(
+            ready.model,
+            plans,
+            samples,
+            ready.labels,
+            rank_by,
+            compute.batch_size,
+            ready.precision,
+            ledger,
+            done,
         )
+        sums.append(found[0])
+        kept.append(found[1])
+    scores = []
+    for place, site in enumerate(ready.sites):
+        if rank_by is None:
+            name, labels = str(method.score), len(ready.labels)
+            scores.append(layer_score(name, site, ready.calls, labels, ready.seed))
+        else:
+            scores.append(np.stack([split[place].mean for split in sums]))
+    if not all(np.isfinite(score).all() for score in scores):
+        raise InputError("the score function returned values that are not finite")
+    return scores, kept
 
 
-def _few(samples: Samples, device: torch.device) -> Any:
-    few = np.linspace(0, len(samples) - 1, _PROBE_SAMPLES).astype(np.int64)
-    return to_device(next(samples.take(few).batches(_PROBE_SAMPLES)).inputs, device)
+@dataclass(frozen=True)
+class _Swept:
+    """Everything measured about one layer, by split and class."""
+
+    score: np.ndarray
+    order: np.ndarray
+    point: np.ndarray
+    curves: list[CurveSums]
+    swapped: list[CurveSums]
 
 
-def _check_labels(
-    outputs: int, splits: tuple[Samples, Samples], names: Sequence[str] | None
-) -> None:
-    if outputs < 2:
-        raise InputError(
-            "the model has one output; roles need a logit for every class. Wrap a binary model in "
-            "a module that returns two logits, 0 and its output"
-        )
-    top = max(int(samples.labels.max()) for samples in splits)
-    if names is not None and len(names) <= top < outputs:
-        raise InputError(
-            f"there are {len(names)} class names but label {top} occurs; give one name per class"
-        )
-    if names is not None and len(names) != outputs:
-        warnings.warn(
-            f"there are {len(names)} class names but the model has {outputs} outputs: label k is "
-            "read as output k. Check that the labels are those the model was trained with",
-            DataWarning,
-            stacklevel=3,
-        )
-    for samples in splits:
-        for label in (samples.labels.min(), samples.labels.max()):
-            if not 0 <= label < outputs:
-                place = int((samples.labels == label).argmax())
-                raise InputError(
-                    f"label {label} of {samples.name} sample {samples.rows[place]} is out of "
-                    f"range: the model has {outputs} outputs, labels go from 0 to {outputs - 1}; "
-                    "give the labels the model was trained with"
-                )
+def _sweep(
+    ready: Ready, method: Method, score: np.ndarray, kept: tuple[Kept, Kept]
+) -> _Swept:
+    """Both curves of every class, their turning points, and each split under the other's set."""
+    labels, total = ready.labels, sum(map(len, ready.splits))
+    order = order_units(score, _counts(ready), method.order)
+    name = kept[0].plan.site.path
+    done = ready.bars(f"retrieval {name}", total)
+    curves = [rof_curve(mine, labels, order[i], done) for i, mine in enumerate(kept)]
+    point = turning_point(np.stack([curve.mean_loss for curve in curves]), method.tolerance)
+    done = ready.bars(f"swapped sets {name}", total)
+    swapped = [
+        at_points(mine, labels, order[1 - i], point[1 - i][:, None], done)
+        for i, mine in enumerate(kept)
+    ]
+    return _Swept(score, order, point, curves, swapped)
+
+
+def _counts(ready: Ready) -> np.ndarray:
+    """Samples by split and class."""
+    return np.stack(
+        [np.bincount(np.searchsorted(ready.labels, s.labels)) for s in ready.splits]
+    )
+
+
+def _taxonomy(
+    ready: Ready, method: Method, place: int, found: _Swept, provenance: dict[str, Any]
+) -> Taxonomy:
+    choice = ready.choices[place]
+    return build(
+        labels=ready.labels,
+        names=ready.names,
+        score=found.score,
+        order=found.order,
+        loss=np.stack([curve.mean_loss for curve in found.curves]),
+        accuracy=np.stack([curve.accuracy for curve in found.curves]),
+        samples=_counts(ready),
+        turning_point=found.point,
+        swapped_loss=np.stack([sums.mean_loss[:, 0] for sums in found.swapped]),
+        swapped_accuracy=np.stack([sums.accuracy[:, 0] for sums in found.swapped]),
+        attrs={
+            "layer": ready.sites[place].path,
+            "plan": choice.plan.name,
+            "tolerance": method.tolerance,
+            "train_accuracy": _overall(found.curves[0]),
+            "test_accuracy": _overall(found.curves[1]),
+        },
+        provenance={
+            **provenance,
+            **layer_record(ready.sites[place], choice),
+            "warnings": ready.notes,
+        },
+    )
 
 
 def _overall(curve: CurveSums) -> float:

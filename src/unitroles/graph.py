@@ -23,9 +23,25 @@ def _tap(value: Tensor, mark: int) -> Tensor:
     return value.clone()
 
 
+@torch.library.custom_op(
+    "unitroles::boundary", mutates_args=(), schema="(Tensor value, int mark) -> Tensor"
+)
+def _boundary(value: Tensor, mark: int) -> Tensor:
+    return value.clone()
+
+
 @_tap.register_fake
 def _(value: Tensor, mark: int) -> Tensor:
     return torch.empty_like(value)
+
+
+@_boundary.register_fake
+def _(value: Tensor, mark: int) -> Tensor:
+    return torch.empty_like(value)
+
+
+# Its result is not used: it only tells which value of a graph a module took or gave.
+fx.node.has_side_effect(torch.ops.unitroles.boundary.default)
 
 
 def is_tap(node: fx.Node) -> bool:
@@ -33,31 +49,22 @@ def is_tap(node: fx.Node) -> bool:
 
 
 @dataclass(frozen=True)
-class Head:
-    """Everything after a layer, as a graph of its own.
+class Cut:
+    """A model's graph taken apart at a layer.
 
     Parameters
     ----------
-    run : (cut, *context) -> logits; rows are independent.
-    context : inputs -> what flows around the layer (residual streams and the like).
-    repeats : for each context value, whether `run` needs it once per row.
-    axis : the unit axis of the cut.
-    before : (the layer's output, *context) -> the cut, unit by unit; None where they are the same.
+    run : (the layer's output, *live) -> logits; rows are independent.
+    context : (*sources) -> live, what flows around the layer (residual streams and the like).
+    sources : what `context` takes: an input of the model by its place ("input", i), or a value
+        that a module took or gave ("boundary", mark).
+    axis : the unit axis of the layer's output.
     """
 
     run: fx.GraphModule
     context: fx.GraphModule | None
-    repeats: tuple[bool, ...]
+    sources: tuple[tuple[str, int], ...]
     axis: int
-    before: fx.GraphModule | None = None
-
-    def surroundings(self, inputs: Any) -> tuple[Tensor, ...]:
-        """The context values for a batch, computed once for all its masks."""
-        return () if self.context is None else self.context(*flat(inputs))
-
-    def cut(self, output: Tensor, around: Sequence[Tensor]) -> Tensor:
-        """The value at the cut, from the layer's output."""
-        return output if self.before is None else self.before(output, *around)
 
 
 def flat(inputs: Any) -> tuple[Any, ...]:
@@ -81,7 +88,30 @@ class CountOperations(fx.Interpreter):
         return value
 
 
-def prune(program: torch.export.ExportedProgram, tap: fx.Node, logits: fx.Node, axis: int) -> Head:
+def take_boundaries(graph: fx.Graph) -> dict[fx.Node, int]:
+    """The values that modules took or gave, by node; the marks leave the graph."""
+    found: dict[fx.Node, int] = {}
+    for node in list(graph.nodes):
+        if node.target is torch.ops.unitroles.boundary.default:
+            value, mark = node.args
+            found.setdefault(value, mark)
+            graph.erase_node(node)
+    return found
+
+
+def prune(
+    program: torch.export.ExportedProgram,
+    tap: fx.Node,
+    logits: fx.Node,
+    axis: int,
+    boundaries: Mapping[fx.Node, int],
+) -> Cut:
+    """What lies after the tap, and what must be known of the values that flow around it.
+
+    Raises
+    ------
+    CannotCut : the layer does not reach the logits, or what flows around it is no batch.
+    """
     graph = program.graph_module.graph
     after = downstream(tap, logits)
     if logits not in after:
@@ -95,9 +125,16 @@ def prune(program: torch.export.ExportedProgram, tap: fx.Node, logits: fx.Node, 
         if source not in after and source is not tap
     ]
     live = [n for n in dict.fromkeys(edge) if _is_tensor(n) and _depends_on_input(n, constants)]
+    for node in live:
+        _require_rows_first(node)
     build = _Builder(program, constants)
     run = build.head(tap, live, [n for n in graph.nodes if n in after], logits)
-    return Head(run, build.context(live) if live else None, tuple(map(_has_batch, live)), axis)
+    if not live:
+        return Cut(run, None, (), axis)
+    # A boundary without rows would be cut where the padding of a last batch is.
+    usable = {node: mark for node, mark in boundaries.items() if _is_tensor(node) and _rows(node)}
+    context, sources = build.context(live, usable)
+    return Cut(run, context, sources, axis)
 
 
 def downstream(tap: fx.Node, logits: fx.Node) -> set[fx.Node]:
@@ -123,12 +160,16 @@ def _is_tensor(node: fx.Node) -> bool:
     return isinstance(node.meta.get("val"), Tensor)
 
 
-def _has_batch(node: fx.Node) -> bool:
-    """Whether the first dimension counts samples; a batch elsewhere cannot be repeated."""
+def _rows(node: fx.Node) -> bool:
+    """Whether the first dimension, and no other, counts samples."""
     symbolic = [isinstance(size, torch.SymInt) for size in node.meta["val"].shape]
-    if any(symbolic[1:]):
+    return bool(symbolic) and symbolic[0] and not any(symbolic[1:])
+
+
+def _require_rows_first(node: fx.Node) -> None:
+    """A batch elsewhere cannot be repeated for every mask."""
+    if any(isinstance(size, torch.SymInt) for size in node.meta["val"].shape[1:]):
         raise CannotCut(f"a value that flows around the layer has its batch inside ({node.name})")
-    return bool(symbolic) and symbolic[0]
 
 
 def _depends_on_input(node: fx.Node, constants: Mapping[str, Tensor]) -> bool:
@@ -175,18 +216,38 @@ class _Builder:
         for node, copy in copies.items():
             copy.meta = dict(node.meta)
         rows = graph.call_function(torch.ops.aten.sym_size.int, (copies[tap], 0))
+        rows.meta["val"] = tap.meta["val"].shape[0]
         self._copy(graph, copies, after, _Rebase(graph, rows, tap))
         graph.output(copies[logits])
         return self._module(graph)
 
-    def context(self, live: list[fx.Node]) -> fx.GraphModule:
-        graph = fx.Graph()
+    def context(
+        self, live: list[fx.Node], boundaries: Mapping[fx.Node, int]
+    ) -> tuple[fx.GraphModule, tuple[tuple[str, int], ...]]:
+        """The graph from the nearest known values to `live`, and which values those are."""
+        graph, sources = fx.Graph(), []
         inputs = [n for n in self.source.graph.nodes if n.op == "placeholder"]
-        copies = {n: graph.placeholder(n.name) for n in inputs if n.name not in self.constants}
-        needed = _ancestors(live)
+        places = [n for n in inputs if n.name not in self.constants]
+        needed, copies = set(), {}
+        todo = list(live)
+        while todo:
+            node = todo.pop()
+            if node in needed:
+                continue
+            needed.add(node)
+            if node not in boundaries:
+                todo.extend(node.all_input_nodes)
+        for node in self.source.graph.nodes:
+            if node in needed and (node in places or node in boundaries):
+                copies[node] = graph.placeholder(f"source_{len(sources)}")
+                copies[node].meta = dict(node.meta)
+                place = node in places
+                sources.append(
+                    ("input", places.index(node)) if place else ("boundary", boundaries[node])
+                )
         self._copy(graph, copies, [n for n in self.source.graph.nodes if n in needed], None)
         graph.output(tuple(copies[node] for node in live))
-        return self._module(graph)
+        return self._module(graph), tuple(sources)
 
     def _copy(
         self,
@@ -203,6 +264,7 @@ class _Builder:
                     copies[node] = rebase(node)
                 elif node.name in self.constants:
                     copies[node] = graph.get_attr(f"constant_{node.name}")
+                    copies[node].meta = dict(node.meta)
                 else:
                     copies[node] = graph.node_copy(node, of)
             return copies[node]
@@ -236,7 +298,9 @@ class _Rebase:
             return self.rows
         if not ratio.is_integer:
             raise CannotCut(f"a size after the layer is no multiple of the batch ({size})")
-        return self.graph.call_function(operator.mul, (self.rows, int(ratio)))
+        product = self.graph.call_function(operator.mul, (self.rows, int(ratio)))
+        product.meta["val"] = node.meta["val"]
+        return product
 
 
 def _expression(size: Any) -> Any:

@@ -18,19 +18,21 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from unitroles.functional import make_functional, writes
 from unitroles.graph import (
     CannotCut,
     CountOperations,
-    Head,
     constants_of,
     downstream,
     flat,
     is_tap,
     prune,
+    take_boundaries,
 )
+from unitroles.hoist import hoist
 from unitroles.probe import first_line, logits_of
-from unitroles.separable import advance
-from unitroles.split import hooked
+from unitroles.separable import Head, divide
+from unitroles.split import Place, hooked, listening
 from unitroles.trace import Site
 
 
@@ -48,18 +50,6 @@ class _Logits(nn.Module):
         return logits_of(self.model(**dict(zip(self.names, args, strict=True))))
 
 
-def export_head(model: nn.Module, site: Site, inputs: Any) -> Head:
-    """The head after `site`, from one export with a dynamic batch.
-
-    Run it inside `untouched`, with a batch of at least two samples.
-
-    Raises
-    ------
-    CannotCut : the model cannot be exported, or the layer does not reach the logits.
-    """
-    return export(model, [site], inputs).head(0)
-
-
 @dataclass(frozen=True)
 class Exported:
     """A model exported once, with the outputs of some layers marked.
@@ -69,11 +59,15 @@ class Exported:
     program : the graph, free of in-place ops.
     taps : the marked outputs, by their place in the list of layers.
     axes : the unit axis of every layer.
+    boundaries : the nodes of what modules took or gave, with their place in `places`.
+    places : where such a value is met in a forward.
     """
 
     program: torch.export.ExportedProgram
     taps: Mapping[int, fx.Node]
     axes: tuple[int, ...]
+    boundaries: Mapping[fx.Node, int]
+    places: tuple[Place, ...]
 
     def head(self, place: int) -> Head:
         """The head after the layer at this place of the list, its cut as late as it can be.
@@ -86,8 +80,11 @@ class Exported:
             raise CannotCut("the layer's output does not reach the logits")
         if self.taps[place] is self._logits:
             raise CannotCut("the layer makes the logits, nothing comes after it")
-        head = prune(self.program, self.taps[place], self._logits, self.axes[place])
-        return advance(head)
+        tap, axis = self.taps[place], self.axes[place]
+        cut = prune(self.program, tap, self._logits, axis, self.boundaries)
+        hoist(cut.run)
+        sources = tuple(i if kind == "input" else self.places[i] for kind, i in cut.sources)
+        return divide(cut, sources)
 
     def shares_after(self, inputs: Any) -> dict[int, float]:
         """The share of a forward's floating-point operations that lies after each layer."""
@@ -110,6 +107,16 @@ class Exported:
         return next(n for n in self.program.graph_module.graph.nodes if n.name == name)
 
 
+def _program(model: nn.Module, inputs: Any) -> torch.export.ExportedProgram:
+    batch = torch.export.Dim("batch", min=2, max=2**20)
+    return torch.export.export(
+        _Logits(model, tuple(inputs) if isinstance(inputs, Mapping) else None),
+        flat(inputs),
+        dynamic_shapes={"args": tuple({0: batch} for _ in flat(inputs))},
+        strict=False,
+    )
+
+
 def export(model: nn.Module, sites: Sequence[Site], inputs: Any) -> Exported:
     """Export a model with a dynamic batch and the outputs of all `sites` marked.
 
@@ -119,24 +126,23 @@ def export(model: nn.Module, sites: Sequence[Site], inputs: Any) -> Exported:
     ------
     CannotCut : `torch.export` cannot take the model.
     """
-    batch = torch.export.Dim("batch", min=2, max=2**20)
     with ExitStack() as stack:
         for mark, site in enumerate(sites):
             stack.enter_context(hooked(model, site, partial(torch.ops.unitroles.tap, mark=mark)))
+        places = stack.enter_context(listening(model, torch.ops.unitroles.boundary))
         stack.enter_context(_silence())
         try:
-            program = torch.export.export(
-                _Logits(model, tuple(inputs) if isinstance(inputs, Mapping) else None),
-                flat(inputs),
-                dynamic_shapes={"args": tuple({0: batch} for _ in flat(inputs))},
-                strict=False,
-            )
-            # An empty table keeps the ops as they are but removes every in-place one.
-            program = program.run_decompositions({})
+            program = _program(model, inputs)
+            module, constants = program.graph_module, constants_of(program)
+            if any(map(writes, module.graph.nodes)) and not make_functional(module, constants):
+                # An empty table keeps the ops as they are but removes every in-place one.
+                program = program.run_decompositions({})
         except Exception as error:
             raise CannotCut(f"torch.export failed: {first_line(error)[:160]}") from error
+    boundaries = take_boundaries(program.graph_module.graph)
     found = {node.args[1]: node for node in program.graph_module.graph.nodes if is_tap(node)}
-    return Exported(program, found, tuple(site.axis for site in sites))
+    axes = tuple(site.axis for site in sites)
+    return Exported(program, found, axes, boundaries, tuple(places))
 
 
 @contextmanager

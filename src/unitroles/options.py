@@ -7,9 +7,12 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unitroles.errors import InputError, unknown
+
+if TYPE_CHECKING:
+    import torch
 
 ORDERS = ("per_split", "train", "test", "pooled")
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -115,8 +118,11 @@ class Compute:
     ----------
     device : a torch device; None = where the model is.
     batch_size : samples per forward.
-    memory_budget : bytes for masked copies of a layer's output, as a number or "2GiB".
-    autocast : None, the model's own precision.
+    memory_budget : bytes for what is kept of the samples and for masked copies, as a number or
+        "2GiB"; what does not fit goes to the folder for temporary files.
+    autocast : None, the model's own precision; "bfloat16" or "float16" for its matrix products.
+        What comes after the layer runs in float32.
+    channels_last : whether images and convolution weights have their channels last in memory.
     engine : "local", this process.
     run : None, nothing is kept between runs.
     """
@@ -124,12 +130,13 @@ class Compute:
     device: str | None = None
     batch_size: int = 256
     memory_budget: int | str = "2GiB"
-    autocast: None = None
+    autocast: str | None = None
     engine: str = "local"
     run: None = None
+    channels_last: bool = False
 
     def __post_init__(self) -> None:
-        _one_of("autocast", self.autocast, (None,))
+        _one_of("autocast", self.autocast, (None, "bfloat16", "float16"))
         _one_of("engine", self.engine, ("local",))
         _one_of("run", self.run, (None,))
         if self.device is not None:
@@ -137,6 +144,13 @@ class Compute:
         _whole("batch_size", self.batch_size, 1)
         if self.bytes < 1:
             raise InputError(f"memory_budget must be positive, not {self.memory_budget!r}")
+
+    @property
+    def half(self) -> torch.dtype | None:
+        """The precision of `autocast`."""
+        import torch
+
+        return None if self.autocast is None else getattr(torch, self.autocast)
 
     @property
     def bytes(self) -> int:

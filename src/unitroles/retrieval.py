@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from unitroles.collect import Kept, Tile
 from unitroles.data import Samples
 from unitroles.errors import InputError
-from unitroles.plans import Plan
-from unitroles.probe import blamed, device_of, to_device
-from unitroles.progress import Track
+from unitroles.masks import Prefixes
+from unitroles.plans import FullPlan, Plan
+from unitroles.probe import blamed
 from unitroles.roles import positions
+from unitroles.sweep import Logits, losses, margins
+
+Run = Callable[[Plan, Any, Int[Tensor, " samples"]], Iterator[tuple[slice, Logits]]]
+"""(plan, what it kept, the place of each sample's class) -> logits by mask and sample."""
 
 
 @dataclass(frozen=True)
@@ -43,107 +49,113 @@ class CurveSums:
         return self.correct / self.count[:, None]
 
 
-def sample_losses(
-    logits: Float[Tensor, "masks samples labels"], labels: Int[Tensor, " samples"]
-) -> tuple[Float[Tensor, "masks samples"], Bool[Tensor, "masks samples"]]:
-    """Cross-entropy in the margin form, float64, and whether the answer is right.
-
-    softplus(logsumexp of the other logits - own logit) keeps losses far below the rounding of
-    the logits, which decide turning points in networks that fit their training set.
-    """
-    wide = (logits.cpu() if logits.device.type == "mps" else logits).to(torch.float64)
-    index = labels.to(wide.device).expand(wide.shape[0], -1)[..., None]
-    own = wide.gather(2, index).squeeze(2)
-    rest = wide.scatter(2, index, float("-inf")).logsumexp(dim=2)
-    right = logits.argmax(dim=2) == labels.to(logits.device)
-    return F.softplus(rest - own, threshold=50.0).cpu(), right.cpu()
-
-
-def curve_sums(
-    plan: Plan,
-    samples: Samples,
+def mask_sums(
+    kept: Kept,
     labels: Int[np.ndarray, " label"],
-    rank: Int[np.ndarray, "label unit"],
-    retrieved: Int[np.ndarray, "label masks"],
-    size: int,
+    masks: int,
+    run: Run,
     done: Callable[[int], None] = lambda count: None,
 ) -> CurveSums:
-    """Evaluate masks on every sample, each class in its own order, and sum by class.
+    """Evaluate as many masks on every sample of a split, and sum by class.
 
     Parameters
     ----------
-    rank : the place of every unit in the order of each class.
-    retrieved : how many units are awake under each mask, for each class.
-    size : samples per batch.
-    done : told how many samples each batch added.
+    labels : the analysed classes.
+    masks : how many masks `run` evaluates.
+    run : gives the logits; classes are told by their place among `labels`.
+    done : told how many samples each tile added.
 
     Raises
     ------
     InputError : a loss is not finite, or the model cannot take some samples.
     """
-    device = device_of(plan.model)
-    loss = torch.zeros(retrieved.shape, dtype=torch.float64)
-    correct = torch.zeros(retrieved.shape, dtype=torch.int64)
-    count = np.zeros(len(labels), dtype=np.int64)
-    for batch in samples.batches(size):
-        own = np.searchsorted(labels, batch.labels.numpy())
-        padded = torch.from_numpy(np.append(own, np.repeat(own[:1], size - len(own))))
-        places = torch.from_numpy(own)
-        ranks = torch.from_numpy(rank)[padded].to(device)
-        points = torch.from_numpy(retrieved)[padded].T.contiguous().to(device)
-        with blamed(batch.described(samples.name)):
-            for part, logits in plan.logits(to_device(batch.inputs, device), ranks, points):
-                values, right = sample_losses(logits[:, : batch.count], batch.labels)
-                if not torch.isfinite(values).all():
-                    raise _not_finite(values, plan.site.path, samples, batch.rows)
-                loss[:, part] = loss[:, part].index_add(0, places, values.T)
-                correct[:, part] = correct[:, part].index_add(0, places, right.T.to(torch.int64))
-        count += np.bincount(own, minlength=len(labels))
-        done(batch.count)
+    loss = torch.zeros(len(labels), masks, dtype=torch.float64)
+    correct = torch.zeros(len(labels), masks, dtype=torch.int64)
+    own = np.searchsorted(labels, kept.samples.labels)
+    for tile in kept.tiles():
+        classes = torch.from_numpy(own[tile.places])
+        margin = torch.empty(masks, len(classes), dtype=torch.float64)
+        right = torch.empty(masks, len(classes), dtype=torch.bool)
+        with _described(tile, kept.samples), _float32(tile.plan, kept):
+            for part, logits in run(tile.plan, tile.kept, _filled(tile, classes)):
+                seen = logits[:, : len(classes)]
+                answers = torch.from_numpy(labels)[classes].to(logits.device)
+                margin[part], right[part] = margins(seen, answers)
+        values = losses(margin)
+        if not bool(torch.isfinite(values).all()):
+            raise _not_finite(values, kept, tile)
+        loss.index_add_(0, classes, values.T)
+        correct.index_add_(0, classes, right.T.to(torch.int64))
+        done(len(classes))
+    count = np.bincount(own, minlength=len(labels))
     return CurveSums(loss.numpy(), correct.numpy(), count)
 
 
-def _not_finite(values: Tensor, layer: str, samples: Samples, rows: np.ndarray) -> InputError:
-    row = int(rows[int((~torch.isfinite(values)).any(dim=0).nonzero()[0])])
-    label = int(samples.labels[np.flatnonzero(samples.rows == row)[0]])
+def _described(tile: Tile, samples: Samples) -> AbstractContextManager[None]:
+    rows = samples.rows[tile.places]
+    return blamed(f"a batch with {samples.name} samples {rows.min()} to {rows.max()}")
+
+
+def _float32(plan: Plan, kept: Kept) -> AbstractContextManager[Any]:
+    """Heads run in their own precision also where the model's forwards do not."""
+    if kept.precision.autocast is None or isinstance(plan, FullPlan):
+        return nullcontext()
+    return torch.autocast(kept.precision.device.type, enabled=False)
+
+
+def _filled(tile: Tile, classes: Int[Tensor, " samples"]) -> Int[Tensor, " rows"]:
+    """The class of every row; padding takes that of the first."""
+    if not isinstance(tile.plan, FullPlan):
+        return classes
+    rows = tile.plan.rows(tile.kept)
+    return torch.cat([classes, classes[:1].expand(rows - len(classes))])
+
+
+def _not_finite(values: Float[Tensor, "masks samples"], kept: Kept, tile: Tile) -> InputError:
+    place = tile.places[int((~torch.isfinite(values)).any(dim=0).nonzero()[0])]
+    samples = kept.samples
     return InputError(
-        f"the loss of {samples.name} sample {row} (label {label}) is not finite with units of "
-        f"layer {layer!r} silenced or awake; check the weights and the scaling of this input"
+        f"the loss of {samples.name} sample {samples.rows[place]} (label "
+        f"{samples.labels[place]}) is not finite with units of layer {kept.plan.site.path!r} "
+        "silenced or awake; check the weights and the scaling of this input"
     )
 
 
-def rof_curves(
-    plan: Plan,
-    splits: tuple[Samples, Samples],
+def rof_curve(
+    kept: Kept,
     labels: Int[np.ndarray, " label"],
-    order: Int[np.ndarray, "split label position"],
-    size: int,
-    bars: Track,
-) -> list[CurveSums]:
-    """E(n) for n = 0 ... N on both splits, each in its own order; masks count retrieved units."""
-    done = bars("retrieval", sum(map(len, splits)))
-    units = order.shape[2]
-    every = np.broadcast_to(np.arange(units + 1), (len(labels), units + 1)).copy()
-    rank = positions(order)
-    return [
-        curve_sums(plan, samples, labels, rank[split], every, size, done)
-        for split, samples in enumerate(splits)
-    ]
+    order: Int[np.ndarray, "label position"],
+    done: Callable[[int], None] = lambda count: None,
+) -> CurveSums:
+    """E(n) for n = 0 ... N on one split, each class in its own order; masks count retrieved units.
+
+    Parameters
+    ----------
+    order : the units of every class by descending score.
+    """
+    table = torch.from_numpy(np.ascontiguousarray(order))
+
+    def run(plan: Plan, rows: Any, classes: Tensor) -> Iterator[tuple[slice, Logits]]:
+        return plan.prefixes(rows, table[classes].to(kept.precision.device))
+
+    return mask_sums(kept, labels, order.shape[1] + 1, run, done)
 
 
-def swapped_sets(
-    plan: Plan,
-    splits: tuple[Samples, Samples],
+def at_points(
+    kept: Kept,
     labels: Int[np.ndarray, " label"],
-    order: Int[np.ndarray, "split label position"],
-    point: Int[np.ndarray, "split label"],
-    size: int,
-    bars: Track,
-) -> list[CurveSums]:
-    """Each split under the other split's active set; one mask."""
-    done = bars("swapped sets", sum(map(len, splits)))
-    rank = positions(order)
-    return [
-        curve_sums(plan, samples, labels, rank[1 - i], point[1 - i][:, None], size, done)
-        for i, samples in enumerate(splits)
-    ]
+    order: Int[np.ndarray, "label position"],
+    points: Int[np.ndarray, "label masks"],
+    done: Callable[[int], None] = lambda count: None,
+) -> CurveSums:
+    """E(n) at some n for each class."""
+    rank = torch.from_numpy(positions(order))
+    table = torch.from_numpy(np.ascontiguousarray(points))
+
+    def run(plan: Plan, rows: Any, classes: Tensor) -> Iterator[tuple[slice, Logits]]:
+        device = kept.precision.device
+        masks = Prefixes(rank[classes].to(device), table[classes].T.contiguous().to(device))
+        return plan.masked(rows, masks)
+
+    return mask_sums(kept, labels, points.shape[1], run, done)
+

@@ -15,13 +15,13 @@ _LISTED = 5
 
 
 def choose(
-    train: Samples, test: Samples, sample: Sample, names: Sequence[str] | None
-) -> tuple[Samples, Samples, np.ndarray]:
-    """The analysed samples of both splits, sorted by label, and the classes they cover.
+    splits: Sequence[Samples], sample: Sample, names: Sequence[str] | None
+) -> tuple[list[Samples], np.ndarray]:
+    """The analysed samples of one or more splits, sorted by label, and the classes they cover.
 
     Returns
     -------
-    (train, test, labels) with `labels` the sorted class numbers.
+    (splits, labels) with `labels` the sorted class numbers.
 
     Raises
     ------
@@ -31,29 +31,30 @@ def choose(
     -----
     DataWarning : classes were skipped.
     """
-    wanted = _wanted(sample, names, np.union1d(train.labels, test.labels))
-    labels = np.array([k for k in wanted if k in train.labels and k in test.labels], dtype=np.int64)
+    present = [np.unique(samples.labels) for samples in splits]
+    wanted = _wanted(sample, names, np.unique(np.concatenate(present)))
+    labels = np.array([k for k in wanted if all(k in p for p in present)], dtype=np.int64)
     absent = [k for k in wanted if k not in labels]
     if absent:
-        said = _missing(absent, (train, test), names)
+        said = _missing(absent, splits, names)
         if sample.missing == "error" or not len(labels):
             remedy = "add some, or skip such classes with missing='skip' (--missing skip)"
             raise InputError(f"{said}; {remedy}")
         warnings.warn(f"skipped: {said}", DataWarning, stacklevel=4)
     rng = np.random.default_rng(sample.seed)
-    kept = [[], []]
+    kept: list[list[np.ndarray]] = [[] for _ in splits]
     for label in labels:
-        places = [np.flatnonzero(samples.labels == label) for samples in (train, test)]
+        places = [np.flatnonzero(samples.labels == label) for samples in splits]
         limit = sample.max_per_class
         if sample.equalize:
-            limit = min(len(places[0]), len(places[1]), limit or len(places[0]))
+            limit = min(*map(len, places), limit or len(places[0]))
         for split, place in zip(kept, places, strict=True):
             split.append(rng.permutation(place)[:limit] if limit else place)
-    chosen = [s.take(np.concatenate(k)).sorted() for s, k in zip((train, test), kept, strict=True)]
-    return chosen[0], chosen[1], labels
+    chosen = [s.take(np.concatenate(k)).sorted() for s, k in zip(splits, kept, strict=True)]
+    return chosen, labels
 
 
-def _missing(absent: list[int], splits: tuple[Samples, ...], names: Sequence[str] | None) -> str:
+def _missing(absent: list[int], splits: Sequence[Samples], names: Sequence[str] | None) -> str:
     said = []
     for label in absent[:_LISTED]:
         without = " and no ".join(s.name for s in splits if label not in s.labels)

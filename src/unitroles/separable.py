@@ -1,4 +1,4 @@
-"""Move a cut past the ops that act on every unit alone, so that less is repeated for each mask.
+"""Divide a head where units meet: what acts on every unit alone comes before the masks.
 
 Where t acts on every unit alone, silencing a unit before t is the same as putting t of a silent
 layer in its place after t. Convolutional layers thus cross their activation function and pooling,
@@ -7,166 +7,228 @@ after which a masked copy is a fraction of its size.
 
 from __future__ import annotations
 
-import operator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Int
 from torch import Tensor, fx
 
-from unitroles.graph import Head
+from unitroles.graph import CannotCut, Cut
+from unitroles.hoist import value_of
+from unitroles.owners import NOBODY, owners
+from unitroles.split import Place
 
 _aten = torch.ops.aten
 
-_POINTWISE = {
-    _aten.add.Tensor,
-    _aten.clone.default,
-    _aten.div.Tensor,
-    _aten.dropout.default,
-    _aten.elu.default,
-    _aten.gelu.default,
-    _aten.hardsigmoid.default,
-    _aten.hardswish.default,
-    _aten.hardtanh.default,
-    _aten.leaky_relu.default,
-    _aten.mul.Tensor,
-    _aten.relu.default,
-    _aten.relu6.default,
-    _aten.sigmoid.default,
-    _aten.silu.default,
-    _aten.sub.Tensor,
-    _aten.tanh.default,
-}
-# With the number of axes that make them pools over positions: one fewer is read as no batch.
-_POOLS: dict[Any, int] = {
-    _aten.adaptive_avg_pool1d.default: 3,
-    _aten.adaptive_avg_pool2d.default: 4,
-    _aten.adaptive_avg_pool3d.default: 5,
-    _aten.avg_pool1d.default: 3,
-    _aten.avg_pool2d.default: 4,
-    _aten.avg_pool3d.default: 5,
-    _aten.max_pool1d.default: 3,
-    _aten.max_pool2d.default: 4,
-    _aten.max_pool3d.default: 5,
-}
-_RESHAPES = {
-    _aten.flatten.using_ints,
-    _aten.reshape.default,
-    _aten.view.default,
-}
 
-
-def advance(head: Head) -> Head:
-    """The same head with its cut moved as far as every unit still stands alone on one axis.
+@dataclass(frozen=True)
+class Owners:
+    """Which unit owns each element of a row, for masks over values.
 
     Parameters
     ----------
-    head : as it was pruned, its cut at the layer's output.
+    index : the owner of every element along `axis`, or of every element of the flat row.
+    axis : the only axis that owners differ on, the samples' axis being 0; None = they differ
+        on more than one.
+    shape : sizes of a row.
     """
-    graph = head.run.graph
-    cut = next(iter(graph.nodes))
-    dependent = _dependent(cut)
-    value, axis = cut, head.axis
-    while True:
-        users = [user for user in value.users if user.target is not _aten.sym_size.int]
-        if len(users) != 1:
-            break
-        normed = _after_norm(users[0], value) if axis == 1 else None
-        found = axis if normed else _axis_after(users[0], value, axis, dependent)
-        if found is None:
-            break
-        value, axis = normed or users[0], found
-    if value is cut:
-        return head
-    run = _rest(head.run, cut, value)
-    used = [bool(node.users) for node in run.graph.nodes if node.op == "placeholder"][1:]
-    repeats = tuple(both and row for both, row in zip(used, head.repeats, strict=True))
-    return replace(head, before=_part(head.run, value), run=run, repeats=repeats, axis=axis)
+
+    index: Int[Tensor, " elements"]
+    axis: int | None
+    shape: tuple[int, ...]
+
+    @staticmethod
+    def of(owner: Int[Tensor, "..."]) -> Owners:
+        for axis in range(owner.ndim):
+            line = owner[tuple(slice(None) if a == axis else slice(1) for a in range(owner.ndim))]
+            if bool((owner == line).all()):
+                return Owners(line.flatten(), axis + 1, tuple(owner.shape))
+        return Owners(owner.flatten(), None, tuple(owner.shape))
+
+    def spread(self, awake: Bool[Tensor, "... units"]) -> Bool[Tensor, "..."]:
+        """A mask over units as a mask that broadcasts over the elements of rows."""
+        index = self.index.to(awake.device)
+        plain = len(index) == awake.shape[-1] and bool((index == _counting(index)).all())
+        mask = awake if plain else awake[..., index.clamp(min=0)]
+        if self.axis is None:
+            return mask.unflatten(-1, self.shape)
+        sizes = [-1 if place == self.axis else 1 for place in range(1, len(self.shape) + 1)]
+        return mask.unflatten(-1, sizes) if sizes else mask[..., 0]
 
 
-def _dependent(cut: fx.Node) -> set[fx.Node]:
-    found = {cut}
-    for node in cut.graph.nodes:
+def _counting(index: Tensor) -> Tensor:
+    return torch.arange(len(index), device=index.device)
+
+
+@dataclass(frozen=True)
+class Head:
+    """Everything after a layer: a part that acts on every unit alone, and the rest.
+
+    Parameters
+    ----------
+    before : (the layer's output, *live) -> (*edge, *around), run once for every sample.
+    after : (*edge, *around) -> logits, run for every mask; rows are independent.
+    context : (*sources) -> live, what flows around the layer; None where nothing does.
+    sources : what `context` takes: an input of the model by its place, or a module's value.
+    owners : for every edge value, which unit each element belongs to.
+    repeats : for every value around, whether it has a row for each sample.
+    same_silence : whether a silent layer gives the same edge values for every sample.
+    units : N.
+    dtype : the precision it computes in.
+    """
+
+    before: fx.GraphModule
+    after: fx.GraphModule
+    context: fx.GraphModule | None
+    sources: tuple[int | Place, ...]
+    owners: tuple[Owners, ...]
+    repeats: tuple[bool, ...]
+    same_silence: bool
+    units: int
+    dtype: torch.dtype
+
+    @property
+    def edges(self) -> int:
+        """How many values the masks act on."""
+        return len(self.owners)
+
+    def to(self, dtype: torch.dtype) -> Head:
+        """The same head computing in another precision."""
+        parts = {n: getattr(self, n) for n in ("before", "after", "context")}
+        return replace(self, dtype=dtype, **{n: p and p.to(dtype) for n, p in parts.items()})
+
+
+def divide(cut: Cut, sources: tuple[int | Place, ...]) -> Head:
+    """Move the masks of a pruned head as late as every unit still stands alone.
+
+    Raises
+    ------
+    CannotCut : what flows around the layer cannot be repeated for every mask.
+    """
+    run = cut.run
+    nodes = list(run.graph.nodes)
+    place = nodes[0]
+    (output,) = (node for node in nodes if node.op == "output")
+    (logits,) = output.all_input_nodes
+    owner = owners(run, place, cut.axis)
+    dependent = _dependent(place)
+    mixed = dependent - owner.keys()
+    edge = [n for n in owner if n is logits or _tensor_users(n) & mixed]
+    if not edge:
+        raise CannotCut("the layer's output does not reach the logits")
+    needed = _ancestors(logits)
+    samples = _from_samples(run, place)
+    around = [
+        node
+        for node in nodes
+        if node in samples - dependent and _tensor_users(node) & mixed & needed
+    ]
+    for node in around:
+        _require_rows_first(node)
+    live = [node for node in nodes if node.op == "placeholder" and node is not place]
+    joined = _ancestors(*edge) & set(live)
+    return Head(
+        before=_before(run, edge + around),
+        after=_after(run, edge + around, logits),
+        context=cut.context,
+        sources=sources,
+        owners=tuple(Owners.of(owner[node]) for node in edge),
+        repeats=tuple(isinstance(value_of(node).shape[0], torch.SymInt) for node in around),
+        same_silence=not any(isinstance(value_of(n).shape[0], torch.SymInt) for n in joined),
+        units=int(value_of(place).shape[cut.axis]),
+        dtype=value_of(place).dtype,
+    )
+
+
+def _tensor_users(node: fx.Node) -> set[fx.Node]:
+    return {user for user in node.users if user.target is not _aten.sym_size.int}
+
+
+def _dependent(place: fx.Node) -> set[fx.Node]:
+    """The values that hang on the cut, but for those that only know its number of rows."""
+    found = {place}
+    for node in place.graph.nodes:
+        if node.target is _aten.sym_size.int or isinstance(value_of(node), torch.SymInt):
+            continue
         if not found.isdisjoint(node.all_input_nodes):
             found.add(node)
+    return {node for node in found if node.op != "output"}
+
+
+def _from_samples(run: fx.GraphModule, place: fx.Node) -> set[fx.Node]:
+    """The tensors that are computed from what flows around the layer."""
+    found: set[fx.Node] = set()
+    for node in run.graph.nodes:
+        if node.op == "placeholder" and node is not place:
+            found.add(node)
+        elif isinstance(value_of(node), (Tensor, list, tuple)) and not found.isdisjoint(
+            node.all_input_nodes
+        ):
+            found.add(node)
+    return {node for node in found if isinstance(value_of(node), Tensor)}
+
+
+def _ancestors(*nodes: fx.Node) -> set[fx.Node]:
+    found, todo = set(), list(nodes)
+    while todo:
+        node = todo.pop()
+        if node not in found:
+            found.add(node)
+            todo.extend(node.all_input_nodes)
     return found
 
 
-def _axis_after(node: fx.Node, value: fx.Node, axis: int, dependent: set[fx.Node]) -> int | None:
-    """The unit axis of an op's result, or None where units meet or leave their axis."""
-    others = [n for n in node.all_input_nodes if n is not value]
-    operands = [value, *others] if node.target in _POINTWISE else [node.args[0]]
-    if value not in operands or node.args.count(value) != 1:
-        return None
-    if any(n in dependent and isinstance(n.meta.get("val"), Tensor) for n in others):
-        return None
-    old, new = _sizes(value), _sizes(node)
-    if old is None or new is None or old[0] != new[0]:
-        return None
-    if node.target in _POINTWISE:
-        return axis if old == new else None
-    if node.target in _POOLS:
-        return axis if axis == 1 and len(old) == len(new) == _POOLS[node.target] else None
-    if node.target is _aten.mean.dim:
-        return _axis_after_mean(node, axis, len(old))
-    alone = all(size == 1 for place, size in enumerate(old[1:], 1) if place != axis)
-    if node.target in _RESHAPES and alone and new[1:].count(old[axis]) == 1:
-        # Nothing but the units is left, so their order cannot change.
-        return 1 + new[1:].index(old[axis])
-    return None
+def _require_rows_first(node: fx.Node) -> None:
+    if any(isinstance(size, torch.SymInt) for size in value_of(node).shape[1:]):
+        raise CannotCut(f"a value that flows around the layer has its batch inside ({node.name})")
 
 
-def _after_norm(node: fx.Node, value: fx.Node) -> fx.Node | None:
-    """The result of a batch norm by running statistics, which gives a tuple."""
-    if node.target is not _aten._native_batch_norm_legit_no_training.default:
-        return None
-    results = list(node.users)
-    plain = len(results) == 1 and results[0].target is operator.getitem
-    return results[0] if plain and results[0].args[1] == 0 and node.args[0] is value else None
-
-
-def _axis_after_mean(node: fx.Node, axis: int, ndim: int) -> int | None:
-    dims: Any = node.args[1]
-    keep = bool(node.args[2]) if len(node.args) > 2 else bool(node.kwargs.get("keepdim", False))
-    if not isinstance(dims, (list, tuple)) or not dims:
-        return None
-    places = {dim % ndim for dim in dims}
-    if 0 in places or axis in places:
-        return None
-    return axis if keep else axis - sum(place < axis for place in places)
-
-
-def _sizes(node: fx.Node) -> list[Any] | None:
-    value = node.meta.get("val")
-    if not isinstance(value, Tensor) or not value.ndim:
-        return None
-    sizes = list(value.shape)
-    return [str(sizes[0]), *sizes[1:]] if all(type(s) is int for s in sizes[1:]) else None
-
-
-def _part(source: fx.GraphModule, value: fx.Node) -> fx.GraphModule:
-    """The graph from the placeholders to `value`."""
+def _before(run: fx.GraphModule, values: list[fx.Node]) -> fx.GraphModule:
+    """The graph from the placeholders to `values`."""
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
-    for node in source.graph.nodes:
-        copies[node] = graph.node_copy(node, copies.__getitem__)
-        if node is value:
-            break
-    graph.output(copies[value])
-    return _module(source, graph)
-
-
-def _rest(source: fx.GraphModule, cut: fx.Node, value: fx.Node) -> fx.GraphModule:
-    """The graph from `value`, which takes the place of the cut, to the logits."""
-    graph = fx.Graph()
-    copies = {value: graph.placeholder("cut")}
-    copies[cut] = copies[value]  # only its number of rows is still asked for
-    for node in source.graph.nodes:
-        if node not in copies:
+    wanted = _ancestors(*values)
+    for node in run.graph.nodes:
+        if node in wanted or node.op == "placeholder":
             copies[node] = graph.node_copy(node, copies.__getitem__)
-    return _module(source, graph)
+    graph.output(tuple(copies[node] for node in values))
+    return fx.GraphModule(run, graph)
 
 
-def _module(source: fx.GraphModule, graph: fx.Graph) -> fx.GraphModule:
+def _after(run: fx.GraphModule, values: list[fx.Node], logits: fx.Node) -> fx.GraphModule:
+    """The graph from `values` to the logits; the number of rows is that of the first value."""
+    graph = fx.Graph()
+    copies = {node: graph.placeholder(f"value_{i}") for i, node in enumerate(values)}
+    for node, copy in copies.items():
+        copy.meta = dict(node.meta)
+    rows = graph.call_function(_aten.sym_size.int, (copies[values[0]], 0))
+    rows.meta["val"] = value_of(values[0]).shape[0]
+    wanted = _ancestors_until(logits, set(values))
+    for node in run.graph.nodes:
+        if node in copies or node not in wanted:
+            continue
+        if node.target is _aten.sym_size.int and _counts_rows(node):
+            copies[node] = rows
+        else:
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+    graph.output(copies[logits])
     graph.eliminate_dead_code()
-    return fx.GraphModule(source, graph)
+    return fx.GraphModule(run, graph)
+
+
+def _ancestors_until(logits: fx.Node, stop: set[fx.Node]) -> set[fx.Node]:
+    found, todo = set(), [logits]
+    while todo:
+        node = todo.pop()
+        if node not in found and node not in stop:
+            found.add(node)
+            # Rows are counted anew, whatever they were counted on.
+            if not (node.target is _aten.sym_size.int and _counts_rows(node)):
+                todo.extend(node.all_input_nodes)
+    return found
+
+
+def _counts_rows(node: fx.Node) -> bool:
+    value, dim = node.args[0], node.args[1]
+    return dim == 0 and isinstance(value_of(value).shape[0], torch.SymInt)

@@ -13,8 +13,8 @@ from unitroles.graph import CannotCut
 from unitroles.head import export
 from unitroles.options import Layer
 from unitroles.probe import batch_size, copied, device_of, rows_of, to_device, untouched
-from unitroles.split import run_body
-from unitroles.trace import Call, Site, find_site, trace
+from unitroles.split import output_of, run_body
+from unitroles.trace import Call, Site, Trace, find_site, trace
 
 _ACTIVATIONS = (
     nn.ReLU,
@@ -43,19 +43,17 @@ _PASSING = (
 _MAKERS = (nn.Linear, nn.modules.conv._ConvNd)
 
 
-def resolve(
-    model: nn.Module, layer: str | nn.Module | Layer | None, inputs: Any
-) -> tuple[Site, list[Call]]:
-    """The site a user means and the trace it was found in.
+def resolve(model: nn.Module, layer: str | nn.Module | Layer | None, seen: Trace) -> Site:
+    """The site that a user means.
 
     Parameters
     ----------
     layer : a path, a module of the model, a `Layer`, or None for the recommended one.
-    inputs : a few samples.
+    seen : a forward of a few samples.
     """
-    calls = trace(model, inputs)
+    calls, batch = seen.calls, seen.samples
     if layer is None:
-        layer = recommend(calls, batch_size(inputs))
+        layer = recommend(calls, batch)
     elif isinstance(layer, nn.Module):
         paths = [path for path, module in model.named_modules() if module is layer and path]
         if not paths:
@@ -65,7 +63,7 @@ def resolve(
         layer = Layer(paths[0])
     elif isinstance(layer, str):
         layer = Layer(layer)
-    site = find_site(model, layer, calls, batch_size(inputs))
+    site = find_site(model, layer, calls, batch)
     if site.guessed:
         warnings.warn(
             f"axis {site.axis} of layer {site.path!r} is a guess: its output {site.shape} is made "
@@ -73,13 +71,23 @@ def resolve(
             PlanWarning,
             stacklevel=3,
         )
-    fewer = batch_size(inputs) - 1
-    if fewer and run_body(model, site, copied(rows_of(inputs, slice(fewer)))).shape[0] != fewer:
+    if _rows_of_one(model, site, seen.inputs) != 1:
         raise InputError(
             f"layer {site.path!r} has no unit axis: the first axis of its output {site.shape} does "
             "not count the samples; name a layer whose output is (samples, units, ...)"
         )
-    return site, calls
+    return site
+
+
+def _rows_of_one(model: nn.Module, site: Site, inputs: Any) -> int:
+    """The size of the first axis of a layer's output for a single sample."""
+    try:
+        one = copied(rows_of(inputs, slice(1)))
+        return run_body(model, [output_of(site)], one)[0].shape[0]
+    except InputError:
+        raise
+    except (RuntimeError, ValueError):  # a norm over the batch refuses a batch of one
+        return 1
 
 
 def candidates(calls: list[Call], batch: int) -> list[Call]:
@@ -139,11 +147,12 @@ def layers(model: nn.Module, example: Any) -> pd.DataFrame:
         raise InputError("give an example batch of at least two inputs")
     example = to_device(example, device_of(model))
     with untouched(model):
-        calls = trace(model, example)
-        batch = batch_size(example)
-        best = recommend(calls, batch).path
-        found = candidates(calls, batch)
-        sites = [find_site(model, Layer(call.path), calls, batch) for call in found]
+        seen = trace(model, example)
+        best = recommend(seen.calls, seen.samples).path
+        found = candidates(seen.calls, seen.samples)
+        sites = [
+            find_site(model, Layer(call.path), seen.calls, seen.samples) for call in found
+        ]
         plans = _plans(model, sites, example)
         rows = [
             {

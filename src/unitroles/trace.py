@@ -10,7 +10,16 @@ from torch import Tensor, nn
 
 from unitroles.errors import InputError, unknown
 from unitroles.options import Layer
-from unitroles.probe import FORWARD_ERRORS, copied, describe, first_line, forward, logits_of
+from unitroles.probe import (
+    FORWARD_ERRORS,
+    batch_size,
+    copied,
+    describe,
+    first_line,
+    forward,
+    logits_of,
+    versions,
+)
 
 _CHANNELS_FIRST = (
     *(getattr(nn, name) for name in nn.modules.pooling.__all__),
@@ -86,8 +95,31 @@ class Site:
         return self.shape[self.axis]
 
 
-def trace(model: nn.Module, inputs: Any) -> list[Call]:
-    """Every module call of one forward, in the order in which the calls end.
+@dataclass(frozen=True)
+class Trace:
+    """One forward of a model.
+
+    Parameters
+    ----------
+    calls : every module call, in the order in which the calls end.
+    logits : what the model returned.
+    inputs : the batch.
+    writes : whether the model wrote to its inputs.
+    """
+
+    calls: list[Call]
+    logits: Tensor
+    inputs: Any
+    writes: bool
+
+    @property
+    def samples(self) -> int:
+        """How many samples the batch holds."""
+        return batch_size(self.inputs)
+
+
+def trace(model: nn.Module, inputs: Any) -> Trace:
+    """Run a batch and note every module call.
 
     Run it inside `untouched`.
 
@@ -119,15 +151,16 @@ def trace(model: nn.Module, inputs: Any) -> list[Call]:
         for path, module in model.named_modules():
             handle = module.register_forward_hook(note(path))
             stack.callback(handle.remove)
+        given = copied(inputs)
+        before = versions(given)
         try:
-            output = forward(model, copied(inputs))
+            output = forward(model, given)
         except FORWARD_ERRORS as error:
             raise InputError(
                 f"the model cannot take a batch of {describe(inputs)}: {first_line(error)}; give "
                 "samples of the shape and type the model was trained with"
             ) from error
-    logits_of(output)
-    return calls
+    return Trace(calls, logits_of(output).clone(), inputs, versions(given) != before)
 
 
 def _unit_axis(

@@ -1,0 +1,198 @@
+"""One pass through the model: scores, and what the masks of every layer need of each sample."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from unitroles.activity import SampleScore, ScoreSums, require_finite, score_sums
+from unitroles.data import Samples
+from unitroles.errors import PlanWarning
+from unitroles.memory import Pieces, slices
+from unitroles.plans import FullPlan, Plan
+from unitroles.precision import Precision
+from unitroles.probe import blamed, rows_of
+from unitroles.split import Place, output_of, run_body
+from unitroles.store import Ledger, Rows, Store
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Some samples, and what a plan kept of them; rows beyond `places` are padding."""
+
+    plan: Plan
+    places: Int[np.ndarray, " samples"]
+    kept: Any
+
+
+@dataclass
+class Kept:
+    """What the masks of one layer need of every sample of a split.
+
+    Parameters
+    ----------
+    model : the user's model.
+    plan : how masks are run.
+    samples : the split.
+    size : samples per batch.
+    precision : of the model's own forwards.
+    store : the rows; None = they are computed again whenever they are asked for.
+    foreign : first sample of the batches of another form, which are run in full.
+    places : which samples are in the store.
+    decided : whether it is known where the rows go.
+    """
+
+    model: nn.Module
+    plan: Plan
+    samples: Samples
+    size: int
+    precision: Precision
+    store: Store | None = None
+    foreign: list[int] = field(default_factory=list)
+    places: list[np.ndarray] = field(default_factory=list)
+    decided: bool = False
+
+    @property
+    def where(self) -> str:
+        """Where the rows are: "memory", "disk" or "recompute"."""
+        return "recompute" if self.store is None else self.store.where
+
+    def tiles(self) -> Iterator[Tile]:
+        """All samples, some at a time."""
+        if self.store is None:
+            yield from self._again(np.arange(len(self.samples)))
+            return
+        device = self.precision.device
+        places, done = np.concatenate([np.arange(0), *self.places]), 0
+        for rows in self.store.tiles(self.plan.tile):
+            count = len(rows[0])
+            kept = tuple(value.to(device) for value in rows)
+            yield Tile(self.plan, places[done : done + count], kept)
+            done += count
+        for start in self.foreign:
+            yield from self._again(np.arange(start, min(start + self.size, len(self.samples))))
+
+    def _again(self, places: np.ndarray) -> Iterator[Tile]:
+        done = 0
+        for batch in self.samples.take(places).batches(self.size):
+            mine = places[done : done + batch.count]
+            done += batch.count
+            inputs = self.precision.place(batch.inputs)
+            plan = self.plan
+            if not plan.takes(inputs):
+                plan = _in_full(self)
+            if isinstance(plan, FullPlan):
+                yield Tile(plan, mine, inputs)
+                continue
+            with blamed(batch.described(self.samples.name)), self.precision.on():
+                found = run_body(self.model, plan.places, inputs)
+            kept = plan.keep(found, inputs)
+            for part in slices(batch.count, plan.tile):
+                yield Tile(plan, mine[part], tuple(value[part] for value in kept))
+
+
+def _in_full(kept: Kept) -> FullPlan:
+    """An export knows one length of sequence, one size of image."""
+    warnings.warn(
+        "batches of another shape than the first are run in full (N+1 runs of the model)",
+        PlanWarning,
+        stacklevel=2,
+    )
+    full = FullPlan(kept.model, kept.plan.site, "", precision=kept.precision)
+    return full.silenced(kept.plan.baseline)
+
+
+def collect(
+    model: nn.Module,
+    plans: Sequence[Plan],
+    samples: Samples,
+    labels: Int[np.ndarray, " label"],
+    score: SampleScore | None,
+    size: int,
+    precision: Precision,
+    ledger: Ledger,
+    done: Callable[[int], None],
+) -> tuple[list[ScoreSums], list[Kept]]:
+    """Run the model once over a split, for all layers.
+
+    Parameters
+    ----------
+    score : of a sample's activations; None = none is measured.
+    size : samples per forward.
+    ledger : memory and disk for rows.
+    done : told how many samples each batch added.
+
+    Raises
+    ------
+    InputError : an activation or a score is not finite, or the model cannot take some samples.
+    """
+    size = min(size, len(samples))
+    kept = [Kept(model, plan, samples, size, precision) for plan in plans]
+    sums = [ScoreSums.nothing(len(labels), plan.site.units) for plan in plans]
+    if score is None and all(isinstance(plan, FullPlan) for plan in plans):
+        return sums, kept
+    places = list(dict.fromkeys(place for plan in plans for place in plan.places))
+    pieces = Pieces("the model's forward")
+    for start, batch in zip(range(0, len(samples), size), samples.batches(size), strict=True):
+        inputs = precision.place(batch.inputs)
+
+        def look(part: slice, inputs: Any = inputs) -> list[tuple[Tensor, Rows | None]]:
+            some = inputs if part == slice(0, size) else rows_of(inputs, part)
+            return _look(model, places, kept, some)
+
+        with blamed(batch.described(samples.name)):
+            found = [_joined(parts) for parts in zip(*pieces.run(look, size), strict=True)]
+        classes = torch.from_numpy(np.searchsorted(labels, batch.labels.numpy()))
+        for layer, (output, rows) in enumerate(found):
+            site, seen = plans[layer].site, output[: batch.count]
+            if score is not None:
+                require_finite(seen, site, samples.name, batch.rows, batch.labels)
+                sums[layer] += score_sums(seen, site.axis, score, classes, len(labels))
+            _add(kept[layer], rows, start, batch.count, ledger)
+        done(batch.count)
+    return sums, kept
+
+
+def _look(
+    model: nn.Module, places: list[Place], kept: list[Kept], inputs: Any
+) -> list[tuple[Tensor, Rows | None]]:
+    """For every layer its output, and what its plan keeps of some samples."""
+    with kept[0].precision.on():
+        values = dict(zip(places, run_body(model, places, inputs), strict=True))
+    found = []
+    for mine in kept:
+        plan, rows = mine.plan, None
+        if not isinstance(plan, FullPlan) and plan.takes(inputs):
+            rows = plan.keep([values[place] for place in plan.places], inputs)
+        found.append((values[output_of(plan.site)], rows))
+    return found
+
+
+def _joined(parts: Sequence[tuple[Tensor, Rows | None]]) -> tuple[Tensor, Rows | None]:
+    outputs, rows = zip(*parts, strict=True)
+    if len(parts) == 1:
+        return outputs[0], rows[0]
+    whole = None if None in rows else tuple(map(torch.cat, zip(*rows, strict=True)))
+    return torch.cat(outputs), whole
+
+
+def _add(kept: Kept, rows: Rows | None, start: int, count: int, ledger: Ledger) -> None:
+    if isinstance(kept.plan, FullPlan):
+        return
+    if rows is None:
+        kept.foreign.append(start)
+        return
+    mine = tuple(value[:count] for value in rows)
+    if not kept.decided:
+        kept.decided = True
+        kept.store = ledger.open(len(kept.samples), mine, kept.plan.tile)
+    if kept.store is not None:
+        kept.store.add(mine)
+        kept.places.append(np.arange(start, start + count))

@@ -1,0 +1,60 @@
+"""Families of masks: which units are awake, for every mask and sample."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+
+class Masks(Protocol):
+    """Several masks over the units, made a few at a time."""
+
+    def __len__(self) -> int: ...
+
+    def awake(self, part: slice) -> Bool[Tensor, "masks samples units"]: ...
+
+
+@dataclass(frozen=True)
+class Prefixes:
+    """The first units of an order of each sample's own.
+
+    Parameters
+    ----------
+    rank : the place of every unit in the order of each sample.
+    retrieved : how many units are awake under each mask.
+    """
+
+    rank: Int[Tensor, "samples units"]
+    retrieved: Int[Tensor, "masks samples"]
+
+    @staticmethod
+    def of(order: Int[Tensor, "samples units"], points: Int[Tensor, " masks"]) -> Prefixes:
+        """The same numbers of units for all samples."""
+        rank = torch.argsort(order, dim=1)
+        return Prefixes(rank, points.to(order.device)[:, None].expand(-1, len(order)))
+
+    def __len__(self) -> int:
+        return len(self.retrieved)
+
+    def awake(self, part: slice) -> Bool[Tensor, "masks samples units"]:
+        return self.rank < self.retrieved[part, :, None]
+
+
+@dataclass(frozen=True)
+class AllButOne:
+    """One unit silent at a time, in the order of the units."""
+
+    samples: int
+    units: int
+    device: torch.device
+
+    def __len__(self) -> int:
+        return self.units
+
+    def awake(self, part: slice) -> Bool[Tensor, "masks samples units"]:
+        eye = torch.eye(self.units, dtype=torch.bool, device=self.device)[part]
+        return ~eye[:, None].expand(-1, self.samples, -1)

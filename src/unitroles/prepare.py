@@ -1,0 +1,256 @@
+"""Everything that comes before the first pass: model, data, layers and plans, checked and ready."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from unitroles.choice import Choice, choose_plans
+from unitroles.data import Samples, as_samples, warn_if_changing
+from unitroles.errors import DataWarning, InputError, PlanWarning
+from unitroles.options import Compute, Layer, Method, Sample
+from unitroles.precision import Precision, memory_format
+from unitroles.probe import (
+    blamed,
+    device_of,
+    first_line,
+    form_of,
+    forward,
+    inputs_kept,
+    logits_of,
+    untouched,
+)
+from unitroles.progress import Track, track
+from unitroles.sampling import choose
+from unitroles.survey import resolve
+from unitroles.trace import Call, Site, trace
+
+_PROBE_SAMPLES = 2
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A model and its data, checked.
+
+    Parameters
+    ----------
+    model : in evaluation mode, without gradients.
+    splits : the analysed samples.
+    labels : the analysed classes.
+    names : their names, or None.
+    sites : the layers.
+    choices : the plan of every layer.
+    calls : every module call of one forward.
+    precision : of the model's forwards.
+    bars : progress.
+    seed : of draws.
+    notes : the texts of our warnings, filled when the block ends.
+    started : when it began, by `time.perf_counter`.
+    """
+
+    model: nn.Module
+    splits: tuple[Samples, ...]
+    labels: Int[np.ndarray, " label"]
+    names: list[str] | None
+    sites: tuple[Site, ...]
+    choices: tuple[Choice, ...]
+    calls: list[Call]
+    precision: Precision
+    bars: Track
+    seed: int
+    notes: list[str]
+    started: float
+
+
+@contextmanager
+def prepared(
+    model: nn.Module,
+    data: Mapping[str, Any],
+    layers: Sequence[str | nn.Module | Layer | None],
+    class_names: Sequence[str] | None,
+    method: Method,
+    sample: Sample,
+    compute: Compute,
+    progress: bool,
+) -> Iterator[Ready]:
+    """Check model and data and choose the plans; the model comes back as it was.
+
+    Parameters
+    ----------
+    data : splits by name, the first one being what class names and the probe are taken from.
+
+    Raises
+    ------
+    InputError : what is wrong with the model, the data or an option, and the remedy.
+    """
+    started = time.perf_counter()
+    _check_model(model)
+    with (
+        _own_warnings() as notes,
+        _on_device(model, compute.device),
+        untouched(model),
+        memory_format(model, compute.channels_last),
+        ExitStack() as stack,
+        track(progress) as bars,
+    ):
+        planned = bars("plan", 1)
+        precision = Precision(device_of(model), compute.half, compute.channels_last)
+        sides = [as_samples(given, name) for name, given in data.items()]
+        names = _names(sides[0].class_names if class_names is None else class_names)
+        _require_same_names(sides)
+        inputs, *others = (_few(side, precision) for side in sides)
+        seen = trace(model, inputs)
+        stack.enter_context(inputs_kept(model, seen.writes))
+        sites = [resolve(model, layer, seen) for layer in layers]
+        outputs = seen.logits.shape[1]
+        for side, some in zip(sides[1:], others, strict=True):
+            if form_of(some) != form_of(inputs):
+                with blamed(f"the {side.name} data"):
+                    outputs = logits_of(forward(model, some)).shape[1]
+        _check_labels(outputs, sides, names)
+        splits, labels = choose(sides, sample, names)
+        for samples in splits:
+            warn_if_changing(samples)
+        choices = choose_plans(model, sites, seen.inputs, compute.bytes, precision)
+        for note in dict.fromkeys(note for choice in choices for note in choice.notes):
+            warnings.warn(note, PlanWarning, stacklevel=3)
+        planned(1)
+        yield Ready(
+            model,
+            tuple(splits),
+            labels,
+            None if names is None else [names[label] for label in labels],
+            tuple(sites),
+            tuple(choices),
+            seen.calls,
+            precision,
+            bars,
+            sample.seed,
+            notes,
+            started,
+        )
+
+
+def _check_model(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+    if any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
+        raise InputError("the model has lazy parameters; run one batch through it first")
+
+
+@contextmanager
+def _own_warnings() -> Iterator[list[str]]:
+    """Repeat all warnings to the caller, also after an error, and keep the texts of our own."""
+    notes: list[str] = []
+    caught: list[warnings.WarningMessage] = []
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield notes
+    except BaseException:
+        with suppress(Warning):  # where warnings are errors, the error itself matters more
+            _repeat(caught)
+        raise
+    notes.extend(dict.fromkeys(str(w.message) for w in caught if _is_ours(w)))
+    _repeat(caught)
+
+
+def _is_ours(warning: warnings.WarningMessage) -> bool:
+    return issubclass(warning.category, (DataWarning, PlanWarning))
+
+
+def _repeat(caught: list[warnings.WarningMessage]) -> None:
+    once = {(warning.category, str(warning.message)): warning for warning in reversed(caught)}
+    for warning in reversed(once.values()):
+        level = 5 if _is_ours(warning) else 2
+        warnings.warn(warning.message, warning.category, stacklevel=level)
+
+
+@contextmanager
+def _on_device(model: nn.Module, device: str | None) -> Iterator[None]:
+    home = device_of(model)
+    if device is None or device == str(home):
+        yield
+        return
+    try:
+        try:
+            if torch.device(device).type == "meta":
+                raise RuntimeError("it holds no numbers")
+            model.to(torch.device(device))
+        except (AssertionError, RuntimeError) as error:
+            raise InputError(
+                f"device {device!r} cannot be used: {first_line(error)}; name one that "
+                "torch.device knows on this machine, or None for where the model is"
+            ) from error
+        yield
+    finally:
+        model.to(home)
+
+
+def _names(names: Sequence[str] | None) -> list[str] | None:
+    if names is None:
+        return None
+    if isinstance(names, (str, Mapping)):
+        raise InputError("class_names must be a list of names in the order of the class numbers")
+    found = [str(name) for name in names]
+    twice = sorted({name for name in found if found.count(name) > 1})
+    if twice:
+        raise InputError(f"class names must differ, {twice[0]!r} stands for two classes")
+    return found
+
+
+def _require_same_names(sides: Sequence[Samples]) -> None:
+    if len(sides) < 2:
+        return
+    first, second = (side.class_names for side in sides)
+    if first is not None and second is not None and first != second:
+        raise InputError(
+            f"the classes of the two data sets differ: train has {', '.join(first[:5])}, test has "
+            f"{', '.join(second[:5])}; class numbers would mean different classes"
+        )
+
+
+def _few(samples: Samples, precision: Precision) -> Any:
+    few = np.linspace(0, len(samples) - 1, _PROBE_SAMPLES).astype(np.int64)
+    return precision.place(next(samples.take(few).batches(_PROBE_SAMPLES)).inputs)
+
+
+def _check_labels(
+    outputs: int, splits: Sequence[Samples], names: Sequence[str] | None
+) -> None:
+    if outputs < 2:
+        raise InputError(
+            "the model has one output; roles need a logit for every class. Wrap a binary model in "
+            "a module that returns two logits, 0 and its output"
+        )
+    top = max(int(samples.labels.max()) for samples in splits)
+    if names is not None and len(names) <= top < outputs:
+        raise InputError(
+            f"there are {len(names)} class names but label {top} occurs; give one name per class"
+        )
+    if names is not None and len(names) != outputs:
+        warnings.warn(
+            f"there are {len(names)} class names but the model has {outputs} outputs: label k is "
+            "read as output k. Check that the labels are those the model was trained with",
+            DataWarning,
+            stacklevel=3,
+        )
+    for samples in splits:
+        for label in (samples.labels.min(), samples.labels.max()):
+            if not 0 <= label < outputs:
+                place = int((samples.labels == label).argmax())
+                raise InputError(
+                    f"label {label} of {samples.name} sample {samples.rows[place]} is out of "
+                    f"range: the model has {outputs} outputs, labels go from 0 to {outputs - 1}; "
+                    "give the labels the model was trained with"
+                )

@@ -1,0 +1,150 @@
+"""Rows of every sample, kept between the one pass through the model and the sweeps."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+SHARD_BYTES = 64 * 2**20
+# Of the free disk; the rest belongs to others.
+_DISK_SHARE = 0.5
+
+Rows = tuple[Tensor, ...]
+
+
+class Store(Protocol):
+    """Rows in the order in which they are added; `tiles` gives them back some at a time."""
+
+    @property
+    def where(self) -> str: ...
+
+    def add(self, rows: Rows) -> None: ...
+
+    def tiles(self, size: int) -> Iterator[Rows]: ...
+
+    def close(self) -> None: ...
+
+
+def row_bytes(rows: Sequence[Tensor]) -> int:
+    """Bytes of one row."""
+    return sum(value[:1].numel() * value.element_size() for value in rows)
+
+
+@dataclass
+class MemoryStore:
+    """Rows in the memory of the processor, in one block per value."""
+
+    samples: int
+    where: str = "memory"
+    _blocks: list[Tensor] = field(default_factory=list)
+    _filled: int = 0
+
+    def add(self, rows: Rows) -> None:
+        if not self._blocks:
+            self._blocks = [
+                torch.empty(self.samples, *value.shape[1:], dtype=value.dtype) for value in rows
+            ]
+        count = len(rows[0])
+        for block, value in zip(self._blocks, rows, strict=True):
+            block[self._filled : self._filled + count].copy_(value)
+        self._filled += count
+
+    def tiles(self, size: int) -> Iterator[Rows]:
+        for start in range(0, self._filled, size):
+            stop = min(start + size, self._filled)
+            yield tuple(block[start:stop] for block in self._blocks)
+
+    def close(self) -> None:
+        self._blocks.clear()
+
+
+@dataclass
+class DiskStore:
+    """Rows in safetensors files in a folder of their own, which `close` removes.
+
+    Parameters
+    ----------
+    tile : a file holds a multiple of so many rows, so that tiles do not hang on the files.
+    """
+
+    tile: int
+    where: str = "disk"
+    _folder: Path | None = None
+    _waiting: list[Rows] = field(default_factory=list)
+    _files: list[Path] = field(default_factory=list)
+
+    def add(self, rows: Rows) -> None:
+        self._waiting.append(tuple(value.cpu() for value in rows))
+        waiting = sum(len(rows[0]) for rows in self._waiting)
+        full = max(1, SHARD_BYTES // max(row_bytes(rows) * self.tile, 1)) * self.tile
+        if waiting >= full:
+            blocks = self._joined()
+            for start in range(0, waiting - waiting % full, full):
+                self._write([block[start : start + full] for block in blocks])
+            rest = waiting - waiting % full
+            self._waiting = [tuple(block[rest:].clone() for block in blocks)] * (rest < waiting)
+
+    def _joined(self) -> list[Tensor]:
+        return [torch.cat(values) for values in zip(*self._waiting, strict=True)]
+
+    def _write(self, blocks: list[Tensor]) -> None:
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="unitroles-"))
+        file = self._folder / f"{len(self._files):06d}.safetensors"
+        save_file({f"{i:03d}": block.contiguous() for i, block in enumerate(blocks)}, file)
+        self._files.append(file)
+
+    def tiles(self, size: int) -> Iterator[Rows]:
+        if self._waiting:
+            self._write(self._joined())
+            self._waiting = []
+        for file in self._files:
+            blocks = [value for _, value in sorted(load_file(file).items())]
+            for start in range(0, len(blocks[0]), size):
+                yield tuple(block[start : start + size] for block in blocks)
+
+    def close(self) -> None:
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+        self._files.clear()
+
+
+@dataclass
+class Ledger:
+    """Memory and disk still free for rows; where a store goes is decided when its size is known."""
+
+    memory: int
+    opened: list[Store] = field(default_factory=list)
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for store in self.opened:
+            store.close()
+
+    def place(self, needed: int) -> str:
+        """Where so many bytes go; "recompute" where they fit nowhere."""
+        if needed <= self.memory:
+            return "memory"
+        free = shutil.disk_usage(tempfile.gettempdir()).free
+        return "disk" if needed <= _DISK_SHARE * free else "recompute"
+
+    def open(self, samples: int, rows: Sequence[Tensor], tile: int) -> Store | None:
+        """A store for so many rows of the kind of `rows`; None = they are computed again."""
+        needed = samples * row_bytes(rows)
+        where = self.place(needed)
+        if where == "recompute":
+            return None
+        if where == "memory":
+            self.memory -= needed
+        self.opened.append(MemoryStore(samples) if where == "memory" else DiskStore(tile))
+        return self.opened[-1]

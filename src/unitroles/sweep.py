@@ -1,0 +1,272 @@
+"""The running sums of an additive head, and losses from logits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from unitroles.additive import Additive
+
+Logits = Float[Tensor, "masks samples labels"]
+# A call gains nothing from more rows but leaves the processor's caches.
+_CALL_BYTES = 16 * 2**20
+_PARTS_BYTES = 128 * 2**20
+_NUMBERS = 2**16
+
+
+def margins(
+    logits: Logits, labels: Int[Tensor, " samples"]
+) -> tuple[Float[Tensor, "masks samples"], Bool[Tensor, "masks samples"]]:
+    """The logsumexp of the other logits minus the own logit, and whether the answer is right.
+
+    The answer is the largest logit, the first one of several. `logits` is written to, and is
+    afterwards what it was.
+    """
+    if logits.dtype in (torch.float16, torch.bfloat16):
+        logits = logits.to(torch.float32)
+    elif 0 in logits.stride():
+        logits = logits.clone()  # one number in many places cannot be written to
+    index = labels.expand(logits.shape[0], -1)[..., None]
+    own = logits.gather(2, index)
+    logits.scatter_(2, index, float("-inf"))
+    top = logits.amax(dim=2)
+    # The fused kernel is several times faster than logsumexp; at the largest logit it is exact.
+    total = top - torch.log_softmax(logits, dim=2).amax(dim=2)
+    logits.scatter_(2, index, own)
+    own = own.squeeze(2)
+    right = own > top
+    tied = own == top
+    if bool(tied.any()):
+        right = right | (tied & (logits.argmax(dim=2) == labels))
+    alone = top == float("-inf")  # every other class is masked out
+    rest = torch.where(alone, top, total)
+    wide = torch.float64 if logits.device.type != "mps" else torch.float32
+    return rest.to(wide) - own.to(wide), right
+
+
+def losses(margin: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Cross-entropy in nats from margins, softplus(margin), in float64 on the processor.
+
+    It keeps losses far below the rounding of the logits, which decide turning points in networks
+    that fit their training set.
+    """
+    return F.softplus(margin.cpu().to(torch.float64), threshold=50.0)
+
+
+class _Parts(Protocol):
+    """What every unit adds to a running sum, for some samples."""
+
+    def add(self, total: Tensor, n: int, sign: float = 1.0) -> None:
+        """Add the unit in place n of each sample's order."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """One number per unit and sample, times a row of the unit."""
+
+    scale: Float[Tensor, "units samples ..."]
+    rows: Float[Tensor, "units outputs"]
+    units: Int[Tensor, "units samples"]
+    buffer: Float[Tensor, "samples outputs"]
+
+    def add(self, total: Tensor, n: int, sign: float = 1.0) -> None:
+        torch.index_select(self.rows, 0, self.units[n], out=self.buffer)
+        row = self.buffer if total.ndim == 2 else self.buffer[:, None]
+        total.addcmul_(self.scale[n], row, value=sign)
+
+
+@dataclass(frozen=True)
+class _Blocks:
+    """What a unit of several features adds, computed for all units at once."""
+
+    blocks: Float[Tensor, "rows outputs"]
+    units: Int[Tensor, "units samples"]
+
+    def add(self, total: Tensor, n: int, sign: float = 1.0) -> None:
+        total.add_(self.blocks.index_select(0, self.units[n]), alpha=sign)
+
+
+@dataclass(frozen=True)
+class _Products:
+    """Several features per unit at several positions: a small product for each step."""
+
+    scale: Float[Tensor, "units samples positions features"]
+    rows: Float[Tensor, "units features outputs"]
+    units: Int[Tensor, "units samples"]
+
+    def add(self, total: Tensor, n: int, sign: float = 1.0) -> None:
+        total.baddbmm_(self.scale[n], self.rows[self.units[n]], alpha=sign)
+
+
+def _parts(
+    amount: Float[Tensor, "samples positions units features"],
+    rows: Float[Tensor, "units features outputs"],
+    order: Int[Tensor, "samples units"],
+) -> _Parts:
+    samples, positions, units, features = amount.shape
+    turn = order.t().contiguous()
+    if features > 1 and positions == 1:
+        blocks = torch.bmm(amount[:, 0].transpose(0, 1), rows).flatten(0, 1)
+        return _Blocks(blocks, turn * samples + torch.arange(samples, device=order.device))
+    index = order[:, None, :, None].expand(-1, positions, -1, features)
+    scale = amount.gather(2, index).permute(2, 0, 1, 3).contiguous()
+    if features > 1:
+        return _Products(scale, rows, turn)
+    buffer = rows.new_empty(samples, rows.shape[2])
+    return _Rows(scale if positions > 1 else scale[:, :, 0], rows[:, 0], turn, buffer)
+
+
+@dataclass(frozen=True)
+class Sums:
+    """The sums of an additive head for some samples.
+
+    Parameters
+    ----------
+    form : the head.
+    amount : t_i(a_i) - t_i(0) by unit.
+    around : what flows around the layer.
+    repeats : for every value around, whether it has a row for each sample.
+    start : h_0 of every sample.
+    """
+
+    form: Additive
+    amount: Float[Tensor, "samples positions units features"]
+    around: Sequence[Tensor]
+    repeats: Sequence[bool]
+    start: Tensor
+
+    @staticmethod
+    def of(
+        form: Additive,
+        edge: Tensor,
+        silent: Tensor,
+        around: Sequence[Tensor],
+        repeats: Sequence[bool],
+    ) -> Sums:
+        """From the edge values of samples and of the silent layer."""
+        silent = silent.expand_as(edge).contiguous()
+        delta = (edge - silent).movedim(form.axis, -1)
+        delta = delta.flatten(1, -2) if delta.ndim > 2 else delta[:, None]
+        features = form.features.to(edge.device)
+        if int(features.max()) == delta.shape[2]:
+            delta = F.pad(delta, (0, 1))
+        amount = delta[:, :, features.flatten()].unflatten(2, features.shape)
+        return Sums(form, amount, around, repeats, form.mix(silent))
+
+    def prefixes(
+        self, order: Int[Tensor, "samples units"], points: Sequence[int] | None = None
+    ) -> Iterator[tuple[slice, Logits]]:
+        """Logits with the first n units of each order awake, for all n or those of `points`."""
+        count = order.shape[1]
+        wanted = list(range(count + 1)) if points is None else list(points)
+        return self._logits(order, wanted, running=True)
+
+    def without_each(self) -> Iterator[tuple[slice, Logits]]:
+        """Logits with one unit silent and all others awake, unit by unit."""
+        count = self.amount.shape[2]
+        order = torch.arange(count, device=self.amount.device).expand(len(self.amount), -1)
+        return self._logits(order, list(range(count)), running=False)
+
+    def _logits(
+        self, order: Tensor, wanted: list[int], running: bool
+    ) -> Iterator[tuple[slice, Logits]]:
+        if self.form.norm is not None:
+            return self._normed(order, wanted, running)
+        if self.form.folded:
+            return self._affine(order, wanted, running)
+        return self._deep(order, wanted, running)
+
+    def _totals(
+        self, pairs: Sequence[tuple[_Parts, Tensor]], wanted: list[int], running: bool
+    ) -> Iterator[list[Tensor]]:
+        """The running sums at all points of `wanted`, or all sums but for one unit."""
+        totals = [start.clone() for _, start in pairs]
+        if running:
+            done = 0
+            for n in wanted:
+                for place in range(done, n):
+                    for (parts, _), total in zip(pairs, totals, strict=True):
+                        parts.add(total, place)
+                done = n
+                yield totals
+            return
+        for place in range(self.amount.shape[2]):
+            for (parts, _), total in zip(pairs, totals, strict=True):
+                parts.add(total, place)
+        whole = [total.clone() for total in totals]
+        for n in wanted:
+            for (parts, _), total, full in zip(pairs, totals, whole, strict=True):
+                total.copy_(full)
+                parts.add(total, n, -1.0)
+            yield totals
+
+    def _affine(
+        self, order: Tensor, wanted: list[int], running: bool
+    ) -> Iterator[tuple[slice, Logits]]:
+        start = self.form.tail(self.start, *self.around)
+        parts = _parts(self.amount, self.form.add, order)
+        for place, (logits,) in enumerate(self._totals([(parts, start)], wanted, running)):
+            yield slice(place, place + 1), logits[None]
+
+    def _normed(
+        self, order: Tensor, wanted: list[int], running: bool
+    ) -> Iterator[tuple[slice, Logits]]:
+        norm = self.form.norm
+        assert norm is not None
+        first = norm.start(self.start, *self.around)
+        flat = first.flatten(1)
+        if norm.centered:
+            flat = flat - flat.mean(dim=1, keepdim=True)
+        constant = norm.finish(torch.zeros_like(first), *self.around)
+        start = norm.finish(flat.view_as(first), *self.around) - constant
+        pairs = [
+            (_parts(self.amount, norm.add, order), flat),
+            (_parts(self.amount, self.form.add, order), start),
+        ]
+        for place, (value, sums) in enumerate(self._totals(pairs, wanted, running)):
+            size = torch.rsqrt(value.square().mean(dim=1, keepdim=True) + norm.eps)
+            yield slice(place, place + 1), torch.addcmul(constant, sums, size)[None]
+
+    def _deep(
+        self, order: Tensor, wanted: list[int], running: bool
+    ) -> Iterator[tuple[slice, Logits]]:
+        axis = min(self.form.axis, self.start.ndim - 1)
+        spread = self.start.movedim(axis, -1)
+        start = spread.flatten(1, -2) if self.amount.shape[1] > 1 else spread.flatten(1)
+        step = max(1, _CALL_BYTES // (start.numel() * start.element_size()))
+        parts = _parts(self.amount, self.form.add, order)
+        buffer = start.new_empty(min(step, len(wanted)), *start.shape)
+        filled = 0
+        for place, (total,) in enumerate(self._totals([(parts, start)], wanted, running)):
+            buffer[filled] = total
+            filled += 1
+            if filled == len(buffer) or place + 1 == len(wanted):
+                h = buffer[:filled].view(filled, *spread.shape).movedim(-1, axis + 1)
+                yield slice(place + 1 - filled, place + 1), self._tail(h.contiguous())
+                filled = 0
+
+    def _tail(self, h: Float[Tensor, "masks samples ..."]) -> Logits:
+        many = len(h)
+        pairs = zip(self.around, self.repeats, strict=True)
+        around = [repeat(value, many) if per_row else value for value, per_row in pairs]
+        return self.form.tail(h.flatten(0, 1), *around).unflatten(0, (many, -1))
+
+
+def repeat(value: Tensor, times: int) -> Tensor:
+    """All rows several times, one whole batch after the other."""
+    return value.expand(times, *value.shape).flatten(0, 1)
+
+
+def rows_per_tile(form: Additive, labels: int) -> int:
+    """How many samples run together; it hangs on the head alone, never on the data."""
+    units, features, outputs = form.add.shape
+    if features > 1:
+        return max(1, min(64, _PARTS_BYTES // (4 * units * outputs)))
+    return max(64, min(4096, _NUMBERS // max(labels, 1))) if form.folded else 64
