@@ -41,6 +41,8 @@ class Case:
     deep : everything after the layer must run for every mask.
     axis : of the units in the layer's output.
     heavy : three repetitions must do.
+    hook_masks : masks that the hook loop is timed on.
+    batch : samples a forward.
     """
 
     key: str
@@ -57,6 +59,7 @@ class Case:
     deep: bool = False
     axis: int = 1
     heavy: bool = False
+    hook_masks: int = 8
     batch: int = 32
 
     def small(self) -> Case:
@@ -185,6 +188,7 @@ CASES = (
         limit=1.15,
         axis=2,
         heavy=True,
+        hook_masks=2,
     ),
     Case(
         key="vgg16bn-32",
@@ -212,6 +216,7 @@ CASES = (
         limit=1.15,
         products=lambda model: [model.classifier[3], model.classifier[6]],
         heavy=True,
+        hook_masks=2,
     ),
     Case(
         key="resnet18-32",

@@ -10,8 +10,7 @@ from cases import CASES
 from measure import (
     CACHED_CLASSES,
     CACHED_MASKS,
-    HOOK_MASKS,
-    HOOK_MASKS_HEAVY,
+    HEAD_PASSES,
     HOOK_SAMPLES,
     Measured,
     measure,
@@ -38,8 +37,8 @@ _AGAIN = (
     "after the units), alone, without bias and activation, for all samples × (N+1) masks ÷ "
     "evaluation pass; goal 1.15 × (1 + g). *N+1 head passes*: all that comes after the layer, as "
     "plain modules, over the layer's output of all samples, × (N+1) ÷ evaluation pass; goal 1 + "
-    "1.15 × that, the 1 being the pass of the body. Both at the fastest of 32, 128, 512 and 1024 "
-    "rows a call."
+    "1.15 × that, the 1 being the pass of the body; the mean of "
+    f"{HEAD_PASSES} passes is taken. Both at the fastest of 32, 128, 512 and 1024 rows a call."
 )
 
 
@@ -168,12 +167,13 @@ def _loops(found: Sequence[Measured]) -> str:
                 "cached loop ÷ ours": ratios(one.cached, total),
             }
         )
+    masks = ", ".join(str(one.case.hook_masks) for one in found)
     return section(
         "Against loops over masks",
         table(rows),
         "Ours: all of `analyze`, the fixed part included. *Hook loop*: N+1 whole forwards of every "
-        f"sample with a mask hook. Extrapolated: {HOOK_MASKS} masks ({HOOK_MASKS_HEAVY} for the "
-        f"cases with three repetitions) on {HOOK_SAMPLES} samples were timed in every repetition. "
+        f"sample with a mask hook. Extrapolated: {masks} masks, case by case, on {HOOK_SAMPLES} "
+        "samples were timed in every repetition. "
         "*Cached loop*, as the paper's authors would write it: for every class the body once, "
         "then the rest of the network for every mask on the samples of that class. Extrapolated: "
         f"{CACHED_MASKS} masks on the training samples of {CACHED_CLASSES} classes were timed. "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
+from statistics import mean
 
 import torch
 from baselines import (
@@ -25,7 +26,8 @@ from torch import Tensor, nn
 
 import unitroles as ur
 
-HOOK_SAMPLES, HOOK_MASKS, HOOK_MASKS_HEAVY = 32, 8, 2
+HOOK_SAMPLES = 32
+HEAD_PASSES = 4
 CACHED_CLASSES, CACHED_MASKS = 2, 8
 
 
@@ -45,7 +47,8 @@ class Stages:
 
     @property
     def rest(self) -> float:
-        return max(self.growing - self.body - self.sweep, 0.0)
+        """Neither body nor sweep; stages are rounded to milliseconds."""
+        return round(self.growing - self.body - self.sweep, 3)
 
 
 @dataclass
@@ -149,7 +152,9 @@ def _again(found: Measured, model: nn.Module, data: Data) -> Callable[[], float]
         parts = case.parts(model)
         cut = cut_of(parts, data)
         rows = found.rows = fastest(lambda count: head_pass(parts, cut, count), ROWS)
-        return lambda: seconds(lambda: head_pass(parts, cut, rows)) * masks
+        return lambda: mean(
+            seconds(lambda: head_pass(parts, cut, rows)) * masks for _ in range(HEAD_PASSES)
+        )
     layers = case.products(model)
     if not layers:
         return None
@@ -166,7 +171,7 @@ def _masks(rows: int, units: int, count: int) -> list[Tensor]:
 def _hook_seconds(case: Case, model: nn.Module, data: Data, units: int) -> float:
     """N+1 whole forwards of all samples, from a few masks on a few samples."""
     images, labels = (tensor[:HOOK_SAMPLES] for tensor in data.train)
-    masks = _masks(len(images), units, HOOK_MASKS_HEAVY if case.heavy else HOOK_MASKS)
+    masks = _masks(len(images), units, case.hook_masks)
     took = seconds(lambda: hook_loop(model, case.layer, case.axis, (images, labels), masks))
     return took / len(masks) / len(images) * case.samples * (units + 1)
 

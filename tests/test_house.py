@@ -20,7 +20,7 @@ ARROWS = [
     "errors", "options", "progress", "probe", "precision", "trace", "split", "functional", "graph",
     "hoist", "owners", "separable", "head", "additive", "masks", "sweep", "memory", "store",
     "data", "sampling", "activity", "roles", "plans", "choice", "collect", "retrieval", "survey",
-    "prepare", "provenance", "taxonomy", "analysis", "plots", "weights", "inputs", "text", "cli",
+    "prepare", "baseline", "provenance", "taxonomy", "analysis", "plots", "weights", "inputs", "text", "cli",
     "zoo",
 ]
 # fmt: on

@@ -171,7 +171,7 @@ def _weight(
     raise CannotCut(f"units meet in an op that is not linear ({kind})")
 
 
-def _features(owner: Int[Tensor, " features"], units: int) -> Int[Tensor, "units features"]:
+def _features(owner: Int[Tensor, " inputs"], units: int) -> Int[Tensor, "units features"]:
     """The features of every unit, filled up with one beyond the last."""
     counts = torch.bincount(owner[owner >= 0], minlength=units)
     found = torch.full((units, max(int(counts.max()), 1)), len(owner))

@@ -325,6 +325,18 @@ def _full(
     return Choice(plan, check, (*notes, *_effect(site, check)), definition.inputs)
 
 
+def recheck(choice: Choice, baseline: Float[Tensor, " units"], precision: Precision) -> Choice:
+    """The same plan with silent units giving `baseline`, compared with the definition again."""
+    plan = choice.plan.silenced(baseline)
+    definition = define(plan.model, plan.site, choice.inputs, precision, baseline)
+    check = self_check(plan, definition, precision)
+    if check.agrees:
+        return replace(choice, plan=plan, check=check)
+    reason = f"with mean activations {plan.name} differs from the model by {check.difference:.1e}"
+    full = FullPlan(plan.model, plan.site, reason, baseline, precision)
+    return Choice(full, self_check(full, definition, precision), choice.notes, choice.inputs)
+
+
 def _effect(site: Site, check: SelfCheck) -> list[str]:
     if check.moved > check.noise or check.moved != check.moved:
         return []  # what is not a number is reported with its sample, when the losses are summed

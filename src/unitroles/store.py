@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,6 +20,7 @@ _DISK_SHARE = 0.5
 Rows = tuple[Tensor, ...]
 
 
+@runtime_checkable
 class Store(Protocol):
     """Rows in the order in which they are added; `tiles` gives them back some at a time."""
 

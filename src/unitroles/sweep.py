@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -59,6 +59,7 @@ def losses(margin: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     return F.softplus(margin.cpu().to(torch.float64), threshold=50.0)
 
 
+@runtime_checkable
 class _Parts(Protocol):
     """What every unit adds to a running sum, for some samples."""
 
