@@ -67,9 +67,18 @@ def activation(model: nn.Module, layer: str, x: Tensor, call: int = -1) -> Tenso
 
 
 def masked_logits(
-    model: nn.Module, layer: str, x: Tensor, active: Iterable[int], axis: int = 1, call: int = -1
+    model: nn.Module,
+    layer: str,
+    x: Tensor,
+    active: Iterable[int],
+    axis: int = 1,
+    call: int = -1,
+    silent: np.ndarray | None = None,
 ) -> Tensor:
-    """Logits (labels,) of the one sample `x` with only the units in `active` awake."""
+    """Logits (labels,) of the one sample `x` with only the units in `active` awake.
+
+    Each of the others is set to its value in `silent` at all positions; None = 0.
+    """
     target = call_index(model, layer, x, call)
     active = {int(unit) for unit in active}
 
@@ -79,7 +88,7 @@ def masked_logits(
         inactive = [unit for unit in range(output.shape[axis]) if unit not in active]
         output = output.clone()
         for unit in inactive:
-            output.select(axis, unit)[...] = 0
+            output.select(axis, unit)[...] = 0 if silent is None else float(silent[unit])
         return output
 
     return forward(model, layer, x, mask)[0]
@@ -152,12 +161,13 @@ def performance(
     active: Iterable[int],
     axis: int = 1,
     call: int = -1,
+    silent: np.ndarray | None = None,
 ) -> tuple[float, float]:
     """Mean loss and accuracy of the samples of one label with only `active` awake."""
     active = list(active)
     losses, hits = [], []
     for s in range(len(inputs)):
-        logits = masked_logits(model, layer, inputs[s : s + 1], active, axis, call)
+        logits = masked_logits(model, layer, inputs[s : s + 1], active, axis, call, silent)
         losses.append(sample_loss(logits, label))
         hits.append(correct(logits, label))
     return sum(losses) / len(losses), sum(hits) / len(hits)
@@ -178,6 +188,74 @@ def rof_curve(
         points.append(performance(model, layer, inputs, label, order[:n], axis, call))
     loss, accuracy = zip(*points, strict=True)
     return np.array(loss, dtype=np.float64), np.array(accuracy, dtype=np.float64)
+
+
+def silent_units(
+    model: nn.Module, layer: str, inputs: Tensor, baseline: str, axis: int = 1, call: int = -1
+) -> np.ndarray | None:
+    """What silent units give: None for zero, or the mean over samples and positions (units,)."""
+    return {"zero": None, "mean": score_mean(model, layer, inputs, axis, call)}[baseline]
+
+
+def single_unit_ablation(
+    model: nn.Module,
+    layer: str,
+    data: tuple[Tensor, Tensor],
+    baseline: str = "zero",
+    axis: int = 1,
+    call: int = -1,
+) -> dict[str, np.ndarray]:
+    """Loss and accuracy of the intact model (label,), and their change without a unit.
+
+    The changes, (label, unit), are with the unit removed minus intact.
+    """
+    inputs, given = data
+    silent = silent_units(model, layer, inputs, baseline, axis, call)
+    units = activation(model, layer, inputs[:1], call).shape[axis]
+    intact, changes = [], []
+    for label in sorted(set(given.tolist())):
+        mine = inputs[given == label]
+        whole = performance(model, layer, mine, label, range(units), axis, call, silent)
+        row = []
+        for unit in range(units):
+            rest = [other for other in range(units) if other != unit]
+            loss, accuracy = performance(model, layer, mine, label, rest, axis, call, silent)
+            row.append((loss - whole[0], accuracy - whole[1]))
+        intact.append(whole)
+        changes.append(row)
+    whole, change = np.array(intact), np.array(changes)
+    return {
+        "loss": whole[:, 0],
+        "accuracy": whole[:, 1],
+        "loss_change": change[..., 0],
+        "accuracy_change": change[..., 1],
+    }
+
+
+def cumulative_ablation(
+    model: nn.Module,
+    layer: str,
+    data: tuple[Tensor, Tensor],
+    orders: np.ndarray,
+    baseline: str = "zero",
+    axis: int = 1,
+    call: int = -1,
+) -> dict[str, np.ndarray]:
+    """Loss and accuracy, each (label, units + 1), with the first k units of an order removed.
+
+    `orders` is (label, position).
+    """
+    inputs, given = data
+    silent = silent_units(model, layer, inputs, baseline, axis, call)
+    rows = []
+    for label, order in zip(sorted(set(given.tolist())), orders, strict=True):
+        mine, row = inputs[given == label], []
+        for k in range(len(order) + 1):
+            rest = set(order.tolist()) - set(order[:k].tolist())
+            row.append(performance(model, layer, mine, label, rest, axis, call, silent))
+        rows.append(row)
+    found = np.array(rows)
+    return {"loss": found[..., 0], "accuracy": found[..., 1]}
 
 
 def turning_point(curve: np.ndarray, tolerance: float = 1e-6) -> int:

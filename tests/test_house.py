@@ -20,8 +20,8 @@ ARROWS = [
     "errors", "options", "progress", "probe", "precision", "trace", "split", "functional", "graph",
     "hoist", "owners", "separable", "head", "additive", "masks", "sweep", "memory", "store",
     "data", "sampling", "activity", "roles", "plans", "choice", "collect", "retrieval", "survey",
-    "prepare", "baseline", "provenance", "taxonomy", "analysis", "plots", "weights", "inputs", "text", "cli",
-    "zoo",
+    "prepare", "baseline", "provenance", "taxonomy", "analysis", "ablation", "plots", "weights",
+    "inputs", "text", "cli", "zoo",
 ]
 # fmt: on
 NOT_IN_INIT = {"plots", "cli", "zoo"}

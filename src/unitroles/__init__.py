@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from unitroles.ablation import cumulative_ablation, single_unit_ablation
     from unitroles.analysis import analyze, analyze_layers
     from unitroles.errors import DataWarning, InputError, PlanWarning
     from unitroles.options import Compute, Layer, Method, Sample
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "cumulative_ablation": "ablation",
+    "single_unit_ablation": "ablation",
     "analyze": "analysis",
     "analyze_layers": "analysis",
     "DataWarning": "errors",
@@ -45,8 +48,10 @@ __all__ = [
     "TaxonomySet",
     "analyze",
     "analyze_layers",
+    "cumulative_ablation",
     "layers",
     "load",
+    "single_unit_ablation",
 ]
 
 

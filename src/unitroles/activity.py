@@ -10,11 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from unitroles.data import Samples
 from unitroles.errors import InputError, unknown
-from unitroles.probe import blamed, device_of, to_device
-from unitroles.progress import Track
-from unitroles.split import run_body
 from unitroles.trace import KEEPING, Call, Site
 
 SampleScore = Callable[[Float[Tensor, "samples units positions"]], Float[Tensor, "samples units"]]
@@ -108,9 +104,7 @@ def score_sums(
     return ScoreSums(total.numpy(), torch.bincount(classes, minlength=labels).numpy())
 
 
-def require_finite(
-    output: Tensor, site: Site, name: str, rows: np.ndarray, labels: Tensor
-) -> None:
+def require_finite(output: Tensor, site: Site, name: str, rows: np.ndarray, labels: Tensor) -> None:
     """Refuse activations that are not finite, and say of which sample.
 
     Raises

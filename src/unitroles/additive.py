@@ -21,7 +21,7 @@ from torch import Tensor, fx
 
 from unitroles.graph import CannotCut
 from unitroles.hoist import is_pointwise_convolution, value_of
-from unitroles.separable import Head, Owners
+from unitroles.separable import Head
 
 _aten = torch.ops.aten
 _AFFINE = {
@@ -327,9 +327,7 @@ def _linear_part(
     return results[0][: len(rows)] - results[1][:1]
 
 
-def _cut_at(
-    tail: fx.GraphModule, norm: fx.Node
-) -> tuple[fx.GraphModule, fx.GraphModule]:
+def _cut_at(tail: fx.GraphModule, norm: fx.Node) -> tuple[fx.GraphModule, fx.GraphModule]:
     """(h, *around) -> what is normalised, and (the normalised value, *around) -> logits."""
     places = [node for node in tail.graph.nodes if node.op == "placeholder"]
     first, second = fx.Graph(), fx.Graph()

@@ -131,7 +131,9 @@ def analyze_layers(
     )
 
 
-def _listed(layers: Iterable[str | nn.Module | Layer | None]) -> list[str | nn.Module | Layer | None]:
+def _listed(
+    layers: Iterable[str | nn.Module | Layer | None],
+) -> list[str | nn.Module | Layer | None]:
     if isinstance(layers, str):
         raise InputError(f"layers must be a list of paths, not {layers!r}")
     wanted = list(layers)
@@ -189,9 +191,7 @@ class _Swept:
     swapped: list[CurveSums]
 
 
-def _sweep(
-    ready: Ready, method: Method, score: np.ndarray, kept: tuple[Kept, Kept]
-) -> _Swept:
+def _sweep(ready: Ready, method: Method, score: np.ndarray, kept: tuple[Kept, Kept]) -> _Swept:
     """Both curves of every class, their turning points, and each split under the other's set."""
     labels, total = ready.labels, sum(map(len, ready.splits))
     order = order_units(score, _counts(ready), method.order)
@@ -209,9 +209,7 @@ def _sweep(
 
 def _counts(ready: Ready) -> np.ndarray:
     """Samples by split and class."""
-    return np.stack(
-        [np.bincount(np.searchsorted(ready.labels, s.labels)) for s in ready.splits]
-    )
+    return np.stack([np.bincount(np.searchsorted(ready.labels, s.labels)) for s in ready.splits])
 
 
 def _taxonomy(

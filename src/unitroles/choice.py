@@ -17,10 +17,10 @@ from unitroles.head import export
 from unitroles.masks import Prefixes
 from unitroles.plans import AdditivePlan, FullPlan, Plan, SuffixPlan
 from unitroles.precision import Precision
-from unitroles.probe import batch_size, first_line, form_of, forward, logits_of, rows_of
+from unitroles.probe import first_line, form_of, forward, logits_of
 from unitroles.separable import Head
 from unitroles.split import run_body, run_masked
-from unitroles.trace import Site
+from unitroles.trace import Site, Trace
 
 _TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
 _NOISE = {torch.float64: 1e-14, torch.float32: 1e-6}
@@ -68,57 +68,61 @@ class Definition:
 
     Parameters
     ----------
-    inputs : the samples.
-    clean : their logits without a mask.
+    seen : the samples and their logits without a mask.
     order : an order of the units for every sample.
     points : how many units were awake in each row of `masked`.
     masked : logits by point and sample.
-    alone : largest difference between a sample's logits alone and among others.
     """
 
-    inputs: Any
-    clean: Float[Tensor, "samples labels"]
+    seen: Trace
     order: Int[Tensor, "samples units"]
     points: tuple[int, ...]
     masked: Float[Tensor, "masks samples labels"]
-    alone: float
 
     @property
     def moved(self) -> float:
         """How far the masks moved a logit."""
-        return _largest(_differences(self.masked, self.clean))
+        return _largest(_differences(self.masked, self.seen.logits))
+
+    @property
+    def alone(self) -> float:
+        """Largest difference between a sample's logits alone and among others."""
+        if self.seen.alone is None:
+            return float("inf")
+        return _largest(_differences(self.seen.alone.logits, self.seen.logits[:1]))
 
 
 def define(
     model: nn.Module,
     site: Site,
-    inputs: Any,
+    seen: Trace,
     precision: Precision,
     baseline: Float[Tensor, " units"] | None = None,
 ) -> Definition:
-    """Run the model with no unit, some and all units awake, all masks in one batch.
+    """Run the model with no unit, half and all units awake, all masks in one batch.
+
+    Parameters
+    ----------
+    seen : a forward of a few samples without masks.
 
     Raises
     ------
     InputError : the model gives other logits each time for the same samples.
     """
-    rows, units = batch_size(inputs), site.units
-    with precision.on():
-        clean = logits_of(forward(model, inputs))
+    rows, units, clean = seen.samples, site.units, seen.logits
     shuffle = torch.Generator().manual_seed(0)
     order = torch.stack([torch.randperm(units, generator=shuffle) for _ in range(rows)])
     order = order.to(clean.device)
-    points = tuple(sorted({0, units // 2, max(units - 1, 0), units}))
+    points = tuple(sorted({0, -(-units // 2), units}))
     awake = Prefixes.of(order, torch.tensor(points)).awake(slice(None))
-    everything = _repeated(inputs, len(points))
+    everything = _repeated(seen.inputs, len(points))
     with precision.on():
         many = run_masked(model, site, everything, awake.flatten(0, 1), baseline)
-        alone = _alone(model, inputs, clean)
-    masked = many.unflatten(0, (-1, rows))
-    found = Definition(inputs, clean, order, points, masked, alone)
-    if _largest(_differences(masked[-1], clean)) > _allowed(clean) and alone <= _allowed(clean):
+    found = Definition(seen, order, points, many.unflatten(0, (-1, rows)))
+    off = _largest(_differences(found.masked[-1], clean))
+    if off > _allowed(clean) and found.alone <= _allowed(clean):
         with precision.on():
-            _require_repeatable(model, inputs, clean)
+            _require_repeatable(model, seen)
     return found
 
 
@@ -133,18 +137,16 @@ def _repeated(inputs: Any, times: int) -> Any:
     return inputs
 
 
-def self_check(plan: Plan, definition: Definition, precision: Precision) -> SelfCheck:
+def self_check(plan: Plan, definition: Definition) -> SelfCheck:
     """Compare a plan with the definition on all that the plan may be asked for.
 
     The tolerance shrinks with the effect of the masks, so that agreement means something also
     where the layer moves the logits little.
     """
-    clean, moved = definition.clean, definition.moved
+    clean, moved = definition.seen.logits, definition.moved
     got = []
-    if not isinstance(plan, FullPlan):
-        with precision.on():
-            found = run_body(plan.model, plan.places, definition.inputs)
-        kept = plan.keep(found, definition.inputs)
+    if isinstance(plan, (SuffixPlan, AdditivePlan)):
+        kept = plan.keep(*plan.probe)
         masks = Prefixes.of(definition.order, torch.tensor(definition.points))
         # Several masks in one call, as the run may have them, however large these samples are.
         got = [
@@ -171,15 +173,6 @@ def _allowed(logits: Tensor) -> float:
     return _TOLERANCE.get(logits.dtype, _COARSE) * _size(logits)
 
 
-def _alone(model: nn.Module, inputs: Any, clean: Tensor) -> float:
-    """How far a sample's logits alone are from its logits among others."""
-    try:
-        single = logits_of(forward(model, rows_of(inputs, slice(1))))
-    except (RuntimeError, ValueError):  # a norm over the batch refuses a batch of one
-        return float("inf")
-    return _largest(_differences(single, clean[:1]))
-
-
 def _size(logits: Tensor) -> float:
     """The scale of the logits: their largest value, but for a few that mask a class out."""
     values = logits[torch.isfinite(logits)].abs().to(torch.float64)
@@ -199,8 +192,8 @@ def _largest(difference: Tensor) -> float:
     return float("inf") if value != value else value
 
 
-def _require_repeatable(model: nn.Module, inputs: Any, clean: Tensor) -> None:
-    again = logits_of(forward(model, inputs))
+def _require_repeatable(model: nn.Module, seen: Trace) -> None:
+    again, clean = logits_of(forward(model, seen.inputs)), seen.logits
     if _largest(_differences(again, clean)) > _allowed(clean) and not torch.isnan(again).any():
         raise InputError(
             "the model gives other logits each time for the same samples, although it is in "
@@ -215,17 +208,17 @@ class Choice:
     plan: Plan
     check: SelfCheck
     notes: tuple[str, ...]
-    inputs: Any
+    seen: Trace
 
 
 def choose_plans(
-    model: nn.Module, sites: list[Site], inputs: Any, budget: int, precision: Precision
+    model: nn.Module, sites: list[Site], seen: Trace, budget: int, precision: Precision
 ) -> list[Choice]:
     """The cheapest plan for every layer that equals the definition, from one export.
 
     Parameters
     ----------
-    inputs : a few samples, at least two.
+    seen : a forward of a few samples, at least two.
     budget : bytes for masked copies.
     precision : of the model's own forwards.
 
@@ -233,12 +226,14 @@ def choose_plans(
     ------
     InputError : the model gives other logits each time for the same samples.
     """
-    definitions = [define(model, site, inputs, precision) for site in sites]
+    definitions = [define(model, site, seen, precision) for site in sites]
     try:
-        exported = export(model, sites, inputs)
+        exported = export(model, sites, seen.inputs)
     except CannotCut as error:
         reason = str(error)
-        return [_full(model, d, s, reason, precision) for s, d in zip(sites, definitions, strict=True)]
+        return [
+            _full(model, d, s, reason, precision) for s, d in zip(sites, definitions, strict=True)
+        ]
     chosen = []
     for place, (site, definition) in enumerate(zip(sites, definitions, strict=True)):
         try:
@@ -262,20 +257,20 @@ def _cheapest(
     precision: Precision,
 ) -> Choice | str:
     """Additive or suffix with its check, or why neither may be used."""
-    suffix = suffix_plan(model, site, head, definition.inputs, budget, precision)
+    suffix = suffix_plan(model, site, head, definition.seen.inputs, budget, precision)
     plans: list[Plan] = []
     try:
-        plans.append(additive_plan(suffix, definition.clean.shape[1]))
+        plans.append(additive_plan(suffix, definition.seen.logits.shape[1]))
     except CannotCut as error:
         suffix = replace(suffix, reason=f"{error}; masked copies run through the rest")
     failed: list[str] = []
     for plan in (*plans, suffix):
-        check = self_check(plan, definition, precision)
+        check = self_check(plan, definition)
         if not check.independent:
             return "samples of one batch influence each other"
         if check.agrees:
             notes = [f"plan {plan.name}, not {text}" for text in failed]
-            return Choice(plan, check, (*notes, *_effect(site, check)), definition.inputs)
+            return Choice(plan, check, (*notes, *_effect(site, check)), definition.seen)
         failed.append(
             f"{plan.name}: the exported head differs from the model by {check.difference:.1e}"
         )
@@ -316,25 +311,25 @@ def _full(
 ) -> Choice:
     notes = [f"plan full (N+1 runs of the whole model): {reason}"]
     plan = FullPlan(model, site, reason, precision=precision)
-    check = self_check(plan, definition, precision)
+    check = self_check(plan, definition)
     if not check.independent:
         notes.append(
             "a sample's output depends on the others in its batch (batch norm without running "
             "statistics?): results depend on batch_size"
         )
-    return Choice(plan, check, (*notes, *_effect(site, check)), definition.inputs)
+    return Choice(plan, check, (*notes, *_effect(site, check)), definition.seen)
 
 
 def recheck(choice: Choice, baseline: Float[Tensor, " units"], precision: Precision) -> Choice:
     """The same plan with silent units giving `baseline`, compared with the definition again."""
     plan = choice.plan.silenced(baseline)
-    definition = define(plan.model, plan.site, choice.inputs, precision, baseline)
-    check = self_check(plan, definition, precision)
+    definition = define(plan.model, plan.site, choice.seen, precision, baseline)
+    check = self_check(plan, definition)
     if check.agrees:
         return replace(choice, plan=plan, check=check)
     reason = f"with mean activations {plan.name} differs from the model by {check.difference:.1e}"
     full = FullPlan(plan.model, plan.site, reason, baseline, precision)
-    return Choice(full, self_check(full, definition, precision), choice.notes, choice.inputs)
+    return Choice(full, self_check(full, definition), choice.notes, choice.seen)
 
 
 def _effect(site: Site, check: SelfCheck) -> list[str]:

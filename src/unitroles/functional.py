@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx.node import map_arg
 
 _aten = torch.ops.aten
 
@@ -58,8 +59,8 @@ def make_functional(module: fx.GraphModule, constants: Mapping[str, Tensor]) -> 
     for node in module.graph.nodes:
         if node in renamed:
             plain, names = renamed[node]
-            node.args = fx.node.map_arg(node.args, lambda one, names=names: names.get(one, one))
-            node.kwargs = fx.node.map_arg(node.kwargs, lambda one, names=names: names.get(one, one))
+            node.args = map_arg(node.args, lambda one, names=names: names.get(one, one))
+            node.kwargs = map_arg(node.kwargs, lambda one, names=names: names.get(one, one))
             node.target = plain
     _put_in(module, fixed)
     module.graph.lint()
@@ -113,7 +114,7 @@ def _run(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
         like = node.meta["val"]
         base = torch.empty(0, dtype=like.dtype, device=like.device)
         return target(base, *node.args[1:], **node.kwargs)
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+    args, kwargs = map_arg((node.args, node.kwargs), values.__getitem__)
     return target(*args, **kwargs)
 
 
@@ -151,7 +152,7 @@ def _renamings(
             root = roots[mine.get(first, first)]
         elif writes(node) and node not in fixed:
             target = _plain(node)
-            value = mine.get(first, first) if first is not None else None
+            value = None if first is None else mine.get(first, first)
             if target is None or value is None or value.op != "call_function" or value in fixed:
                 return None
             others = names[roots[value]] - {value}

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx.node import has_side_effect
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -41,7 +42,7 @@ def _(value: Tensor, mark: int) -> Tensor:
 
 
 # Its result is not used: it only tells which value of a graph a module took or gave.
-fx.node.has_side_effect(torch.ops.unitroles.boundary.default)
+has_side_effect(torch.ops.unitroles.boundary.default)
 
 
 def is_tap(node: fx.Node) -> bool:

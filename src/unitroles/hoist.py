@@ -78,7 +78,7 @@ def _keeping_axes(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
             return None
         with graph.inserting_before(node):
             kept = _call(graph, _aten.mean.dim, (node.args[0], dims, True))
-            keeps = len(node.args) > 2 and node.args[2] or node.kwargs.get("keepdim", False)
+            keeps = (len(node.args) > 2 and node.args[2]) or node.kwargs.get("keepdim", False)
             bare = kept if keeps else _call(graph, _aten.squeeze.dims, (kept, dims))
     elif node.target is _aten.adaptive_avg_pool2d.default and value.ndim == 4:
         if list(node.args[1]) != [1, 1]:  # type: ignore[call-overload]
@@ -106,7 +106,8 @@ def _lift(module: fx.GraphModule, reduction: fx.Node) -> list[fx.Node]:
     ):
         return []
     mean = reduction.target is _aten.mean.dim
-    dims = list(reduction.args[1]) if mean else [reduction.args[1]]  # type: ignore[call-overload]
+    axes: Any = reduction.args[1]
+    dims: list[int] = list(axes) if mean else [axes]
     moved = _operands(module, node, dims, mean)
     if moved is None:
         return []
@@ -152,9 +153,7 @@ def _operands(
     return None
 
 
-def _joined(
-    node: fx.Node, dims: list[int], ndim: int, mean: bool
-) -> dict[int, list[int]] | None:
+def _joined(node: fx.Node, dims: list[int], ndim: int, mean: bool) -> dict[int, list[int]] | None:
     """The operands of a sum or product that have the reduced axes; the others stay as they are."""
     if node.kwargs and set(node.kwargs) != {"alpha"}:
         return None
@@ -188,4 +187,4 @@ def is_pointwise_convolution(module: fx.GraphModule, node: fx.Node) -> bool:
     stride, padding, _, groups = (*node.args, *defaults[len(node.args) :])[3:]
     kernel = getattr(module, str(weight.target)).shape[2:]
     plain = set(kernel) == {1} and set(stride) == {1} and set(padding) == {0}  # type: ignore[arg-type]
-    return plain and groups == 1
+    return plain and bool(groups == 1)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor, fx
+from torch.fx.node import map_arg
 
 from unitroles.hoist import value_of
 
@@ -121,9 +122,7 @@ class _UnitsMeet(Exception):
     """An element would have two owners."""
 
 
-def owners(
-    module: fx.GraphModule, cut: fx.Node, axis: int
-) -> dict[fx.Node, Int[Tensor, "..."]]:
+def owners(module: fx.GraphModule, cut: fx.Node, axis: int) -> dict[fx.Node, Int[Tensor, "*row"]]:
     """For every value that comes from the cut unit by unit, the owner of each element of a row.
 
     Values in which units or samples meet are left out, and so are those that are made of them.
@@ -181,15 +180,15 @@ def _shape(node: Any) -> list[int]:
 def _number(size: Any) -> int:
     if not isinstance(size, torch.SymInt):
         return int(size)
-    expression = size.node.expr
-    return int(expression.subs({symbol: ROWS for symbol in expression.free_symbols}))
+    expression: Any = size.node.expr
+    return int(expression.subs(dict.fromkeys(expression.free_symbols, ROWS)))
 
 
 def _follow(module: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Any]) -> Any:
     """The owners of an op's result."""
     target: Any = node.target
-    args = _plain(fx.node.map_arg(node.args, lambda one: _argument(one, known)))
-    kwargs = _plain(fx.node.map_arg(node.kwargs, lambda one: _argument(one, known)))
+    args = _plain(map_arg(node.args, lambda one: _argument(one, known)))
+    kwargs = _plain(map_arg(node.kwargs, lambda one: _argument(one, known)))
     if target in _MOVES:
         return target(*args, **kwargs)
     if target is _aten.constant_pad_nd.default or (
@@ -210,9 +209,7 @@ def _follow(module: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Any]) ->
         return _single(args[0], lambda value: value.amax(*args[1:3], **_keepdim(kwargs)))
     if target in _POOLS:
         return _pooled(target, args, kwargs)
-    if target is _aten.linear.default or (
-        target is _aten.layer_norm.default and len(args[1]) == 1
-    ):
+    if target is _aten.linear.default or (target is _aten.layer_norm.default and len(args[1]) == 1):
         # All that is summed belongs to one unit: features of a token mixer, for one.
         owner = _single(args[0], lambda value: value.amax(dim=-1, keepdim=True))
         return owner.expand(_shape(node)).clone()
@@ -291,4 +288,6 @@ def _grouped(node: fx.Node, args: Any) -> Tensor:
         raise _UnitsMeet
     by_group = value.unflatten(1, (groups, -1)).flatten(2)
     owner = _single(by_group, lambda grouped: grouped.amax(dim=2))
-    return owner.repeat_interleave(shape[1] // groups, dim=1)[:, :, None, None].expand(shape).clone()
+    return (
+        owner.repeat_interleave(shape[1] // groups, dim=1)[:, :, None, None].expand(shape).clone()
+    )

@@ -33,6 +33,10 @@ _TILE = 64
 Order = Int[Tensor, "samples units"]
 
 
+def _on_processor() -> Precision:
+    return Precision(torch.device("cpu"))
+
+
 @runtime_checkable
 class Plan(Protocol):
     """A way to run the model with masks; `reason` says why it was chosen.
@@ -106,7 +110,7 @@ class FullPlan:
     site: Site
     reason: str
     baseline: Float[Tensor, " units"] | None = None
-    precision: Precision = Precision(torch.device("cpu"))
+    precision: Precision = field(default_factory=_on_processor)
     tile: int = 2**62
     name: str = "full"
 
@@ -283,6 +287,10 @@ class AdditivePlan:
     @property
     def baseline(self) -> Tensor | None:
         return self.suffix.baseline
+
+    @property
+    def probe(self) -> tuple[tuple[Tensor, ...], Any]:
+        return self.suffix.probe
 
     @property
     def places(self) -> tuple[Place, ...]:

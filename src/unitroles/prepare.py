@@ -109,7 +109,8 @@ def prepared(
         names = _names(sides[0].class_names if class_names is None else class_names)
         _require_same_names(sides)
         inputs, *others = (_few(side, precision) for side in sides)
-        seen = trace(model, inputs)
+        with precision.on():
+            seen = trace(model, inputs)
         stack.enter_context(inputs_kept(model, seen.writes))
         sites = [resolve(model, layer, seen) for layer in layers]
         outputs = seen.logits.shape[1]
@@ -121,7 +122,7 @@ def prepared(
         splits, labels = choose(sides, sample, names)
         for samples in splits:
             warn_if_changing(samples)
-        choices = choose_plans(model, sites, seen.inputs, compute.bytes, precision)
+        choices = choose_plans(model, sites, seen, compute.bytes, precision)
         for note in dict.fromkeys(note for choice in choices for note in choice.notes):
             warnings.warn(note, PlanWarning, stacklevel=3)
         planned(1)
@@ -225,9 +226,7 @@ def _few(samples: Samples, precision: Precision) -> Any:
     return precision.place(next(samples.take(few).batches(_PROBE_SAMPLES)).inputs)
 
 
-def _check_labels(
-    outputs: int, splits: Sequence[Samples], names: Sequence[str] | None
-) -> None:
+def _check_labels(outputs: int, splits: Sequence[Samples], names: Sequence[str] | None) -> None:
     if outputs < 2:
         raise InputError(
             "the model has one output; roles need a logit for every class. Wrap a binary model in "

@@ -158,4 +158,3 @@ def at_points(
         return plan.masked(rows, masks)
 
     return mask_sums(kept, labels, points.shape[1], run, done)
-

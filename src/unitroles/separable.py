@@ -8,7 +8,6 @@ after which a masked copy is a fraction of its size.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
@@ -16,7 +15,7 @@ from torch import Tensor, fx
 
 from unitroles.graph import CannotCut, Cut
 from unitroles.hoist import value_of
-from unitroles.owners import NOBODY, owners
+from unitroles.owners import owners
 from unitroles.split import Place
 
 _aten = torch.ops.aten
@@ -39,14 +38,14 @@ class Owners:
     shape: tuple[int, ...]
 
     @staticmethod
-    def of(owner: Int[Tensor, "..."]) -> Owners:
+    def of(owner: Int[Tensor, "*rest"]) -> Owners:
         for axis in range(owner.ndim):
             line = owner[tuple(slice(None) if a == axis else slice(1) for a in range(owner.ndim))]
             if bool((owner == line).all()):
                 return Owners(line.flatten(), axis + 1, tuple(owner.shape))
         return Owners(owner.flatten(), None, tuple(owner.shape))
 
-    def spread(self, awake: Bool[Tensor, "... units"]) -> Bool[Tensor, "..."]:
+    def spread(self, awake: Bool[Tensor, "*leading units"]) -> Tensor:
         """A mask over units as a mask that broadcasts over the elements of rows."""
         index = self.index.to(awake.device)
         plain = len(index) == awake.shape[-1] and bool((index == _counting(index)).all())
@@ -160,10 +159,9 @@ def _from_samples(run: fx.GraphModule, place: fx.Node) -> set[fx.Node]:
     """The tensors that are computed from what flows around the layer."""
     found: set[fx.Node] = set()
     for node in run.graph.nodes:
-        if node.op == "placeholder" and node is not place:
-            found.add(node)
-        elif isinstance(value_of(node), (Tensor, list, tuple)) and not found.isdisjoint(
-            node.all_input_nodes
+        if (node.op == "placeholder" and node is not place) or (
+            isinstance(value_of(node), (Tensor, list, tuple))
+            and not found.isdisjoint(node.all_input_nodes)
         ):
             found.add(node)
     return {node for node in found if isinstance(value_of(node), Tensor)}
@@ -231,4 +229,4 @@ def _ancestors_until(logits: fx.Node, stop: set[fx.Node]) -> set[fx.Node]:
 
 def _counts_rows(node: fx.Node) -> bool:
     value, dim = node.args[0], node.args[1]
-    return dim == 0 and isinstance(value_of(value).shape[0], torch.SymInt)
+    return bool(dim == 0) and isinstance(value_of(value).shape[0], torch.SymInt)

@@ -170,9 +170,7 @@ def run_masked(
     The mask multiplies a copy of the layer's output, so later in-place ops cannot undo it; a
     silent unit gives its value of `baseline`, None = zero.
     """
-    with hooked(
-        model, site, lambda output: apply_mask(output, mask, site.axis, baseline)
-    ) as calls:
+    with hooked(model, site, lambda output: apply_mask(output, mask, site.axis, baseline)) as calls:
         logits = logits_of(forward(model, inputs))
     if calls() != site.calls:
         raise InputError(

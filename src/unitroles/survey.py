@@ -12,8 +12,7 @@ from unitroles.errors import InputError, PlanWarning
 from unitroles.graph import CannotCut
 from unitroles.head import export
 from unitroles.options import Layer
-from unitroles.probe import batch_size, copied, device_of, rows_of, to_device, untouched
-from unitroles.split import output_of, run_body
+from unitroles.probe import batch_size, device_of, to_device, untouched
 from unitroles.trace import Call, Site, Trace, find_site, trace
 
 _ACTIVATIONS = (
@@ -71,7 +70,7 @@ def resolve(model: nn.Module, layer: str | nn.Module | Layer | None, seen: Trace
             PlanWarning,
             stacklevel=3,
         )
-    if _rows_of_one(model, site, seen.inputs) != 1:
+    if _rows_of_one(site, seen) != 1:
         raise InputError(
             f"layer {site.path!r} has no unit axis: the first axis of its output {site.shape} does "
             "not count the samples; name a layer whose output is (samples, units, ...)"
@@ -79,15 +78,11 @@ def resolve(model: nn.Module, layer: str | nn.Module | Layer | None, seen: Trace
     return site
 
 
-def _rows_of_one(model: nn.Module, site: Site, inputs: Any) -> int:
+def _rows_of_one(site: Site, seen: Trace) -> int:
     """The size of the first axis of a layer's output for a single sample."""
-    try:
-        one = copied(rows_of(inputs, slice(1)))
-        return run_body(model, [output_of(site)], one)[0].shape[0]
-    except InputError:
-        raise
-    except (RuntimeError, ValueError):  # a norm over the batch refuses a batch of one
-        return 1
+    calls = () if seen.alone is None else seen.alone.calls
+    shapes = [c.shape for c in calls if c.module is site.module and c.index == site.call]
+    return shapes[0][0] if shapes and shapes[0] else 1
 
 
 def candidates(calls: list[Call], batch: int) -> list[Call]:
@@ -150,9 +145,7 @@ def layers(model: nn.Module, example: Any) -> pd.DataFrame:
         seen = trace(model, example)
         best = recommend(seen.calls, seen.samples).path
         found = candidates(seen.calls, seen.samples)
-        sites = [
-            find_site(model, Layer(call.path), seen.calls, seen.samples) for call in found
-        ]
+        sites = [find_site(model, Layer(call.path), seen.calls, seen.samples) for call in found]
         plans = _plans(model, sites, example)
         rows = [
             {

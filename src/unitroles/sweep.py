@@ -50,7 +50,7 @@ def margins(
     return rest.to(wide) - own.to(wide), right
 
 
-def losses(margin: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+def losses(margin: Float[Tensor, "*rest"]) -> Float[Tensor, "*rest"]:
     """Cross-entropy in nats from margins, softplus(margin), in float64 on the processor.
 
     It keeps losses far below the rounding of the logits, which decide turning points in networks
@@ -111,7 +111,7 @@ def _parts(
     rows: Float[Tensor, "units features outputs"],
     order: Int[Tensor, "samples units"],
 ) -> _Parts:
-    samples, positions, units, features = amount.shape
+    samples, positions, _, features = amount.shape
     turn = order.t().contiguous()
     if features > 1 and positions == 1:
         blocks = torch.bmm(amount[:, 0].transpose(0, 1), rows).flatten(0, 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from unitroles.probe import (
     first_line,
     forward,
     logits_of,
+    rows_of,
     versions,
 )
 
@@ -105,12 +106,14 @@ class Trace:
     logits : what the model returned.
     inputs : the batch.
     writes : whether the model wrote to its inputs.
+    alone : the same for the first sample alone; None where the model refuses a single one.
     """
 
     calls: list[Call]
     logits: Tensor
     inputs: Any
     writes: bool
+    alone: Trace | None = None
 
     @property
     def samples(self) -> int:
@@ -119,7 +122,7 @@ class Trace:
 
 
 def trace(model: nn.Module, inputs: Any) -> Trace:
-    """Run a batch and note every module call.
+    """Run a batch, and its first sample alone, and note every module call.
 
     Run it inside `untouched`.
 
@@ -127,6 +130,14 @@ def trace(model: nn.Module, inputs: Any) -> Trace:
     ------
     InputError : the model cannot take the inputs.
     """
+    seen = _run(model, inputs)
+    try:
+        return replace(seen, alone=_run(model, rows_of(inputs, slice(1))))
+    except InputError:  # a norm over the batch refuses a batch of one
+        return seen
+
+
+def _run(model: nn.Module, inputs: Any) -> Trace:
     calls: list[Call] = []
     keep: list[Any] = []  # an identity means something only while its tensor lives
     axes: dict[int, int] = {}
