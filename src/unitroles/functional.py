@@ -149,7 +149,8 @@ def _renamings(
         root, target = node, node.target
         first = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
         if first is not None and _aliases(node):
-            root = roots[mine[first] if first in mine else first]
+            last: Any = mine.get(first, first)
+            root = roots[last]
         elif writes(node) and node not in fixed:
             target = _plain(node)
             value = None if first is None else mine.get(first, first)
