@@ -223,15 +223,15 @@ def _fold(form: Additive, around: tuple[Tensor, ...]) -> Additive:
     chain = _chain(form.tail)
     if chain is None:
         return form
-    rows = form.add.flatten(0, 1).to(torch.float64)
     norms = [i for i, node in enumerate(chain) if _is_norm(node)]
     if any(not _is_affine(form.tail, node) for i, node in enumerate(chain) if i not in norms):
         return form
+    if len(norms) > 1 or (norms and not _whole_row(chain[norms[0]])):
+        return form
+    rows = form.add.flatten(0, 1).to(torch.float64)
     if not norms:
         folded = _linear_part(form.tail, rows, around).to(form.add.dtype)
         return _with(form, folded, None)
-    if len(norms) > 1 or not _whole_row(chain[norms[0]]):
-        return form
     return _fold_norm(form, chain, norms[0], rows, around)
 
 

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from unitroles.additive import recognise
 from unitroles.errors import InputError
 from unitroles.graph import CannotCut
-from unitroles.head import export
+from unitroles.head import Exported
 from unitroles.masks import Prefixes
 from unitroles.plans import AdditivePlan, FullPlan, Plan, SuffixPlan
 from unitroles.precision import Precision
 from unitroles.probe import first_line, form_of, forward, logits_of
 from unitroles.separable import Head
+from unitroles.session import export, recall
 from unitroles.split import run_body, run_masked
 from unitroles.trace import Site, Trace
 
@@ -203,12 +204,19 @@ def _require_repeatable(model: nn.Module, seen: Trace) -> None:
 
 @dataclass(frozen=True)
 class Choice:
-    """The plan of a layer, how it compared, and what the user should know."""
+    """The plan of a layer, how it compared, and what the user should know.
+
+    Parameters
+    ----------
+    seen : the samples it was compared on.
+    at_once : whether the first plan that could be made equalled the definition.
+    """
 
     plan: Plan
     check: SelfCheck
     notes: tuple[str, ...]
     seen: Trace
+    at_once: bool = True
 
 
 def choose_plans(
@@ -227,6 +235,11 @@ def choose_plans(
     InputError : the model gives other logits each time for the same samples.
     """
     definitions = [define(model, site, seen, precision) for site in sites]
+    remembered = recall(model, sites, seen.inputs)
+    if remembered is not None:
+        chosen = _chosen(model, sites, remembered, definitions, budget, precision)
+        if all(choice.at_once for choice in chosen):
+            return chosen
     try:
         exported = export(model, sites, seen.inputs)
     except CannotCut as error:
@@ -234,6 +247,17 @@ def choose_plans(
         return [
             _full(model, d, s, reason, precision) for s, d in zip(sites, definitions, strict=True)
         ]
+    return _chosen(model, sites, exported, definitions, budget, precision)
+
+
+def _chosen(
+    model: nn.Module,
+    sites: list[Site],
+    exported: Exported,
+    definitions: list[Definition],
+    budget: int,
+    precision: Precision,
+) -> list[Choice]:
     chosen = []
     for place, (site, definition) in enumerate(zip(sites, definitions, strict=True)):
         try:
@@ -270,7 +294,8 @@ def _cheapest(
             return "samples of one batch influence each other"
         if check.agrees:
             notes = [f"plan {plan.name}, not {text}" for text in failed]
-            return Choice(plan, check, (*notes, *_effect(site, check)), definition.seen)
+            found = (*notes, *_effect(site, check))
+            return Choice(plan, check, found, definition.seen, not failed)
         failed.append(
             f"{plan.name}: the exported head differs from the model by {check.difference:.1e}"
         )
@@ -317,7 +342,7 @@ def _full(
             "a sample's output depends on the others in its batch (batch norm without running "
             "statistics?): results depend on batch_size"
         )
-    return Choice(plan, check, (*notes, *_effect(site, check)), definition.seen)
+    return Choice(plan, check, (*notes, *_effect(site, check)), definition.seen, False)
 
 
 def recheck(choice: Choice, baseline: Float[Tensor, " units"], precision: Precision) -> Choice:

@@ -61,6 +61,7 @@ class Exported:
     axes : the unit axis of every layer.
     boundaries : the nodes of what modules took or gave, with their place in `places`.
     places : where such a value is met in a forward.
+    holds_values : whether values were computed once and put into the graph.
     """
 
     program: torch.export.ExportedProgram
@@ -68,6 +69,7 @@ class Exported:
     axes: tuple[int, ...]
     boundaries: Mapping[fx.Node, int]
     places: tuple[Place, ...]
+    holds_values: bool
 
     def head(self, place: int) -> Head:
         """The head after the layer at this place of the list, its cut as late as it can be.
@@ -134,15 +136,22 @@ def export(model: nn.Module, sites: Sequence[Site], inputs: Any) -> Exported:
         try:
             program = _program(model, inputs)
             module, constants = program.graph_module, constants_of(program)
+            before = _attributes(module)
             if any(map(writes, module.graph.nodes)) and not make_functional(module, constants):
                 # An empty table keeps the ops as they are but removes every in-place one.
                 program = program.run_decompositions({})
+            holds_values = _attributes(program.graph_module) != before
         except Exception as error:
             raise CannotCut(f"torch.export failed: {first_line(error)[:160]}") from error
     boundaries = take_boundaries(program.graph_module.graph)
     found = {node.args[1]: node for node in program.graph_module.graph.nodes if is_tap(node)}
     axes = tuple(site.axis for site in sites)
-    return Exported(program, found, axes, boundaries, tuple(places))
+    return Exported(program, found, axes, boundaries, tuple(places), holds_values)
+
+
+def _attributes(module: fx.GraphModule) -> set[Any]:
+    """The names of the values that a graph holds itself."""
+    return {node.target for node in module.graph.nodes if node.op == "get_attr"}
 
 
 @contextmanager

@@ -24,7 +24,7 @@ def fingerprint(model: nn.Module) -> str:
         if isinstance(tensor, torch.Tensor):
             digest.update(name.encode())
             flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-            digest.update(flat.numpy().tobytes())
+            digest.update(flat.numpy().data)
     return digest.hexdigest()
 
 

@@ -17,7 +17,7 @@ Logits = Float[Tensor, "masks samples labels"]
 # A call gains nothing from more rows but leaves the processor's caches.
 _CALL_BYTES = 16 * 2**20
 _PARTS_BYTES = 128 * 2**20
-_NUMBERS = 2**16
+_NUMBERS = 2**18
 
 
 def margins(
