@@ -13,10 +13,26 @@ from torch import Tensor, nn
 import networks
 import reference
 import unitroles as ur
-from unitroles import head, plans, probe
+from forcing import (
+    NOT_ADDITIVE,
+    PLANS,
+    REFUSAL,
+    analyze_toy,
+    best,
+    find,
+    force,
+    forced,
+    layer_of,
+    observe,
+    traced,
+)
+from unitroles import choice, plans, probe
 from unitroles.activity import layer_score
+from unitroles.head import Exported, export
+from unitroles.masks import Prefixes
+from unitroles.precision import Precision
 from unitroles.split import run_masked
-from unitroles.survey import resolve
+from unitroles.store import Ledger
 
 NAMES = sorted(networks.TOYS)
 PRECISIONS = {
@@ -29,7 +45,9 @@ SCORES = {
     "activation_l2": reference.score_l2,
     "activation_mean": reference.score_mean,
 }
-BATCH = ur.Compute(batch_size=16)
+# Every toy with every plan that it can get.
+CASES = [(n, p) for n in NAMES for p in PLANS if best(n, p) == p]
+PROCESSOR = Precision(torch.device("cpu"))
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -43,53 +61,17 @@ def twin(name, precision="float64", order="per_split", score="activation_l1"):
     return reference.analyze(toy.model, *site, order_mode=order, score=SCORES[score])
 
 
-def refuse(*args):
-    raise head.CannotCut("refused by the test")
-
-
-def observe(model, train, test, **options):
-    """The taxonomy, and the texts of the plan warnings on the way."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("error")
-        warnings.simplefilter("always", ur.PlanWarning)
-        taxonomy = ur.analyze(model, train, test, progress=False, **options)
-    return taxonomy, [str(warning.message) for warning in caught]
-
-
-def analyze_toy(toy, compute=BATCH, **options):
-    layer = ur.Layer(toy.layer, toy.axis, toy.call)
-    return observe(toy.model, toy.train, toy.test, layer=layer, compute=compute, **options)
-
-
-HEADS = {}
+@cache
+def same(name, precision="float64"):
+    """One copy of a toy for all tests, so that its export is remembered."""
+    dtype, scale, _ = PRECISIONS[precision]
+    return networks.toy(name, dtype, scale)
 
 
 @cache
-def analysis(name, precision="float64", plan="suffix"):
-    dtype, scale, _ = PRECISIONS[precision]
-    toy = networks.toy(name, dtype, scale)
-    export = plans.export_head
-
-    def keep(*args):
-        HEADS[name, precision] = export(*args)
-        return HEADS[name, precision]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plans, "export_head", refuse if plan == "full" else keep)
-        return analyze_toy(toy)
-
-
-@pytest.fixture
-def exported(monkeypatch):
-    """Call it to spare the analyses of a toy the export: copies of a toy have equal weights."""
-
-    def use(name, precision="float64"):
-        analysis(name, precision)
-        head = HEADS[name, precision]
-        monkeypatch.setattr(plans, "export_head", lambda *args: head)
-        return head
-
-    return use
+def analysis(name, precision="float64", plan="additive"):
+    with forced(plan):
+        return analyze_toy(same(name, precision))
 
 
 def assert_equals_twin(taxonomy, expected, atol):
@@ -112,6 +94,13 @@ def assert_equals_twin(taxonomy, expected, atol):
         np.testing.assert_allclose(regret[name], want, rtol=0, atol=2 * atol, err_msg=name)
 
 
+def assert_same_bits(one, other):
+    """Every number of two results, and nothing of how they came about."""
+    assert set(one.data) == set(other.data)
+    for name in one.data:
+        np.testing.assert_array_equal(one.data[name], other.data[name], err_msg=str(name))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_no_toy_is_vacuous(name):
     expected = twin(name)
@@ -122,67 +111,54 @@ def test_no_toy_is_vacuous(name):
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("name", NAMES)
-def test_the_suffix_plan_equals_the_twin(name, precision):
-    taxonomy, notes = analysis(name, precision)
+@pytest.mark.parametrize(("name", "plan"), CASES)
+def test_every_plan_equals_the_twin(name, plan, precision):
+    taxonomy, notes = analysis(name, precision, plan)
+    assert taxonomy.data.attrs["plan"] == taxonomy.provenance["plan"]["name"] == plan
+    assert taxonomy.provenance["self_check"]["conclusive"]
+    said = [f"plan full (N+1 runs of the whole model): {REFUSAL}"] if plan == "full" else []
+    assert notes == said
+    assert_equals_twin(taxonomy, twin(name, precision), PRECISIONS[precision][2])
+
+
+@pytest.mark.parametrize("name", sorted(NOT_ADDITIVE))
+def test_where_there_is_no_running_sum_it_is_said_why(name):
+    taxonomy, notes = analysis(name)
     assert taxonomy.data.attrs["plan"] == "suffix"
+    assert "units meet in a convolution over positions" in taxonomy.provenance["plan"]["reason"]
     assert notes == []
-    assert_equals_twin(taxonomy, twin(name, precision), PRECISIONS[precision][2])
-
-
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("name", NAMES)
-def test_the_full_plan_equals_the_twin(name, precision):
-    taxonomy, notes = analysis(name, precision, "full")
-    assert taxonomy.data.attrs["plan"] == "full"
-    (note,) = notes
-    assert "plan full" in note
-    assert "refused by the test" in note
-    assert_equals_twin(taxonomy, twin(name, precision), PRECISIONS[precision][2])
 
 
 @pytest.mark.parametrize(
-    ("name", "size"),
-    [(name, 3) for name in NAMES]
-    + [(name, size) for name in ("mlp", "residual_early", "transformer") for size in (1, 256)],
+    ("name", "plan", "size"),
+    [(name, plan, 3) for name, plan in CASES]
+    + [(n, p, s) for n in ("mlp", "transformer") for p in PLANS for s in (1, 256)]
+    + [("residual_early", "suffix", size) for size in (1, 256)],
 )
-def test_the_batch_size_does_not_matter(name, size, exported):
-    exported(name, "float32")
-    expected = analysis(name, "float32")[0].data
-    data = analyze_toy(networks.toy(name), ur.Compute(batch_size=size))[0].data
-    np.testing.assert_allclose(data.loss, expected.loss, rtol=0, atol=1e-5)
-    np.testing.assert_array_equal(data.turning_point, expected.turning_point)
-    np.testing.assert_array_equal(data.role, expected.role)
+def test_the_batch_size_does_not_matter(name, plan, size):
+    expected = analysis(name, "float32", plan)[0].data
+    with forced(plan):
+        found, _ = analyze_toy(same(name, "float32"), compute=ur.Compute(batch_size=size))
+    assert found.data.attrs["plan"] == plan
+    np.testing.assert_allclose(found.data.loss, expected.loss, rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(found.data.turning_point, expected.turning_point)
+    np.testing.assert_array_equal(found.data.role, expected.role)
 
 
-@pytest.mark.parametrize("batch_size", [1, 5])
-@pytest.mark.parametrize("name", ["residual", "transformer"])
-def test_a_tiny_memory_budget_gives_the_same(name, batch_size, exported):
-    exported(name)
-    compute = ur.Compute(batch_size=batch_size, memory_budget=1)
-    taxonomy, _ = analyze_toy(networks.toy(name, torch.float64), compute)
-    assert taxonomy.data.attrs["plan"] == "suffix"
-    assert_equals_twin(taxonomy, twin(name), 1e-10)
+def stored(name, plan, where, **compute):
+    """The taxonomy of a toy whose rows are kept in a certain place, and where they were."""
+    seen = []
+    place = Ledger.place
 
+    def forced_place(self, needed):
+        seen.append(place(self, needed) if where is None else where)
+        return seen[-1]
 
-@pytest.mark.parametrize("name", ["mlp", "relu_twice", "residual_early", "transformer"])
-def test_the_budget_only_sets_how_many_masks_run_at_once(name, exported):
-    toy = networks.toy(name, torch.float64)
-    inputs = toy.train[0][:4]
-    with probe.untouched(toy.model):
-        site, _ = resolve(toy.model, ur.Layer(toy.layer, toy.axis, toy.call), inputs)
-        rank = torch.stack([torch.arange(site.units).roll(k) for k in range(4)])
-        retrieved = torch.arange(site.units + 1)[:, None].repeat(1, 4)
-        parts = {}
-        for budget in (1, 2**30):
-            plan = plans.SuffixPlan(
-                toy.model, site, exported(name), budget, probe.form_of(inputs), "test"
-            )
-            parts[budget] = list(plan.logits(inputs, rank, retrieved))
-    assert [part for part, _ in parts[1]] == [slice(k, k + 1) for k in range(site.units + 1)]
-    assert [part for part, _ in parts[2**30]] == [slice(0, site.units + 1)]
-    one_by_one = torch.cat([logits for _, logits in parts[1]])
-    torch.testing.assert_close(one_by_one, parts[2**30][0][1], rtol=0, atol=1e-12)
+    with forced(plan), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Ledger, "place", forced_place)
+        found, _ = analyze_toy(same(name), compute=ur.Compute(**compute))
+    assert found.data.attrs["plan"] == plan
+    return found, set(seen)
 
 
 @pytest.mark.parametrize("order", ["train", "test", "pooled"])

@@ -12,7 +12,7 @@ that of the logits themselves.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -87,12 +87,14 @@ class Additive:
     norm: Norm | None
 
 
-def recognise(head: Head, around: tuple[Tensor, ...]) -> Additive:
+def recognise(head: Head, around: tuple[Tensor, ...], fold: bool = True) -> Additive:
     """The additive form of a head.
 
     Parameters
     ----------
     around : what flows around the layer for a few samples.
+    fold : whether what follows the sum is folded where it can be; else `folded` only says so, the
+        form cannot be run, and `around` is not looked at.
 
     Raises
     ------
@@ -108,7 +110,7 @@ def recognise(head: Head, around: tuple[Tensor, ...]) -> Additive:
     if len(users) != 1:
         raise CannotCut("the units reach more than one op that mixes them")
     (mix,) = users
-    direct = mix is output or (_is_norm(mix) and mix.args[0] is edge and _whole_row(mix))
+    direct = mix is output or (is_norm(mix) and mix.args[0] is edge and _whole_row(mix))
     if direct:
         weight, axis = _identity(head)
     else:
@@ -119,17 +121,19 @@ def recognise(head: Head, around: tuple[Tensor, ...]) -> Additive:
     features = _features(owners.index, head.units)
     rows = _rows(weight, features)
     h = edge if direct else mix
+    tail = _between(head.after, h, places[1:], output)
+    base = Additive(features, axis, _mixing(head.after, edge, h), tail, rows, False, None)
+    positions = [size for place, size in enumerate(owners.shape, 1) if place != axis]
+    folded = all(size == 1 for size in positions) and _foldable(tail) is not None
+    if direct and not folded:
+        raise CannotCut("units meet in a norm before an op that is not linear")
+    if not fold:
+        return replace(base, folded=folded)
     # Nothing here hangs on the samples: one of each value around stands for all.
     given = [
         value[:1] if per_row else value for value, per_row in zip(around, head.repeats, strict=True)
     ]
-    tail = _between(head.after, h, places[1:], output)
-    base = Additive(features, axis, _mixing(head.after, edge, h), tail, rows, False, None)
-    positions = [size for place, size in enumerate(owners.shape, 1) if place != axis]
-    form = _fold(base, tuple(given)) if all(size == 1 for size in positions) else base
-    if direct and not form.folded:
-        raise CannotCut("units meet in a norm before an op that is not linear")
-    return form
+    return _fold(base, tuple(given)) if folded else base
 
 
 def _rows(
@@ -219,20 +223,28 @@ def _between(
 
 
 def _fold(form: Additive, around: tuple[Tensor, ...]) -> Additive:
-    """The same form with what follows the sum taken into its rows, where that is affine."""
-    chain = _chain(form.tail)
-    if chain is None:
-        return form
-    norms = [i for i, node in enumerate(chain) if _is_norm(node)]
-    if any(not _is_affine(form.tail, node) for i, node in enumerate(chain) if i not in norms):
-        return form
-    if len(norms) > 1 or (norms and not _whole_row(chain[norms[0]])):
-        return form
+    """The same form with what follows the sum taken into its rows."""
+    found = _foldable(form.tail)
+    assert found is not None
+    chain, norms = found
     rows = form.add.flatten(0, 1).to(torch.float64)
     if not norms:
         folded = _linear_part(form.tail, rows, around).to(form.add.dtype)
         return _with(form, folded, None)
     return _fold_norm(form, chain, norms[0], rows, around)
+
+
+def _foldable(tail: fx.GraphModule) -> tuple[list[fx.Node], list[int]] | None:
+    """The ops after the sum and the places of norms among them; None = they cannot be folded."""
+    chain = _chain(tail)
+    if chain is None:
+        return None
+    norms = [i for i, node in enumerate(chain) if is_norm(node)]
+    if any(not _is_affine(tail, node) for i, node in enumerate(chain) if i not in norms):
+        return None
+    if len(norms) > 1 or (norms and not _whole_row(chain[norms[0]])):
+        return None
+    return chain, norms
 
 
 def _fold_norm(
@@ -248,7 +260,7 @@ def _fold_norm(
     add = _linear_part(start, rows, around)
     if centered:
         add = add - add.mean(dim=1, keepdim=True)
-    norm = Norm(start, _split(add, form), centered, _eps(node, add.dtype), finish)
+    norm = Norm(start, _split(add, form), centered, _eps(node), finish)
     return _with(form, _linear_part(finish, add, around).to(form.add.dtype), norm)
 
 
@@ -275,7 +287,8 @@ def _chain(tail: fx.GraphModule) -> list[fx.Node] | None:
         found.append(place)
 
 
-def _is_norm(node: fx.Node) -> bool:
+def is_norm(node: fx.Node) -> bool:
+    """Whether an op is a layer norm or an RMS norm."""
     return node.target is _aten.layer_norm.default or node.target is _aten.rms_norm.default
 
 
@@ -286,9 +299,10 @@ def _whole_row(node: fx.Node) -> bool:
     return [s for s in sizes if s != 1] == [s for s in wanted if s != 1]
 
 
-def _eps(node: fx.Node, dtype: torch.dtype) -> float:
-    place = 4 if node.target is _aten.layer_norm.default else 3
-    default = 1e-5 if node.target is _aten.layer_norm.default else torch.finfo(torch.float32).eps
+def _eps(node: fx.Node) -> float:
+    layer = node.target is _aten.layer_norm.default
+    place = 4 if layer else 3
+    default = 1e-5 if layer else torch.finfo(value_of(node).dtype).eps
     given = node.args[place] if len(node.args) > place else node.kwargs.get("eps")
     return float(default if given is None else given)  # type: ignore[arg-type]
 

@@ -286,7 +286,7 @@ def _cheapest(
     try:
         plans.append(additive_plan(suffix, definition.seen.logits.shape[1]))
     except CannotCut as error:
-        suffix = replace(suffix, reason=f"{error}; masked copies run through the rest")
+        suffix = replace(suffix, reason=suffix_reason(error))
     failed: list[str] = []
     for plan in (*plans, suffix):
         check = self_check(plan, definition)
@@ -323,12 +323,20 @@ def additive_plan(suffix: SuffixPlan, labels: int) -> AdditivePlan:
     CannotCut : the head has no additive form, and why.
     """
     form = recognise(suffix.head, suffix.around())
-    if form.folded:
-        reason = "the logits are a running sum over the units"
-        reason += " before one normalisation" if form.norm else ""
-    else:
-        reason = "what the units meet in is a running sum; the rest runs for every n"
+    reason = additive_reason(form.folded, form.norm is not None)
     return AdditivePlan(suffix, form, labels, reason)
+
+
+def additive_reason(folded: bool, normed: bool) -> str:
+    """What adds up, and what is left to run."""
+    if not folded:
+        return "what the units meet in is a running sum; the rest runs for every n"
+    return "the logits are a running sum over the units" + " before one normalisation" * normed
+
+
+def suffix_reason(error: CannotCut) -> str:
+    """Why nothing adds up, and what runs instead."""
+    return f"{error}; masked copies run through the rest"
 
 
 def _full(

@@ -13,7 +13,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from unitroles.activity import SampleScore, ScoreSums, require_finite, score_sums
-from unitroles.data import Samples
+from unitroles.data import Batch, Samples
 from unitroles.errors import PlanWarning
 from unitroles.memory import Pieces, slices
 from unitroles.plans import FullPlan, Plan
@@ -45,7 +45,7 @@ class Kept:
     precision : of the model's own forwards.
     store : the rows; None = they are computed again whenever they are asked for.
     foreign : first sample of the batches of another form, which are run in full.
-    places : which samples are in the store.
+    places : which samples have rows, in their order.
     decided : whether it is known where the rows go.
     """
 
@@ -65,37 +65,52 @@ class Kept:
         return "recompute" if self.store is None else self.store.where
 
     def tiles(self) -> Iterator[Tile]:
-        """All samples, some at a time."""
-        if self.store is None:
-            yield from self._again(np.arange(len(self.samples)))
+        """All samples, some at a time; neither tiles nor bits hang on where the rows are."""
+        if isinstance(self.plan, FullPlan):
+            yield from self._whole(np.arange(len(self.samples)), self.plan)
             return
-        device = self.precision.device
         places, done = np.concatenate([np.arange(0), *self.places]), 0
-        for rows in self.store.tiles(self.plan.tile):
+        for rows in self._again(places) if self.store is None else self.store.tiles(self.plan.tile):
             count = len(rows[0])
-            kept = tuple(value.to(device) for value in rows)
+            # Copies: the last bit of a product hangs on where in memory its rows begin.
+            kept = tuple(
+                value.to(self.precision.device, copy=True, memory_format=torch.contiguous_format)
+                for value in rows
+            )
             yield Tile(self.plan, places[done : done + count], kept)
             done += count
         for start in self.foreign:
-            yield from self._again(np.arange(start, min(start + self.size, len(self.samples))))
+            mine = np.arange(start, min(start + self.size, len(self.samples)))
+            yield from self._whole(mine, _in_full(self))
 
-    def _again(self, places: np.ndarray) -> Iterator[Tile]:
+    def _whole(self, places: np.ndarray, plan: FullPlan) -> Iterator[Tile]:
+        """Tiles for runs of the whole model."""
+        for mine, batch in self._batches(places):
+            yield Tile(plan, mine, self.precision.place(batch.inputs))
+
+    def _again(self, places: np.ndarray) -> Iterator[Rows]:
+        """The rows computed anew, from the same batches and in the same tiles as a store's."""
+        waiting, count = [], 0
+        for mine, batch in self._batches(places):
+            inputs = self.precision.place(batch.inputs)
+            with blamed(batch.described(self.samples.name)), self.precision.on():
+                found = run_body(self.model, self.plan.places, inputs)
+            waiting.append(tuple(v[: len(mine)] for v in self.plan.keep(found, inputs)))
+            count += len(mine)
+            if count >= self.plan.tile:
+                rows = tuple(map(torch.cat, zip(*waiting, strict=True)))
+                whole = count - count % self.plan.tile
+                yield from (tuple(v[part] for v in rows) for part in slices(whole, self.plan.tile))
+                waiting, count = [tuple(v[whole:] for v in rows)], count - whole
+        if count:
+            yield tuple(map(torch.cat, zip(*waiting, strict=True)))
+
+    def _batches(self, places: np.ndarray) -> Iterator[tuple[np.ndarray, Batch]]:
+        """Some samples as they were collected, and which ones are in each batch."""
         done = 0
         for batch in self.samples.take(places).batches(self.size):
-            mine = places[done : done + batch.count]
+            yield places[done : done + batch.count], batch
             done += batch.count
-            inputs = self.precision.place(batch.inputs)
-            plan = self.plan
-            if not plan.takes(inputs):
-                plan = _in_full(self)
-            if isinstance(plan, FullPlan):
-                yield Tile(plan, mine, inputs)
-                continue
-            with blamed(batch.described(self.samples.name)), self.precision.on():
-                found = run_body(self.model, plan.places, inputs)
-            kept = plan.keep(found, inputs)
-            for part in slices(batch.count, plan.tile):
-                yield Tile(plan, mine[part], tuple(value[part] for value in kept))
 
 
 def _in_full(kept: Kept) -> FullPlan:
@@ -193,6 +208,6 @@ def _add(kept: Kept, rows: Rows | None, start: int, count: int, ledger: Ledger) 
     if not kept.decided:
         kept.decided = True
         kept.store = ledger.open(len(kept.samples), mine, kept.plan.tile)
+    kept.places.append(np.arange(start, start + count))
     if kept.store is not None:
         kept.store.add(mine)
-        kept.places.append(np.arange(start, start + count))

@@ -137,15 +137,18 @@ def owners(module: fx.GraphModule, cut: fx.Node, axis: int) -> dict[fx.Node, Int
     start = torch.arange(units).view([-1 if place == axis else 1 for place in range(len(shape))])
     rows = units * torch.arange(ROWS).view([-1] + [1] * (len(shape) - 1))
     known: dict[fx.Node, Any] = {cut: (start + rows).expand(shape).clone()}
+    mixed: set[fx.Node] = set()
     for node in module.graph.nodes:
-        if node.op != "call_function" or known.keys().isdisjoint(node.all_input_nodes):
+        if node.op != "call_function" or not isinstance(value_of(node), (Tensor, list, tuple)):
             continue
-        if not isinstance(value_of(node), (Tensor, list, tuple)):
-            continue
-        try:
-            known[node] = _follow(module, node, known)
-        except _UnitsMeet:
-            continue
+        sources = set(node.all_input_nodes)
+        if not mixed.isdisjoint(sources):
+            mixed.add(node)
+        elif not known.keys().isdisjoint(sources):
+            try:
+                known[node] = _follow(module, node, known)
+            except _UnitsMeet:
+                mixed.add(node)
     return {
         node: value[0]
         for node, value in known.items()

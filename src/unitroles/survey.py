@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from unitroles.additive import is_norm, recognise
+from unitroles.choice import additive_reason, suffix_reason
 from unitroles.errors import InputError, PlanWarning
 from unitroles.graph import CannotCut
 from unitroles.head import export
+from unitroles.hoist import value_of
+from unitroles.operations import ROWS, Operations
 from unitroles.options import Layer
-from unitroles.probe import batch_size, device_of, to_device, untouched
+from unitroles.probe import batch_size, device_of, first_line, to_device, untouched
+from unitroles.separable import Head
 from unitroles.trace import Call, Site, Trace, find_site, trace
 
 _ACTIVATIONS = (
@@ -131,12 +139,25 @@ def layers(model: nn.Module, example: Any) -> pd.DataFrame:
     Returns
     -------
     One row per layer in the order of the forward: layer, kind, units, axis, plan, cost,
-    recommended. The cost is in evaluation passes over the same samples, from the floating-point
-    operations of matrix products and convolutions.
+    recommended, reason, bytes_per_sample. The cost is in evaluation passes over the same samples,
+    from the floating-point operations of matrix products and convolutions; the bytes are what is
+    kept of every sample between the pass and the masks. Nothing is measured: a plan that fails its
+    check before a run is replaced by a dearer one.
 
     Raises
     ------
     InputError : the model cannot take the example.
+
+    Examples
+    --------
+    >>> import torch, unitroles as ur
+    >>> model = torch.nn.Sequential(
+    ...     torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)
+    ... )
+    >>> ur.layers(model, torch.randn(2, 4))[["layer", "units", "plan", "bytes_per_sample"]]
+      layer  units      plan  bytes_per_sample
+    0     0      8  additive                32
+    1     1      8  additive                32
     """
     if batch_size(example) < 2:
         raise InputError("give an example batch of at least two inputs")
@@ -146,37 +167,93 @@ def layers(model: nn.Module, example: Any) -> pd.DataFrame:
         best = recommend(seen.calls, seen.samples).path
         found = candidates(seen.calls, seen.samples)
         sites = [find_site(model, Layer(call.path), seen.calls, seen.samples) for call in found]
-        plans = _plans(model, sites, example)
-        rows = [
-            {
-                "layer": site.path,
-                "kind": type(site.module).__name__,
-                "units": site.units,
-                "axis": site.axis,
-                "plan": plan,
-                "cost": cost,
-                "recommended": site.path == best,
-            }
-            for site, (plan, cost) in zip(sites, plans, strict=True)
-        ]
+        outlooks = _outlooks(model, sites, seen)
+    rows = [
+        {
+            "layer": site.path,
+            "kind": type(site.module).__name__,
+            "units": site.units,
+            "axis": site.axis,
+            "plan": outlook.plan,
+            "cost": round(outlook.cost, 2),
+            "recommended": site.path == best,
+            "reason": outlook.reason,
+            "bytes_per_sample": outlook.kept,
+        }
+        for site, outlook in zip(sites, outlooks, strict=True)
+    ]
     return pd.DataFrame(rows)
 
 
-def _plans(model: nn.Module, sites: list[Site], example: Any) -> list[tuple[str, float]]:
-    """Plan and cost of every site, from one export of the model."""
-    full = [("full", 1.0 + site.units + 2) for site in sites]
+@dataclass(frozen=True)
+class _Outlook:
+    """What a test of a layer would be.
+
+    Parameters
+    ----------
+    plan, reason : as in `Plan`.
+    cost : evaluation passes.
+    kept : bytes of every sample.
+    """
+
+    plan: str
+    reason: str
+    cost: float
+    kept: int
+
+
+def _outlooks(model: nn.Module, sites: list[Site], seen: Trace) -> list[_Outlook]:
+    """The outlook of every site, from one export of the model."""
     try:
-        exported = export(model, sites, example)
-    except CannotCut:
-        return full
-    shares = exported.shares_after(example)
-    plans = []
+        exported = export(model, sites, seen.inputs)
+    except CannotCut as error:
+        return [_full(site, str(error)) for site in sites]
+    count = Operations()
+    whole = max(count.of(exported.program.graph_module), 1)
+    found = []
     for place, site in enumerate(sites):
         try:
-            exported.head(place)
-        except CannotCut:
-            plans.append(full[place])
-        else:
-            # Scores, curves and the swapped sets each read the data once.
-            plans.append(("suffix", round(3 + (site.units + 2) * shares[place], 2)))
-    return plans
+            found.append(_outlook(exported.head(place), seen.logits.shape[1], count, whole))
+        except Exception as error:  # as when a plan is chosen: the definition always runs
+            found.append(_full(site, first_line(error)))
+    return found
+
+
+def _full(site: Site, reason: str) -> _Outlook:
+    """The scores, every number of retrieved units, and the swapped sets."""
+    return _Outlook("full", reason, 1.0 + (site.units + 1) + 1, 0)
+
+
+def _outlook(head: Head, labels: int, count: Operations, whole: int) -> _Outlook:
+    after = count.of(head.after) / whole
+    try:
+        form = recognise(head, (), fold=False)
+    except CannotCut as error:
+        cost = 1 + (head.units + 1 + 1) * after
+        return _Outlook("suffix", suffix_reason(error), cost, _kept(head))
+    units, features, width = form.add.shape
+    tail = count.of(form.tail) / whole
+    if form.folded:
+        normed = any(map(is_norm, form.tail.graph.nodes))
+        # Two operations for every multiply-add, and for as many samples as are counted.
+        steps = 2 * ROWS * units * features * (labels + width * normed) / whole
+        # The model's own passes, the sum and where it starts from, and the swapped sets.
+        cost = 1 + steps + tail + after
+        return _Outlook("additive", additive_reason(True, normed), cost, _kept(head))
+    cost = 1 + count.of(form.mix) / whole + (head.units + 1) * tail + after
+    return _Outlook("additive", additive_reason(False, False), cost, _kept(head))
+
+
+def _kept(head: Head) -> int:
+    """Bytes of a sample: edge values, those of the silent layer, and what flows around."""
+    (output,) = (node for node in head.before.graph.nodes if node.op == "output")
+    values = [value_of(node) for node in output.args[0]]
+    edge, around = values[: head.edges], values[head.edges :]
+    rows = [value for value, per_row in zip(around, head.repeats, strict=True) if per_row]
+    silent = [] if head.same_silence else edge
+    return sum(_row_bytes(value, head.dtype) for value in (*edge, *silent, *rows))
+
+
+def _row_bytes(value: Tensor, dtype: torch.dtype) -> int:
+    half = value.is_floating_point() and dtype in (torch.float16, torch.bfloat16)
+    return math.prod(value.shape[1:]) * (4 if half else value.element_size())

@@ -1,0 +1,219 @@
+"""Small heads made of ops drawn at random, to try the engine on what nobody thought of."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+UNITS, SIDE, LABELS = 6, 4, 3
+
+
+class Apply(nn.Module):
+    """Any function as a module; `skip` is what the model's stem gave, (samples, 6, 4, 4)."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        return self.function(x, skip)
+
+
+class Wrapped(nn.Module):
+    """A module that takes no skip."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        return self.module(x)
+
+
+@dataclass(frozen=True)
+class Op:
+    """An op that can follow: `make(shape)` gives the module, or None where it does not fit."""
+
+    name: str
+    make: Callable[[tuple[int, ...]], nn.Module | None]
+
+
+def _norm(kind: type[nn.Module], width: int) -> nn.Module:
+    norm = kind(width)
+    for tensor in norm.parameters():
+        nn.init.normal_(tensor, mean=0.5)
+    for name, tensor in norm.named_buffers():
+        if name == "running_mean":
+            tensor.normal_()
+        if name == "running_var":
+            tensor.uniform_(0.5, 2.0)
+    return norm
+
+
+def _group_norm(shape: tuple[int, ...]) -> nn.Module | None:
+    return Wrapped(nn.GroupNorm(2, shape[0])) if shape[0] % 2 == 0 else None
+
+
+def _always(function: Callable[[Tensor], Tensor]) -> Callable[[tuple[int, ...]], nn.Module]:
+    return lambda shape: Apply(lambda x, skip: function(x))
+
+
+def _maps(make: Callable[[tuple[int, ...]], nn.Module | None]):
+    """Only for feature maps (channels, height, width)."""
+    return lambda shape: make(shape) if len(shape) == 3 else None
+
+
+def _pairs(shape: tuple[int, ...]) -> nn.Module | None:
+    if shape[0] % 2:
+        return None
+    return Apply(lambda x, skip: torch.mul(*x.chunk(2, dim=1)))
+
+
+def _with_skip(join: Callable[[Tensor, Tensor], Tensor]):
+    def make(shape: tuple[int, ...]) -> nn.Module | None:
+        if shape == (UNITS, SIDE, SIDE):
+            return Apply(join)
+        if shape == (UNITS,):
+            return Apply(lambda x, skip: join(x, skip.mean((2, 3))))
+        return None
+
+    return make
+
+
+def _conv(kernel: int, groups: int, stride: int = 1):
+    def make(shape: tuple[int, ...]) -> nn.Module | None:
+        if shape[0] % groups or min(shape[1:]) < kernel - 2 * (kernel // 2):
+            return None
+        width = 2 * groups
+        conv = nn.Conv2d(shape[0], width, kernel, stride, kernel // 2, groups=groups)
+        return Wrapped(conv)
+
+    return _maps(make)
+
+
+def _depthwise(shape: tuple[int, ...]) -> nn.Module:
+    return Wrapped(nn.Conv2d(shape[0], shape[0], 3, padding=1, groups=shape[0]))
+
+
+def _pool(pool: nn.Module):
+    return _maps(lambda shape: Wrapped(pool) if min(shape[1:]) >= 2 else None)
+
+
+def _squeeze_excite(shape: tuple[int, ...]) -> nn.Module:
+    gate = nn.Conv2d(shape[0], shape[0], 1)
+
+    class Gate(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate = gate
+
+        def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+            return x * torch.sigmoid(self.gate(x.mean((2, 3), keepdim=True)))
+
+    return Gate()
+
+
+OPS = [
+    Op("relu", _always(torch.relu)),
+    Op("in-place relu", lambda shape: Wrapped(nn.ReLU(inplace=True))),
+    Op("gelu", _always(F.gelu)),
+    Op("sigmoid", _always(torch.sigmoid)),
+    Op("silu", _always(F.silu)),
+    Op("hardswish", _always(F.hardswish)),
+    Op("exp of minus", _always(lambda x: torch.exp(-x.abs()))),
+    Op("one minus", _always(lambda x: 1 - x)),
+    Op("clamp", _always(lambda x: x.clamp(-0.5, 0.7))),
+    Op("dropout", lambda shape: Wrapped(nn.Dropout(0.5))),
+    Op("batch norm", _maps(lambda shape: Wrapped(_norm(nn.BatchNorm2d, shape[0])))),
+    Op("layer norm", lambda shape: Wrapped(_norm(nn.LayerNorm, shape[-1]))),
+    Op("rms norm", lambda shape: Wrapped(_norm(nn.RMSNorm, shape[-1]))),
+    Op("norm of all", lambda shape: Wrapped(nn.LayerNorm(list(shape)))),
+    Op("group norm", _maps(_group_norm)),
+    Op("max pool", _pool(nn.MaxPool2d(2))),
+    Op("padded max pool", _pool(nn.MaxPool2d(3, 1, 1))),
+    Op("average pool", _pool(nn.AvgPool2d(2))),
+    Op("padded average pool", _pool(nn.AvgPool2d(3, 2, 1))),
+    Op("global pool", _maps(lambda shape: Wrapped(nn.AdaptiveAvgPool2d(1)))),
+    Op("global max pool", _maps(lambda shape: Wrapped(nn.AdaptiveMaxPool2d(1)))),
+    Op("mean over positions", _maps(lambda shape: Apply(lambda x, skip: x.mean((2, 3))))),
+    Op("mean over a side", _maps(lambda shape: Apply(lambda x, skip: x.mean(3)))),
+    Op("one position", _maps(lambda shape: Apply(lambda x, skip: x[:, :, 0, -1]))),
+    Op("flatten", _always(lambda x: x.flatten(1))),
+    Op("tokens", _maps(lambda shape: Apply(lambda x, skip: x.flatten(2).transpose(1, 2)))),
+    Op("channels last", _maps(lambda shape: Apply(lambda x, skip: x.permute(0, 2, 3, 1)))),
+    Op("pad", _maps(lambda shape: Apply(lambda x, skip: F.pad(x, (1, 0, 0, 1))))),
+    Op("linear", lambda shape: Wrapped(nn.Linear(shape[-1], 5))),
+    Op("1 x 1 convolution", _conv(1, 1)),
+    Op("3 x 3 convolution", _conv(3, 1)),
+    Op("convolution with a stride", _conv(1, 1, 2)),
+    Op("grouped convolution", _conv(3, 2)),
+    Op("depthwise convolution", _maps(_depthwise)),
+    Op("squeeze and excite", _maps(_squeeze_excite)),
+    Op("twice", _always(lambda x: torch.cat([x, x], 1))),
+    Op("with its own sine", _always(lambda x: torch.cat([x, torch.relu(x)], 1))),
+    Op("half", _always(lambda x: x[:, : -(-x.shape[1] // 2)])),
+    Op("halves multiplied", _pairs),
+    Op("add the stem", _with_skip(lambda x, skip: x + skip)),
+    Op("add in place", _with_skip(lambda x, skip: x.clone().add_(skip))),
+    Op("gated by the stem", _with_skip(lambda x, skip: x * torch.sigmoid(skip))),
+    Op("times itself", _always(lambda x: x * x)),
+    Op("plus itself, flipped", _always(lambda x: x + x.flip(1))),
+    Op("rolled", _always(lambda x: x.roll(1, 1))),
+    Op("softmax", _always(lambda x: x.softmax(1))),
+    Op("running sum", _always(lambda x: x.cumsum(1))),
+    Op("shifted by its mean", _always(lambda x: x - x.mean(1, keepdim=True))),
+    Op("scaled by its largest", _always(lambda x: x / (1 + x.abs().amax(1, keepdim=True)))),
+]  # fmt: skip
+
+
+class Net(nn.Module):
+    """A stem with the units, then the drawn ops, then logits.
+
+    Parameters
+    ----------
+    draws : places in `OPS`; ops that do not fit are left out.
+    wide : whether the units have positions.
+    """
+
+    def __init__(self, draws: list[int], wide: bool) -> None:
+        super().__init__()
+        torch.manual_seed(len(draws) + sum(draws))
+        self.stem = nn.Conv2d(2, UNITS, 3, padding=1)
+        self.layer = nn.Conv2d(UNITS, UNITS, 1) if wide else nn.Linear(UNITS, UNITS)
+        self.wide = wide
+        self.names: list[str] = []
+        self.ops = nn.ModuleList()
+        self.last: nn.Module = nn.Identity()
+        self.double().eval()
+        for draw in draws:
+            with torch.no_grad():
+                self._append(OPS[draw % len(OPS)])
+        with torch.no_grad():
+            features = self._body(example(2)).flatten(1).shape[1]
+        self.last = nn.Linear(features, LABELS).double()
+
+    def _append(self, op: Op) -> None:
+        shape = tuple(self._body(example(2)).shape[1:])
+        module = op.make(shape)
+        if module is None or torch.Size(shape).numel() > 400:
+            return
+        self.ops.append(module.double().eval())
+        self.names.append(op.name)
+
+    def _body(self, x: Tensor) -> Tensor:
+        skip = torch.tanh(self.stem(x))
+        x = self.layer(skip if self.wide else skip.mean((2, 3)))
+        for op in self.ops:
+            x = op(x, skip)
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self._body(x).flatten(1))
+
+
+def example(samples: int) -> Tensor:
+    """Inputs of these nets."""
+    draw = torch.Generator().manual_seed(5)
+    return torch.randn(samples, 2, SIDE, SIDE, dtype=torch.float64, generator=draw)
