@@ -27,12 +27,13 @@ from forcing import (
     traced,
 )
 from unitroles import choice, plans, probe
+from unitroles import store as plans_store
 from unitroles.activity import layer_score
 from unitroles.head import Exported, export
-from unitroles.masks import Prefixes
 from unitroles.precision import Precision
 from unitroles.split import run_masked
 from unitroles.store import Ledger
+from unitroles.survey import resolve
 
 NAMES = sorted(networks.TOYS)
 PRECISIONS = {
@@ -161,26 +162,130 @@ def stored(name, plan, where, **compute):
     return found, set(seen)
 
 
+STORES = [("residual", "additive"), ("residual", "suffix"), ("transformer", "additive")]
+STORES += [("mlp", "suffix"), ("conv_pool_linear", "additive")]
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 16])
+@pytest.mark.parametrize(("name", "plan"), STORES)
+def test_wherever_the_rows_are_kept_the_bits_are_the_same(name, plan, batch_size):
+    found = {
+        where: stored(name, plan, where, batch_size=batch_size)
+        for where in ("memory", "disk", "recompute")
+    }
+    assert all(seen == {where} for where, (_, seen) in found.items())
+    for where in ("disk", "recompute"):
+        assert_same_bits(found["memory"][0], found[where][0])
+    assert_equals_twin(found["memory"][0], twin(name), 1e-10)
+
+
+@pytest.mark.parametrize(("name", "plan"), STORES)
+def test_several_small_tiles_give_the_same_bits_wherever_they_come_from(name, plan, monkeypatch):
+    kind = plans.AdditivePlan if plan == "additive" else plans.SuffixPlan
+    monkeypatch.setattr(kind, "tile", 7)
+    found = [stored(name, plan, where, batch_size=5)[0] for where in ("memory", "recompute")]
+    monkeypatch.setattr("unitroles.store.SHARD_BYTES", 1)  # a file for every tile
+    found.append(stored(name, plan, "disk", batch_size=5)[0])
+    assert_same_bits(found[0], found[1])
+    assert_same_bits(found[0], found[2])
+    assert_equals_twin(found[0], twin(name), 1e-10)
+
+
+@pytest.mark.parametrize("batch_size", [1, 5])
+@pytest.mark.parametrize(("name", "plan"), STORES)
+def test_a_tiny_memory_budget_gives_the_same(name, plan, batch_size):
+    tiny, seen = stored(name, plan, None, batch_size=batch_size, memory_budget=1)
+    assert seen == {"disk"}
+    assert_same_bits(tiny, stored(name, plan, "memory", batch_size=batch_size, memory_budget=1)[0])
+    assert_equals_twin(tiny, twin(name), 1e-10)
+
+
+def test_rows_that_fit_nowhere_are_computed_again(monkeypatch):
+    from collections import namedtuple
+
+    usage = namedtuple("usage", "total used free")(0, 0, 0)
+    monkeypatch.setattr("unitroles.store.shutil.disk_usage", lambda folder: usage)
+    found, seen = stored("mlp", "additive", None, memory_budget=1, batch_size=5)
+    assert seen == {"recompute"}
+    assert_equals_twin(found, twin("mlp"), 1e-10)
+
+
+def test_the_disk_is_left_as_it_was(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("unitroles.store.SHARD_BYTES", 1)
+    written = []
+    save = plans_store.save_file
+    monkeypatch.setattr(
+        plans_store, "save_file", lambda *args: written.append(args[1]) or save(*args)
+    )
+    stored("residual", "suffix", "disk", batch_size=5)
+    assert written
+    assert all(tmp_path in file.parents for file in written)
+    assert list(tmp_path.iterdir()) == []
+
+
+def suffix_of(name, budget=2**31):
+    """The suffix plan of a toy, and what it keeps of four samples."""
+    toy = same(name)
+    inputs = toy.train[0][:4]
+    seen, site = traced(toy.model, inputs), find(toy.model, layer_of(toy), inputs)
+    with probe.untouched(toy.model):
+        head = export(toy.model, [site], inputs).head(0)
+        plan = choice.suffix_plan(toy.model, site, head, inputs, budget, PROCESSOR)
+        return plan, plan.keep(*plan.probe), choice.define(toy.model, site, seen, PROCESSOR)
+
+
+@pytest.mark.parametrize("name", ["mlp", "relu_twice", "residual_early", "transformer"])
+def test_the_budget_only_sets_how_many_masks_run_at_once(name):
+    parts = {}
+    for budget in (1, 2**30):
+        plan, kept, _ = suffix_of(name, budget)
+        units = plan.site.units
+        order = torch.stack([torch.arange(units).roll(k) for k in range(4)])
+        parts[budget] = list(plan.prefixes(kept, order))
+    assert [part for part, _ in parts[1]] == [slice(k, k + 1) for k in range(units + 1)]
+    assert [part for part, _ in parts[2**30]] == [slice(0, units + 1)]
+    one_by_one = torch.cat([logits for _, logits in parts[1]])
+    torch.testing.assert_close(one_by_one, parts[2**30][0][1], rtol=0, atol=1e-12)
+
+
+LAYERS = {
+    "mlp": ["0", "1", "3"],
+    "residual": ["stem", "blocks.0.bn1", "blocks.0.relu", "blocks.1.bn2", "blocks.1.relu"],
+    "transformer": ["patches", "blocks.0.gelu", "blocks.0", "blocks.1.fc1", "norm"],
+}
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("name", LAYERS)
+def test_several_layers_in_one_pass_equal_one_by_one(name, plan):
+    toy = same(name)
+    data = toy.model, toy.train, toy.test
+    with forced(plan):
+        together, _ = observe(ur.analyze_layers, *data, LAYERS[name])
+        assert list(together) == LAYERS[name]
+        for layer, found in together.items():
+            alone, _ = observe(ur.analyze, *data, layer=layer)
+            assert found.data.attrs["plan"] == alone.data.attrs["plan"]
+            assert_same_bits(found, alone)
+
+
 @pytest.mark.parametrize("order", ["train", "test", "pooled"])
 @pytest.mark.parametrize("name", ["mlp", "relu_twice", "residual"])
-def test_a_shared_order_equals_the_twin(name, order, exported):
-    exported(name)
+def test_a_shared_order_equals_the_twin(name, order):
     expected = twin(name, order=order)
     assert (expected.order[0] == expected.order[1]).all()
-    toy = networks.toy(name, torch.float64)
-    taxonomy, _ = analyze_toy(toy, method=ur.Method(order=order))
+    taxonomy, _ = analyze_toy(same(name), method=ur.Method(order=order))
     assert_equals_twin(taxonomy, expected, 1e-10)
 
 
 # After a ReLU the mean is the L1 norm but for a factor: the layers here have negative activations.
 @pytest.mark.parametrize("score", ["activation_l2", "activation_mean"])
 @pytest.mark.parametrize("name", ["residual", "transformer"])
-def test_another_score_equals_the_twin(name, score, exported):
-    exported(name)
+def test_another_score_equals_the_twin(name, score):
     expected = twin(name, score=score)
     assert (expected.order != twin(name).order).any()
-    toy = networks.toy(name, torch.float64)
-    taxonomy, _ = analyze_toy(toy, method=ur.Method(score=score))
+    taxonomy, _ = analyze_toy(same(name), method=ur.Method(score=score))
     assert_equals_twin(taxonomy, expected, 1e-10)
 
 
@@ -226,10 +331,9 @@ MAKERS = {
 @pytest.mark.parametrize("name", NAMES)
 def test_weight_l1_sums_the_weights_that_make_a_unit(name):
     toy = networks.toy(name, torch.float64)
-    layer = ur.Layer(toy.layer, toy.axis, toy.call)
-    with probe.untouched(toy.model):
-        site, calls = resolve(toy.model, layer, toy.train[0][:2])
-    score = layer_score("weight_l1", site, calls, labels=3, seed=0)
+    seen = traced(toy.model, toy.train[0][:2])
+    site = resolve(toy.model, layer_of(toy), seen)
+    score = layer_score("weight_l1", site, seen.calls, labels=3, seed=0)
     weight = toy.model.get_submodule(MAKERS[name]).weight
     expected = [row.abs().sum().item() for row in weight]
     assert score.shape == (2, 3, site.units)
@@ -257,16 +361,14 @@ def test_weight_l1_ranks_by_weight_in_every_class():
 def test_weight_l1_needs_rows_of_weights(maker):
     channels = 1 if isinstance(maker, nn.Identity) else 6
     model = nn.Sequential(maker, nn.ReLU(), nn.Flatten(), nn.Linear(channels * 4, 2))
-    with probe.untouched(model):
-        layer = ur.Layer("1", axis=2) if channels == 1 else "1"
-        site, calls = resolve(model, layer, torch.randn(2, 1, 2, 2))
+    seen = traced(model, torch.randn(2, 1, 2, 2))
+    site = resolve(model, ur.Layer("1", axis=2) if channels == 1 else "1", seen)
     with pytest.raises(ur.InputError, match="weight_l1.*one row of weights per unit"):
-        layer_score("weight_l1", site, calls, labels=2, seed=0)
+        layer_score("weight_l1", site, seen.calls, labels=2, seed=0)
 
 
-def test_random_scores_follow_the_seed_and_differ_everywhere(exported):
-    exported("mlp", "float32")
-    toy = networks.toy("mlp")
+def test_random_scores_follow_the_seed_and_differ_everywhere():
+    toy = same("mlp", "float32")
     method = ur.Method(score="random")
     orders = [
         analyze_toy(toy, method=method, sample=ur.Sample(seed=seed))[0].data.order.values
@@ -299,7 +401,7 @@ def test_a_norm_over_the_batch_is_run_in_full_and_said(norm):
     torch.manual_seed(0)
     model = Sharing(norm(6, track_running_stats=False))
     toy = networks.toy("conv_bn_gap")
-    taxonomy, notes = observe(model, toy.train, toy.test, layer="relu", compute=BATCH)
+    taxonomy, notes = observe(ur.analyze, model, toy.train, toy.test, layer="relu")
     assert taxonomy.data.attrs["plan"] == "full"
     assert any("samples of one batch influence each other" in note for note in notes)
     assert any("results depend on batch_size" in note for note in notes)
@@ -325,7 +427,7 @@ def test_a_branch_on_the_data_is_run_in_full_and_equals_the_twin(capfd):
     torch.manual_seed(3)
     toy = networks.toy("mlp", torch.float64)
     model = Branching().double()
-    taxonomy, notes = observe(model, toy.train, toy.test, layer="body.1", compute=BATCH)
+    taxonomy, notes = observe(ur.analyze, model, toy.train, toy.test, layer="body.1")
     (note,) = notes
     assert note.startswith("plan full")
     assert "torch.export failed" in note
@@ -337,42 +439,86 @@ def test_a_branch_on_the_data_is_run_in_full_and_equals_the_twin(capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def spoiled(honest, spoil):
+def spoiled(head, spoil):
     """The head with `spoil` between its graph and its output."""
-    run = deepcopy(honest.run)
-    (out,) = [node for node in run.graph.nodes if node.op == "output"]
-    with run.graph.inserting_before(out):
-        wrong = run.graph.call_function(spoil, (out.args[0],))
+    after = deepcopy(head.after)
+    (out,) = [node for node in after.graph.nodes if node.op == "output"]
+    with after.graph.inserting_before(out):
+        wrong = after.graph.call_function(spoil, (out.args[0],))
     out.args = (wrong,)
-    run.recompile()
-    return replace(honest, run=run)
+    after.recompile()
+    return replace(head, after=after)
 
 
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        pytest.param(lambda logits: logits * 1.001, id="scaled"),
-        pytest.param(lambda logits: logits * float("nan"), id="not a number"),
-        pytest.param(lambda logits: logits.roll(1, 0), id="rows mixed up"),
-        pytest.param(lambda logits: logits[:4].repeat(len(logits) // 4, 1), id="mask ignored"),
-    ],
-)
-@pytest.mark.parametrize("name", ["mlp", "residual", "transformer"])
-def test_a_wrong_head_is_caught(name, spoil, exported, monkeypatch):
-    wrong = spoiled(exported(name), spoil)
-    monkeypatch.setattr(plans, "export_head", lambda *args: wrong)
-    taxonomy, notes = analyze_toy(networks.toy(name, torch.float64))
+def spoil_heads(patch, spoil):
+    """Every head that is cut from now on is spoiled."""
+    cut = Exported.head
+    patch.setattr(Exported, "head", lambda self, place: spoiled(cut(self, place), spoil))
+
+
+# Two samples are compared, under several masks in one call.
+SPOILS = {
+    "scaled": lambda logits: logits * 1.001,
+    "not a number": lambda logits: logits * float("nan"),
+    "rows mixed up": lambda logits: logits.roll(1, 0),
+    "mask ignored": lambda logits: logits[:2].repeat(len(logits) // 2, 1),
+}
+FORM_SPOILS = {
+    "scaled": lambda form: replace(form, add=form.add * 1.001),
+    "not a number": lambda form: replace(form, add=form.add * float("nan")),
+    "rows mixed up": lambda form: replace(form, add=form.add.roll(1, 0)),
+    "mask ignored": lambda form: replace(form, add=torch.zeros_like(form.add)),
+    "one unit forgotten": lambda form: replace(form, add=form.add * unit_mask(form.add)),
+}
+WRONG = "the exported head differs from the model by"
+
+
+def unit_mask(rows):
+    """All units but that of the largest row."""
+    size = rows.flatten(1).abs().amax(1)
+    return (size < size.max()).to(rows)[:, None, None]
+
+
+@pytest.mark.parametrize("spoil", SPOILS)
+@pytest.mark.parametrize("name", ["mlp", "residual", "residual_early", "transformer"])
+def test_a_wrong_head_is_caught(name, spoil, monkeypatch):
+    spoil_heads(monkeypatch, SPOILS[spoil])
+    force(monkeypatch, "suffix")
+    taxonomy, notes = analyze_toy(same(name))
     assert taxonomy.data.attrs["plan"] == "full"
     (note,) = notes
-    assert "the exported head differs from the model by" in note
+    assert note.startswith(f"plan full (N+1 runs of the whole model): {WRONG}")
     assert_equals_twin(taxonomy, twin(name), 1e-10)
 
 
-def test_an_honest_head_is_not_caught(exported, monkeypatch):
-    honest = spoiled(exported("mlp"), lambda logits: logits + 0)
-    monkeypatch.setattr(plans, "export_head", lambda *args: honest)
-    taxonomy, notes = analyze_toy(networks.toy("mlp", torch.float64))
+@pytest.mark.parametrize("spoil", FORM_SPOILS)
+@pytest.mark.parametrize("name", ["mlp", "residual", "conv_pool_linear", "transformer"])
+def test_a_wrong_running_sum_is_caught(name, spoil, monkeypatch):
+    recognise = choice.recognise
+    monkeypatch.setattr(choice, "recognise", lambda *args: FORM_SPOILS[spoil](recognise(*args)))
+    taxonomy, notes = analyze_toy(same(name))
     assert taxonomy.data.attrs["plan"] == "suffix"
+    (note,) = notes
+    assert note.startswith(f"plan suffix, not additive: {WRONG}")
+    assert taxonomy.provenance["warnings"] == notes
+    assert_equals_twin(taxonomy, twin(name), 1e-10)
+
+
+def test_where_running_sum_and_head_are_both_wrong_the_definition_is_left(monkeypatch):
+    spoil_heads(monkeypatch, SPOILS["scaled"])
+    taxonomy, notes = analyze_toy(same("mlp"))
+    assert taxonomy.data.attrs["plan"] == "full"
+    assert len(notes) == 1
+    assert WRONG in notes[0]
+    assert_equals_twin(taxonomy, twin("mlp"), 1e-10)
+
+
+@pytest.mark.parametrize("plan", ["additive", "suffix"])
+def test_an_honest_head_is_not_caught(plan, monkeypatch):
+    force(monkeypatch, plan)
+    spoil_heads(monkeypatch, lambda logits: logits + 0)
+    taxonomy, notes = analyze_toy(same("mlp"))
+    assert taxonomy.data.attrs["plan"] == plan
     assert notes == []
 
 
@@ -392,11 +538,13 @@ class Idle(nn.Module):
         return self.around(x) if self.weight is None else self.around(x) + self.weight * hidden
 
 
-@pytest.mark.parametrize(("weight", "plan"), [(0.0, "suffix"), (1e-9, "suffix"), (None, "full")])
+@pytest.mark.parametrize(
+    ("weight", "plan"), [(0.0, "additive"), (1e-9, "additive"), (None, "full")]
+)
 def test_a_layer_without_influence_is_a_finding(weight, plan):
     torch.manual_seed(0)
     toy = networks.toy("mlp")
-    taxonomy, notes = observe(Idle(weight), toy.train, toy.test, layer="relu", compute=BATCH)
+    taxonomy, notes = observe(ur.analyze, Idle(weight), toy.train, toy.test, layer="relu")
     assert taxonomy.data.attrs["plan"] == plan
     assert sum("its roles mean nothing" in note for note in notes) == 1
     assert any(note.startswith("plan full") for note in notes) == (weight is None)
@@ -405,7 +553,7 @@ def test_a_layer_without_influence_is_a_finding(weight, plan):
 def test_a_layer_of_small_influence_is_no_finding():
     torch.manual_seed(0)
     toy = networks.toy("mlp")
-    _, notes = observe(Idle(1e-2), toy.train, toy.test, layer="relu", compute=BATCH)
+    _, notes = observe(ur.analyze, Idle(1e-2), toy.train, toy.test, layer="relu")
     assert notes == []
 
 
@@ -413,14 +561,13 @@ def test_a_layer_of_small_influence_is_no_finding():
     ("build", "occurring"),
     [(networks.hand_built, {1, 2, 3, 4}), (networks.hand_built_confusing, {1, 4})],
 )
-@pytest.mark.parametrize("plan", ["suffix", "full"])
+@pytest.mark.parametrize("plan", PLANS)
 def test_hand_built_networks_have_the_roles_they_were_built_for(
     build, occurring, plan, monkeypatch
 ):
     toy, role = build()
     assert set(role.ravel().tolist()) == occurring
-    if plan == "full":
-        monkeypatch.setattr(plans, "export_head", refuse)
+    force(monkeypatch, plan)
     taxonomy, _ = analyze_toy(toy)
     assert taxonomy.data.attrs["plan"] == plan
     np.testing.assert_array_equal(taxonomy.data.role, role)
@@ -444,7 +591,7 @@ class TwoInputs(nn.Module):
         return {"logits": self.rest(self.hidden(first)) * second}
 
 
-def test_keyword_inputs_get_the_suffix_plan_in_any_order():
+def test_keyword_inputs_are_cut_in_any_order():
     torch.manual_seed(0)
     net, labels = TwoInputs(), torch.arange(24) % 4
     first, second = torch.randn(24, 10), torch.rand(24, 1) + 0.5
@@ -456,7 +603,7 @@ def test_keyword_inputs_get_the_suffix_plan_in_any_order():
     found = []
     for names in (("first", "second"), ("second", "first")):
         data = rows(*names)
-        taxonomy, notes = observe(net, data[:12], data[12:], layer="hidden", compute=BATCH)
+        taxonomy, notes = observe(ur.analyze, net, data[:12], data[12:], layer="hidden")
         assert taxonomy.data.attrs["plan"] == "suffix"
         assert notes == []
         found.append(taxonomy.data.loss.values)
@@ -470,9 +617,8 @@ def test_a_head_that_fails_in_any_way_leaves_the_definition(monkeypatch, error):
     def fail(*args):
         raise error("")
 
-    monkeypatch.setattr(plans, "export_head", fail)
-    toy = networks.toy("mlp", torch.float64)
-    taxonomy, notes = analyze_toy(toy)
+    monkeypatch.setattr(Exported, "head", fail)
+    taxonomy, notes = analyze_toy(same("mlp"))
     assert taxonomy.data.attrs["plan"] == "full"
     assert len(notes) == 1
     np.testing.assert_allclose(taxonomy.data.loss, twin("mlp").loss, rtol=0, atol=1e-10)
@@ -530,7 +676,9 @@ def sequences(lengths=(9, 3)):
 def test_batches_of_another_length_than_the_exported_are_right_and_said():
     torch.manual_seed(0)
     net, data = OverTime(), sequences()
-    taxonomy, notes = observe(net, data, data, layer="relu", compute=ur.Compute(batch_size=4))
+    taxonomy, notes = observe(
+        ur.analyze, net, data, data, layer="relu", compute=ur.Compute(batch_size=4)
+    )
     assert any("another shape" in note for note in notes)
     for label, length in enumerate((9, 3)):
         rows = torch.stack([x for x, y in data.dataset if y == label])
@@ -544,8 +692,8 @@ def test_a_number_of_calls_that_changes_is_refused():
     data, net = sequences(), StepByStep()
     with pytest.raises(ur.InputError, match="layer 'relu' was not called .* for every batch"):
         ur.analyze(net, data, data, layer="relu", compute=ur.Compute(batch_size=4))
+    site = find(net, "relu", torch.randn(4, 3, 3))
     with probe.untouched(net):
-        site, _ = resolve(net, "relu", torch.randn(4, 3, 3))
         with pytest.raises(ur.InputError, match="called 9 times for some samples and 3 times"):
             run_masked(net, site, torch.randn(4, 9, 3), torch.ones(4, 6, dtype=torch.bool))
 
@@ -569,7 +717,9 @@ def test_a_model_that_writes_to_its_input_gives_the_right_numbers():
     x, labels = torch.randn(24, 10), torch.arange(24) % 4
     kept = x.clone()
     same = nn.Sequential(net.hidden, net.relu, net.rest)
-    taxonomy, notes = observe(net, (x[:12], labels[:12]), (x[12:], labels[12:]), layer="relu")
+    taxonomy, notes = observe(
+        ur.analyze, net, (x[:12], labels[:12]), (x[12:], labels[12:]), layer="relu"
+    )
     pairs = [
         ((part - 0.5) * 2, target)
         for part, target in ((x[:12], labels[:12]), (x[12:], labels[12:]))
@@ -597,6 +747,7 @@ def test_weights_of_another_branch_are_not_taken():
     net = Gated()
     x, labels = torch.randn(24, 10), torch.arange(24) % 4
     taxonomy, _ = observe(
+        ur.analyze,
         net,
         (x[:12], labels[:12]),
         (x[12:], labels[12:]),
@@ -620,7 +771,7 @@ def test_logits_that_mask_a_class_out_are_checked_like_others():
     x, labels = torch.randn(24, 10), torch.arange(24) % 4
     for closed in (float("-inf"), -1e9):
         taxonomy, notes = observe(
-            Closed(closed), (x[:12], labels[:12]), (x[12:], labels[12:]), layer="net.1"
+            ur.analyze, Closed(closed), (x[:12], labels[:12]), (x[12:], labels[12:]), layer="net.1"
         )
         assert notes == []
         assert taxonomy.data.attrs["plan"] == "suffix"
@@ -647,28 +798,24 @@ def test_row_numbers_count_the_rows_of_every_call(size, budget):
     x, y = torch.randn(18, 1, 8, 8, dtype=torch.float64), torch.arange(18) % 3
     pairs = (x[:9], y[:9]), (x[9:], y[9:])
     compute = ur.Compute(batch_size=size, memory_budget=budget)
-    taxonomy, notes = observe(net, *pairs, layer="conv", compute=compute)
+    taxonomy, notes = observe(ur.analyze, net, *pairs, layer="conv", compute=compute)
     wanted = reference.analyze(net, "conv", *pairs)
     assert (taxonomy.data.attrs["plan"], notes) == ("suffix", [])
     np.testing.assert_allclose(taxonomy.data.loss, wanted.loss, rtol=0, atol=1e-10)
 
 
-def test_the_check_runs_several_masks_in_one_call():
-    toy = networks.toy("mlp", torch.float64)
+def test_the_check_runs_several_masks_in_one_call(monkeypatch):
+    plan, _, definition = suffix_of("mlp", budget=1)
     seen = []
+    masked = plans.SuffixPlan.masked
 
-    class Watched(plans.SuffixPlan):
-        def logits(self, *args, **options):
-            for part, logits in super().logits(*args, **options):
-                seen.append(len(logits))
-                yield part, logits
+    def watched(*args, **options):
+        for part, logits in masked(*args, **options):
+            seen.append(len(logits))
+            yield part, logits
 
-    x = toy.train[0][:4]
-    with probe.untouched(toy.model):
-        site, _ = resolve(toy.model, toy.layer, x)
-        exported = head.export_head(toy.model, site, x)
-        plan = Watched(toy.model, site, exported, 1, probe.form_of(x), "")
-        assert plans.self_check(plan, toy.model, site, x).agrees
+    monkeypatch.setattr(plans.SuffixPlan, "masked", watched)
+    assert choice.self_check(plan, definition).agrees
     assert max(seen) == 2
 
 
@@ -691,7 +838,9 @@ def test_keywords_are_taken_by_name_whatever_their_order_in_a_batch():
         label, named = i % 3, {"a": a[i], "b": b[i]}
         order = ("a", "b") if label == 0 else ("b", "a")
         rows.append({**{name: named[name] for name in order}, "label": label})
-    taxonomy, notes = observe(net, rows, rows, layer="hidden", compute=ur.Compute(batch_size=6))
+    taxonomy, notes = observe(
+        ur.analyze, net, rows, rows, layer="hidden", compute=ur.Compute(batch_size=6)
+    )
     assert (taxonomy.data.attrs["plan"], notes) == ("suffix", [])
     for label in range(3):
         mine = torch.arange(18) % 3 == label

@@ -262,8 +262,6 @@ def _chosen(
     for place, (site, definition) in enumerate(zip(sites, definitions, strict=True)):
         try:
             found = _cheapest(model, site, exported.head(place), definition, budget, precision)
-        except InputError:
-            raise
         except Exception as error:  # whatever a graph stumbles over, the definition still runs
             found = first_line(error)
         if isinstance(found, str):

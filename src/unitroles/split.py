@@ -92,20 +92,24 @@ def listening(model: nn.Module, say: Callable[[Tensor, int], object]) -> Iterato
         known.clear()
         calls.clear()
 
-    def before(path: str, module: nn.Module, args: tuple[Any, ...]) -> None:
+    # The module that a hook is given may be a copy that an export made of it.
+    def before(path: str, mine: nn.Module, module: nn.Module, args: tuple[Any, ...]) -> None:
         for i, value in enumerate(args):
-            tell(value, Place(path, module, calls[module], i))
+            tell(value, Place(path, mine, calls[mine], i))
 
-    def after(path: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        tell(output, Place(path, module, calls[module]))
-        calls[module] += 1
+    def after(
+        path: str, mine: nn.Module, module: nn.Module, args: tuple[Any, ...], output: Any
+    ) -> None:
+        tell(output, Place(path, mine, calls[mine]))
+        calls[mine] += 1
 
     with ExitStack() as stack:
         stack.callback(model.register_forward_pre_hook(restart, prepend=True).remove)
         for path, module in model.named_modules():
             if path:
-                stack.callback(module.register_forward_pre_hook(partial(before, path)).remove)
-                stack.callback(module.register_forward_hook(partial(after, path)).remove)
+                hooks = partial(before, path, module), partial(after, path, module)
+                stack.callback(module.register_forward_pre_hook(hooks[0]).remove)
+                stack.callback(module.register_forward_hook(hooks[1]).remove)
         yield places
 
 
