@@ -181,11 +181,12 @@ def rof_curve(
     order: np.ndarray,
     axis: int = 1,
     call: int = -1,
+    silent: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Loss and accuracy, each (units + 1,), with the first n = 0 ... units of the order awake."""
     points = []
     for n in range(len(order) + 1):
-        points.append(performance(model, layer, inputs, label, order[:n], axis, call))
+        points.append(performance(model, layer, inputs, label, order[:n], axis, call, silent))
     loss, accuracy = zip(*points, strict=True)
     return np.array(loss, dtype=np.float64), np.array(accuracy, dtype=np.float64)
 
@@ -265,6 +266,36 @@ def turning_point(curve: np.ndarray, tolerance: float = 1e-6) -> int:
         if curve[n] <= lowest + tolerance:
             return n
     raise ValueError("the curve has no point n >= 1, or holds NaN")
+
+
+def adaptive(curve: np.ndarray, tolerance: float = 1e-6) -> np.ndarray:
+    """An exact curve with NaN at the points that the resolution "adaptive" leaves out.
+
+    A grid of 0, 1, 1 + step, ... and N; then whole intervals of the grid, as long as one is left
+    that ends at the turning point of what is known or holds it, or that would change the turning
+    point if somewhere in it the curve lay below the lower end by as much as it lies, anywhere in an
+    interval that is known, below the higher end.
+    """
+    units = len(curve) - 1
+    step = max(1, round(math.sqrt(units / 2)))
+    grid = sorted({0, units} | {n for n in range(1, units + 1) if (n - 1) % step == 0})
+    known = set(grid)
+    while True:
+        seen = np.array([curve[n] if n in known else np.inf for n in range(units + 1)])
+        n0, lowest, fall = turning_point(seen, tolerance), min(seen[1:]), 0.0
+        spans = [(a, b) for a, b in zip(grid[1:], grid[2:], strict=False)]
+        for a, b in spans:
+            for n in range(a + 1, b):
+                fall = max(fall, max(seen[a], seen[b]) - seen[n])
+        more = set()
+        for a, b in spans:
+            could_be = min(seen[a], seen[b]) - fall
+            moves = (b <= n0 and could_be <= lowest + tolerance) or could_be < seen[n0] - tolerance
+            if a <= n0 <= b or moves:
+                more |= set(range(a + 1, b)) - known
+        if not more:
+            return np.where(np.isinf(seen), np.nan, seen)
+        known |= more
 
 
 def roles(active_train: Iterable[int], active_test: Iterable[int], units: int) -> np.ndarray:
@@ -387,17 +418,19 @@ def analyze(
     order_mode: str = "per_split",
     tolerance: float = 1e-6,
     score: Callable[..., np.ndarray] = score,
+    baseline: str = "zero",
 ) -> Reference:
     """Sections 3, 4 and 6 for every label; `train` and `test` are (inputs, integer labels)."""
+    silent = silent_units(model, layer, train[0], baseline, axis, call)
 
     def scored(inputs: Tensor) -> np.ndarray:
         return score(model, layer, inputs, axis, call)
 
     def curve(inputs: Tensor, label: int, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return rof_curve(model, layer, inputs, label, order, axis, call)
+        return rof_curve(model, layer, inputs, label, order, axis, call, silent)
 
     def under(inputs: Tensor, label: int, active: np.ndarray) -> tuple[float, float]:
-        return performance(model, layer, inputs, label, active, axis, call)
+        return performance(model, layer, inputs, label, active, axis, call, silent)
 
     labels = sorted(set(train[1].tolist()) | set(test[1].tolist()))
     rows = []

@@ -335,14 +335,14 @@ LABELLED = st.lists(st.integers(0, 3), min_size=4, max_size=30).map(
 @given(LABELLED, LABELLED, st.none() | st.integers(1, 6), st.booleans(), st.integers(0, 3))
 def test_the_draw_keeps_to_its_limits(train, test, limit, equalize, seed):
     sample = ur.Sample(max_per_class=limit, equalize=equalize, seed=seed)
-    chosen = choose(*splits(train, test), sample, None)
-    assert chosen[2].tolist() == [0, 1, 2, 3]
+    chosen, found = choose(splits(train, test), sample, None)
+    assert found.tolist() == [0, 1, 2, 3]
     for label in range(4):
         have = [given.count(label) for given in (train, test)]
         want = [min(have)] * 2 if equalize else have
         want = [min(count, limit or count) for count in want]
-        assert [int((side.labels == label).sum()) for side in chosen[:2]] == want
-    for side, labels in zip(chosen[:2], (train, test), strict=True):
+        assert [int((side.labels == label).sum()) for side in chosen] == want
+    for side, labels in zip(chosen, (train, test), strict=True):
         assert len(set(side.rows)) == len(side)
         assert [labels[row] for row in side.rows] == side.labels.tolist()
         pairs = list(zip(side.labels, side.rows, strict=True))
@@ -352,7 +352,7 @@ def test_the_draw_keeps_to_its_limits(train, test, limit, equalize, seed):
 def test_the_draw_follows_the_seed():
     labels = [0] * 50 + [1] * 50
     rows = [
-        choose(*splits(labels, labels), ur.Sample(max_per_class=10, seed=seed), None)[0].rows
+        choose(splits(labels, labels), ur.Sample(max_per_class=10, seed=seed), None)[0][0].rows
         for seed in (1, 1, 2)
     ]
     assert rows[0].tolist() == rows[1].tolist() != rows[2].tolist()
@@ -362,7 +362,7 @@ def test_only_the_named_classes_are_kept():
     sides = splits([0, 1, 2, 2], [2, 1, 0])
     for classes in ([2, 0], ["cat", "ant"], ("ant", 2)):
         sample = ur.Sample(classes=classes)
-        train, test, labels = choose(*sides, sample, ["ant", "bee", "cat"])
+        (train, test), labels = choose(sides, sample, ["ant", "bee", "cat"])
         assert labels.tolist() == [0, 2]
         assert train.labels.tolist() == [0, 2, 2]
         assert test.rows.tolist() == [2, 0]
@@ -378,7 +378,7 @@ def test_only_the_named_classes_are_kept():
 )
 def test_a_class_that_does_not_exist_is_refused(classes, said):
     with pytest.raises(ur.InputError, match=said):
-        choose(*splits([0, 1, 2], [0, 1, 2]), ur.Sample(classes=classes), ["ant", "bee", "cat"])
+        choose(splits([0, 1, 2], [0, 1, 2]), ur.Sample(classes=classes), ["ant", "bee", "cat"])
 
 
 @pytest.mark.parametrize(
@@ -391,13 +391,21 @@ def test_a_class_that_does_not_exist_is_refused(classes, said):
 )
 def test_a_class_missing_in_one_split_is_named(train, test, names, said):
     with pytest.raises(ur.InputError, match=f"{said}.*missing='skip'"):
-        choose(*splits(train, test), ur.Sample(), names)
+        choose(splits(train, test), ur.Sample(), names)
+
+
+@pytest.mark.parametrize("equalize", [True, False])
+def test_a_single_split_lacks_no_class(equalize):
+    one, _ = splits([2, 0, 0, 5], [0])
+    sample = ur.Sample(max_per_class=1, equalize=equalize)
+    (chosen,), labels = choose([one], sample, None)
+    assert labels.tolist() == chosen.labels.tolist() == [0, 2, 5]
 
 
 def test_missing_classes_may_be_skipped():
     given = splits([0, 1, 2, 3], [3, 1, 1])
     with pytest.warns(ur.DataWarning, match="skipped: class 0 has no test samples; class 2"):
-        train, test, labels = choose(*given, ur.Sample(missing="skip"), None)
+        (train, test), labels = choose(given, ur.Sample(missing="skip"), None)
     assert labels.tolist() == [1, 3]
     assert train.labels.tolist() == [1, 3]
     assert test.labels.tolist() == [1, 1, 3]
@@ -405,7 +413,7 @@ def test_missing_classes_may_be_skipped():
 
 def test_skipping_every_class_is_refused():
     with pytest.raises(ur.InputError, match="class 0 has no test samples; class 1 has no train"):
-        choose(*splits([0, 0], [1, 1]), ur.Sample(missing="skip"), None)
+        choose(splits([0, 0], [1, 1]), ur.Sample(missing="skip"), None)
 
 
 def test_a_skipped_class_keeps_the_numbers_of_the_others():
@@ -476,7 +484,8 @@ def test_a_loss_that_is_not_finite_is_traced_to_its_sample():
 
 
 def test_the_samples_are_of_another_shape_than_the_model_takes():
-    with pytest.raises(ur.InputError, match=r"cannot take a batch of shape \(4, 10\) float32: mat"):
+    said = r"cannot take a batch of shape \(2, 10\) float32: .*mat1 and mat2 shapes.*; give samples"
+    with pytest.raises(ur.InputError, match=said):
         analyze((inputs(), LABELS), net=model(features=7))
 
 
@@ -507,10 +516,10 @@ def test_logits_are_found_in_what_the_model_returns(wrap):
 @pytest.mark.parametrize(
     ("wrap", "said"),
     [
-        pytest.param(lambda logits: logits.sum(dim=1), r"got \(4,\)", id="one number"),
+        pytest.param(lambda logits: logits.sum(dim=1), r"got \(2,\)", id="one number"),
         pytest.param(lambda logits: {"scores": logits}, "got NoneType", id="another name"),
         pytest.param(
-            lambda logits: logits.argmax(dim=1, keepdim=True), r"got \(4, 1\)", id="classes"
+            lambda logits: logits.argmax(dim=1, keepdim=True), r"got \(2, 1\)", id="classes"
         ),
         pytest.param(lambda logits: "cat", "got str", id="text"),
     ],

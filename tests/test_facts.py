@@ -1,5 +1,6 @@
 """What must hold for every result, whatever the network: on arrays, and on analyses of toys."""
 
+import warnings
 from functools import cache
 
 import numpy as np
@@ -11,13 +12,16 @@ from hypothesis.extra import numpy as hnp
 
 import networks
 import unitroles as ur
+from forcing import PLANS, best, forced, layer_of, one_copy, quietly
 from unitroles import roles
 from unitroles.activity import activation_l1, order_units, score_sums
+from unitroles.collect import collect
 from unitroles.data import as_samples
-from unitroles.plans import FullPlan
+from unitroles.prepare import prepared
 from unitroles.probe import untouched
-from unitroles.retrieval import curve_sums, sample_losses
-from unitroles.survey import resolve
+from unitroles.retrieval import at_points, rof_curve
+from unitroles.store import Ledger
+from unitroles.sweep import losses, margins
 
 CHAINS = ["conv_bn_gap", "conv_pool_linear", "depthwise", "dropout_head", "mlp", "relu_twice"]
 AROUND = ["residual", "residual_early", "transformer"]
@@ -218,12 +222,20 @@ def test_every_order_falls_and_breaks_ties_by_unit(score, samples):
                 assert ranks == sorted(ranks)
 
 
+def losses_and_answers(logits, labels):
+    """Cross-entropies and answers, by mask and sample; the logits stay what they are."""
+    before = logits.clone()
+    margin, right = margins(logits, labels)
+    assert torch.equal(logits, before)
+    return losses(margin), right
+
+
 @given(
     hnp.arrays(np.float64, (3, 2, 4), elements=st.floats(-30, 30)),
     hnp.arrays(np.int64, 2, elements=st.integers(0, 3)),
 )
 def test_losses_are_cross_entropies_and_answers_the_first_maximum(logits, labels):
-    loss, right = sample_losses(torch.from_numpy(logits), torch.from_numpy(labels))
+    loss, right = losses_and_answers(torch.from_numpy(logits), torch.from_numpy(labels))
     for mask, sample in np.ndindex(3, 2):
         z, label = logits[mask, sample], labels[sample]
         direct = np.log(np.exp(z - z.max()).sum()) + z.max() - z[label]
@@ -233,35 +245,66 @@ def test_losses_are_cross_entropies_and_answers_the_first_maximum(logits, labels
 
 def test_a_loss_far_below_the_rounding_of_the_logits_is_seen():
     logits = torch.tensor([[[40.0, 0.0]], [[40.0, 1.0]], [[200.0, 0.0]]])
-    loss, _ = sample_losses(logits, torch.tensor([0]))
+    loss, _ = losses_and_answers(logits, torch.tensor([0]))
     np.testing.assert_allclose(loss[:, 0], [np.exp(-40), np.exp(-39), np.exp(-200)], rtol=1e-12)
 
 
+@given(
+    hnp.arrays(np.float64, (2, 3, 4), elements=st.sampled_from([-2.0, 0.0, 1.0, 1.5])),
+    hnp.arrays(np.int64, 3, elements=st.integers(0, 3)),
+)
+def test_the_first_of_equal_logits_is_the_answer(logits, labels):
+    _, right = losses_and_answers(torch.from_numpy(logits), torch.from_numpy(labels))
+    np.testing.assert_array_equal(right, logits.argmax(axis=2) == labels)
+
+
+def test_one_number_in_many_places_is_read_and_not_written():
+    one = torch.tensor([[[1.0, 2.0, 0.5]]])
+    loss, right = losses_and_answers(one.expand(2, 3, 3), torch.tensor([1, 0, 1]))
+    again, same = losses_and_answers(one.repeat(2, 3, 1), torch.tensor([1, 0, 1]))
+    assert torch.equal(loss, again)
+    assert torch.equal(right, same)
+
+
+def test_classes_that_are_masked_out_count_for_nothing():
+    closed = -float("inf")
+    logits = torch.tensor([[[1.0, 3.0, closed]], [[1.0, closed, closed]], [[0.0, closed, 5.0]]])
+    loss, right = losses_and_answers(logits, torch.tensor([0]))
+    np.testing.assert_allclose(loss[:2, 0], [np.log1p(np.exp(2)), 0.0], rtol=1e-12)
+    assert loss[2, 0] == pytest.approx(np.log1p(np.exp(5)), rel=1e-12)
+    assert right[:, 0].tolist() == [False, True, False]
+
+
 @cache
-def analysis(name, swap=False, same=False, order="per_split"):
-    toy = networks.toy(name, torch.float64)
+def analysis(name, swap=False, same=False, order="per_split", plan="additive"):
+    toy = one_copy(name, torch.float64)
     train, test = (toy.test, toy.train) if swap else (toy.train, toy.test)
-    return ur.analyze(
-        toy.model,
-        train,
-        train if same else test,
-        layer=ur.Layer(toy.layer, toy.axis, toy.call),
-        progress=False,
-        method=ur.Method(order=order),
-        compute=ur.Compute(batch_size=32),
-    )
+    with forced(plan):
+        found = quietly(
+            ur.analyze,
+            toy.model,
+            train,
+            train if same else test,
+            layer=layer_of(toy),
+            method=ur.Method(order=order),
+            compute=ur.Compute(batch_size=32),
+        )
+    assert found.data.attrs["plan"] == best(name, plan)
+    return found
 
 
+@pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("name", NAMES)
-def test_the_dead_layer_hides_the_split_unless_something_flows_around_it(name):
-    dead = analysis(name).data.loss.sel(retrieved=0).values
+def test_the_dead_layer_hides_the_split_unless_something_flows_around_it(name, plan):
+    dead = analysis(name, plan=plan).data.loss.sel(retrieved=0).values
     difference = np.abs(dead[0] - dead[1]).max()
     assert difference <= 1e-12 if name in CHAINS else difference > 1e-3
 
 
+@pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("name", NAMES)
-def test_the_whole_layer_is_the_intact_model(name):
-    toy, taxonomy = networks.toy(name, torch.float64), analysis(name)
+def test_the_whole_layer_is_the_intact_model(name, plan):
+    toy, taxonomy = networks.toy(name, torch.float64), analysis(name, plan=plan)
     last = taxonomy.data.isel(retrieved=-1)
     for split, (inputs, labels) in enumerate((toy.train, toy.test)):
         with torch.no_grad():
@@ -319,15 +362,27 @@ def test_renaming_the_units_of_a_network_permutes_its_roles():
 
 
 @cache
-def ready():
-    """A plan, the training samples, a rank (label, unit) and masks (label, masks) to sum over."""
-    toy = networks.toy("mlp", torch.float64)
-    with untouched(toy.model):
-        site, _ = resolve(toy.model, "1", toy.train[0][:4])
+def ready(plan):
+    """A plan, the training samples and the order (label, position) of a toy."""
+    toy = one_copy("mlp", torch.float64)
+    options = [["1"], None, ur.Method(), ur.Sample(), ur.Compute(), False]
+    with forced(plan), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ur.PlanWarning)
+        with prepared(toy.model, {"train": toy.train}, *options) as made:
+            chosen, precision = made.choices[0].plan, made.precision
+    assert chosen.name == plan
     order = analysis("mlp").data.order[0].values.astype(np.int64)
-    retrieved = np.tile(np.arange(0, site.units + 1, 3), (4, 1))
-    samples = as_samples(toy.train, "train")
-    return FullPlan(toy.model, site, "test"), samples, roles.positions(order), retrieved
+    return chosen, precision, as_samples(toy.train, "train"), order
+
+
+def kept_of(plan, precision, samples):
+    """What the masks need of some samples."""
+    labels, ledger = np.arange(4), Ledger(2**30)
+    size = 8
+    _, (kept,) = collect(
+        plan.model, [plan], samples, labels, None, size, precision, ledger, lambda count: None
+    )
+    return kept
 
 
 def parts_of(size):
@@ -344,21 +399,42 @@ def summed(parts):
     return total
 
 
-@settings(max_examples=15)
-@given(st.data())
-def test_curve_sums_of_any_partition_add_up_to_the_whole(data):
-    plan, samples, rank, retrieved = ready()
+@pytest.mark.parametrize("name", PLANS)
+@settings(max_examples=8)
+@given(data=st.data())
+def test_curve_sums_of_any_partition_add_up_to_the_whole(name, data):
+    plan, precision, samples, order = ready(name)
     parts = data.draw(parts_of(len(samples)))
     labels = np.arange(4)
+
+    def curve(some):
+        return rof_curve(kept_of(plan, precision, some), labels, order)
+
     with untouched(plan.model):
-        whole = curve_sums(plan, samples, labels, rank, retrieved, 8)
-        each = [curve_sums(plan, samples.take(p), labels, rank, retrieved, 8) for p in parts]
+        whole, each = curve(samples), [curve(samples.take(part)) for part in parts]
     total = summed(each)
     np.testing.assert_array_equal(total.count, whole.count)
     np.testing.assert_array_equal(total.correct, whole.correct)
     np.testing.assert_allclose(total.loss, whole.loss, rtol=1e-12)
     np.testing.assert_allclose(total.mean_loss, whole.mean_loss, rtol=1e-12)
     np.testing.assert_array_equal(total.accuracy, whole.accuracy)
+
+
+@pytest.mark.parametrize("name", PLANS)
+@settings(max_examples=8)
+@given(data=st.data())
+def test_some_points_of_a_curve_are_those_of_the_whole(name, data):
+    plan, precision, samples, order = ready(name)
+    points = data.draw(hnp.arrays(np.int64, (4, 3), elements=st.integers(0, order.shape[1])))
+    labels = np.arange(4)
+    with untouched(plan.model):
+        kept = kept_of(plan, precision, samples)
+        whole, some = rof_curve(kept, labels, order), at_points(kept, labels, order, points)
+    wanted = np.take_along_axis(whole.loss, points, axis=1)
+    np.testing.assert_allclose(some.loss, wanted, rtol=1e-12, atol=1e-12)
+    wanted = np.take_along_axis(whole.correct, points, axis=1)
+    np.testing.assert_array_equal(some.correct, wanted)
+    np.testing.assert_array_equal(some.count, whole.count)
 
 
 @settings(max_examples=25)

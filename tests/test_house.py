@@ -17,11 +17,12 @@ PACKAGE = SRC / "unitroles"
 # A module imports only modules that stand before it.
 # fmt: off
 ARROWS = [
-    "errors", "options", "progress", "probe", "precision", "trace", "split", "functional", "graph",
-    "hoist", "owners", "separable", "head", "additive", "masks", "sweep", "memory", "store",
-    "data", "sampling", "activity", "roles", "plans", "choice", "collect", "retrieval", "survey",
-    "prepare", "baseline", "provenance", "taxonomy", "analysis", "ablation", "plots", "weights",
-    "inputs", "text", "cli", "zoo",
+    "errors", "options", "arguments", "progress", "probe", "precision", "trace", "split",
+    "functional", "graph", "hoist", "operations", "owners", "separable", "head", "session",
+    "additive", "masks", "sweep", "memory", "store", "data", "sampling", "activity", "roles",
+    "resolution", "plans", "choice", "collect", "retrieval", "survey", "prepare", "baseline",
+    "provenance", "taxonomy", "analysis", "ablation", "plots", "weights", "inputs", "text", "pace",
+    "forecast", "cli", "zoo",
 ]
 # fmt: on
 NOT_IN_INIT = {"plots", "cli", "zoo"}

@@ -1,7 +1,5 @@
 """Which layers have units, on which axis, and which one is taken when none is named."""
 
-from importlib import import_module
-
 import numpy as np
 import pytest
 import torch
@@ -10,11 +8,12 @@ from torch import Tensor, nn
 import networks
 import reference
 import unitroles as ur
-from unitroles import head, probe
-from unitroles.survey import recommend, resolve
-from unitroles.trace import trace
+from forcing import PLANS, REFUSAL, find, forced, quietly, refuse, traced
+from unitroles import survey
+from unitroles.survey import recommend
 
 COLUMNS = ["layer", "kind", "units", "axis", "plan", "cost", "recommended"]
+COLUMNS += ["reason", "bytes_per_sample"]
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -26,11 +25,6 @@ def table(model: nn.Module, example) -> dict[str, dict[str, object]]:
     assert frame.columns.tolist() == COLUMNS
     assert frame.layer.is_unique
     return frame.set_index("layer").to_dict("index")
-
-
-def site_of(model: nn.Module, layer, example):
-    with probe.untouched(model):
-        return resolve(model, layer, example)[0]
 
 
 # Layer, kind, units and axis, in the order of the forward.
@@ -92,14 +86,43 @@ EXPECTED = {
 }
 
 
+# Layers whose units meet in more than one op: there is no running sum.
+MEET_OTHERWISE = {
+    "transformer": [
+        "patches",
+        "blocks.0.attention.qkv",
+        "blocks.0.attention.out",
+        "blocks.0.attention",
+        "blocks.0.fc2",
+        "blocks.0",
+        "blocks.1.attention.qkv",
+        "blocks.1.attention.out",
+        "blocks.1.attention",
+    ]
+}
+
+
 @pytest.mark.parametrize("name", EXPECTED)
 def test_every_layer_with_units_is_listed(name):
     toy = networks.toy(name)
     rows = table(toy.model, toy.train[0][:3])
     found = [(layer, row["kind"], row["units"], row["axis"]) for layer, row in rows.items()]
     assert found == EXPECTED[name]
-    assert {row["plan"] for row in rows.values()} == {"suffix"}
-    assert all(row["cost"] >= 3 for row in rows.values())
+    suffix = [layer for layer, row in rows.items() if row["plan"] == "suffix"]
+    assert suffix == MEET_OTHERWISE.get(name, [])
+    assert {row["plan"] for row in rows.values()} <= {"additive", "suffix"}
+    assert all(row["cost"] >= 1 and row["bytes_per_sample"] > 0 for row in rows.values())
+
+
+@pytest.mark.parametrize("name", sorted(networks.TOYS))
+def test_the_plan_that_is_listed_is_the_one_that_is_taken(name):
+    toy = networks.toy(name)
+    rows = table(toy.model, toy.train[0][:2])
+    found = quietly(ur.analyze_layers, toy.model, toy.train, toy.test, list(rows))
+    assert len(found) == len(rows)
+    for layer, taxonomy in found.items():
+        assert taxonomy.data.attrs["plan"] == rows[layer]["plan"], layer
+        assert taxonomy.provenance["plan"]["reason"] == rows[layer]["reason"], layer
 
 
 RECOMMENDED = {
@@ -117,7 +140,7 @@ RECOMMENDED = {
 @pytest.mark.parametrize("name", RECOMMENDED)
 def test_the_recommended_layer_is_the_last_activation_before_the_classifier(name):
     toy = networks.toy(name)
-    site = site_of(toy.model, None, toy.train[0][:2])
+    site = find(toy.model, None, toy.train[0][:2])
     assert site.path == RECOMMENDED[name]
 
 
@@ -131,34 +154,46 @@ def test_exactly_one_layer_is_recommended_and_taken_by_default():
     np.testing.assert_allclose(taxonomy.data.loss, expected.loss, rtol=0, atol=1e-5)
 
 
-def test_the_cost_falls_towards_the_output_and_counts_the_masks():
+def test_the_cost_falls_towards_the_output_and_counts_the_masks(monkeypatch):
+    monkeypatch.setattr(survey, "recognise", refuse)
     toy = networks.toy("mlp")
     rows = table(toy.model, toy.train[0][:2])
+    assert {row["plan"] for row in rows.values()} == {"suffix"}
     macs = {"0": 12 * 8 + 8 * 4, "2": 8 * 4}  # of the head; the whole net has 10 * 12 more
     for layer, head_macs in macs.items():
         masks = rows[layer]["units"] + 2
-        expected = 3 + masks * head_macs / (10 * 12 + 12 * 8 + 8 * 4)
+        expected = 1 + masks * head_macs / (10 * 12 + 12 * 8 + 8 * 4)
         assert rows[layer]["cost"] == pytest.approx(expected, abs=0.01)
     assert rows["1"]["cost"] > rows["3"]["cost"]
 
 
-def test_a_model_that_cannot_be_cut_costs_a_run_per_mask(monkeypatch):
-    def refuse(*args):
-        raise head.CannotCut("refused by the test")
+@pytest.mark.parametrize("name", ["mlp", "conv_pool_linear", "transformer"])
+def test_a_running_sum_costs_less_than_masked_copies(name, monkeypatch):
+    toy = networks.toy(name)
+    sums = table(toy.model, toy.train[0][:2])
+    monkeypatch.setattr(survey, "recognise", refuse)
+    copies = table(toy.model, toy.train[0][:2])
+    assert {row["plan"] for row in copies.values()} == {"suffix"}
+    additive = [layer for layer, row in sums.items() if row["plan"] == "additive"]
+    assert additive
+    for layer in additive:
+        assert sums[layer]["cost"] < copies[layer]["cost"]
 
-    # The package's attribute of this name is the function.
-    monkeypatch.setattr(import_module("unitroles.survey"), "export", refuse)
+
+def test_a_model_that_cannot_be_cut_costs_a_run_per_mask(monkeypatch):
+    monkeypatch.setattr(survey, "export", refuse)
     toy = networks.toy("mlp")
     rows = table(toy.model, toy.train[0][:2])
     assert {row["plan"] for row in rows.values()} == {"full"}
-    assert rows["1"]["cost"] == 1 + 12 + 2
+    assert {row["reason"] for row in rows.values()} == {REFUSAL}
+    assert rows["1"]["cost"] == 1 + (12 + 1) + 1
+    assert rows["1"]["bytes_per_sample"] == 0
 
 
 def test_a_vgg_net_has_its_last_convolution_after_the_relu():
     torchvision = pytest.importorskip("torchvision")
     model = torchvision.models.vgg11(num_classes=4, init_weights=False)
-    with probe.untouched(model):
-        calls = trace(model, torch.randn(2, 3, 32, 32))
+    calls = traced(model, torch.randn(2, 3, 32, 32)).calls
     assert recommend(calls, 2).path == "features.19"
     assert isinstance(model.features[19], nn.ReLU)
     assert not any(isinstance(module, nn.ReLU) for module in model.features[20:])
@@ -174,7 +209,7 @@ def resnet():
 
 def test_every_layer_of_a_resnet_is_listed_with_its_units(resnet):
     model, rows = resnet
-    assert {row["plan"] for row in rows.values()} == {"suffix"}
+    assert {row["plan"] for row in rows.values()} == {"additive", "suffix"}
     assert {row["axis"] for row in rows.values()} == {1}
     for layer, row in rows.items():
         stage = layer.split(".")[0]
@@ -191,14 +226,16 @@ def test_every_layer_of_a_resnet_is_listed_with_its_units(resnet):
 def test_the_recommended_layer_of_a_resnet_is_its_last_activation(resnet):
     model, rows = resnet
     assert [layer for layer, row in rows.items() if row["recommended"]] == ["layer4.1.relu"]
-    site = site_of(model, None, torch.randn(2, 3, 32, 32))
+    site = find(model, None, torch.randn(2, 3, 32, 32))
     assert (site.path, site.call, site.units) == ("layer4.1.relu", 1, 512)
 
 
 def test_early_layers_of_a_resnet_cost_more(resnet):
     _, rows = resnet
-    assert rows["layer4.1.relu"]["cost"] < 4
+    assert 1 <= rows["layer4.1.relu"]["cost"] < 1.1
     assert rows["layer4.0.conv1"]["cost"] > 20 * rows["layer4.1.relu"]["cost"]
+    assert rows["layer4.1.relu"]["plan"] == "additive"
+    assert rows["layer4.0.conv1"]["plan"] == "suffix"
 
 
 class LastChannels(nn.Module):
@@ -223,7 +260,7 @@ class LastChannels(nn.Module):
     [("conv", 5, 1), ("norm", 5, 3), ("wide", 7, 3), ("act", 7, 3), ("drop", 7, 3)],
 )
 def test_the_unit_axis_follows_the_channels(layer, units, axis):
-    site = site_of(LastChannels(), layer, torch.randn(2, 1, 6, 6))
+    site = find(LastChannels(), layer, torch.randn(2, 1, 6, 6))
     assert (site.units, site.axis) == (units, axis)
 
 
@@ -248,23 +285,25 @@ def test_the_kind_of_module_tells_its_unit_axis(module, shape, axis):
     example = torch.randn(shape)
     model(example)
     for layer in ("0", "1", "2"):
-        assert site_of(model, layer, example).axis == axis
+        assert find(model, layer, example).axis == axis
 
 
 def test_the_axis_may_be_given():
     example = torch.randn(2, 1, 6, 6)
     for axis, units in ((1, 5), (2, 6), (-1, 6), (-3, 5)):
-        site = site_of(LastChannels(), ur.Layer("conv", axis=axis), example)
+        site = find(LastChannels(), ur.Layer("conv", axis=axis), example)
         assert (site.units, site.axis) == (units, axis % 4)
 
 
-def test_units_on_another_axis_equal_the_twin():
+@pytest.mark.parametrize("plan", PLANS)
+def test_units_on_another_axis_equal_the_twin(plan):
     torch.manual_seed(0)
     model, labels = LastChannels().double(), torch.arange(12) % 3
     drawn = torch.randn(2, 12, 1, 6, 6, dtype=torch.float64)
     splits = (drawn[0], labels), (drawn[1], labels)
     for layer in (ur.Layer("act"), ur.Layer("conv", axis=2)):
-        taxonomy = ur.analyze(model, *splits, layer=layer, progress=False)
+        with forced(plan):
+            taxonomy = quietly(ur.analyze, model, *splits, layer=layer)
         axis = 3 if layer.axis is None else layer.axis
         expected = reference.analyze(model, layer.path, *splits, axis=axis)
         np.testing.assert_allclose(taxonomy.data.loss, expected.loss, rtol=0, atol=1e-10)
@@ -274,16 +313,16 @@ def test_units_on_another_axis_equal_the_twin():
 def test_a_layer_may_be_given_as_a_module():
     toy = networks.toy("residual")
     example = toy.train[0][:2]
-    site = site_of(toy.model, toy.model.blocks[1].bn2, example)
-    assert site == site_of(toy.model, "blocks.1.bn2", example)
+    site = find(toy.model, toy.model.blocks[1].bn2, example)
+    assert site == find(toy.model, "blocks.1.bn2", example)
     with pytest.raises(ur.InputError, match="the ReLU given as layer is no part of the model"):
-        resolve(toy.model, nn.ReLU(), example)
+        find(toy.model, nn.ReLU(), example)
 
 
 @pytest.mark.parametrize(("call", "units"), [(-1, 12), (-2, 7), (0, 7), (1, 12)])
 def test_a_module_called_twice_has_units_for_each_call(call, units):
     toy = networks.toy("relu_twice")
-    site = site_of(toy.model, ur.Layer("relu", call=call), toy.train[0][:2])
+    site = find(toy.model, ur.Layer("relu", call=call), toy.train[0][:2])
     assert (site.units, site.call) == (units, call % 2)
 
 
@@ -292,7 +331,7 @@ def test_a_call_that_does_not_happen_is_refused(call):
     toy = networks.toy("relu_twice")
     said = rf"layer 'relu' is called 2 time\(s\) in one forward, there is no call {call}"
     with pytest.raises(ur.InputError, match=said):
-        site_of(toy.model, ur.Layer("relu", call=call), toy.train[0][:2])
+        find(toy.model, ur.Layer("relu", call=call), toy.train[0][:2])
 
 
 def test_a_module_under_two_names_is_found_by_both():
@@ -300,7 +339,7 @@ def test_a_module_under_two_names_is_found_by_both():
     model.add_module("again", nn.Identity())
     model[3] = model[1]
     example = torch.randn(2, 10)
-    assert site_of(model, "1", example).module is site_of(model, "again", example).module
+    assert find(model, "1", example).module is find(model, "again", example).module
 
 
 class Odd(nn.Module):
@@ -338,7 +377,7 @@ class Pair(nn.Module):
 )
 def test_a_layer_that_cannot_be_taken_is_refused(layer, said):
     with pytest.raises(ur.InputError, match=said):
-        site_of(Odd(), layer, torch.randn(2, 10))
+        find(Odd(), layer, torch.randn(2, 10))
 
 
 def test_layers_without_units_are_not_listed():
@@ -379,8 +418,7 @@ class FunctionalRelu(nn.Module):
 
 def test_without_activation_modules_the_last_layer_before_pooling_is_recommended():
     model = FunctionalNet()
-    with probe.untouched(model):
-        calls = trace(model, torch.randn(2, 1, 6, 6))
+    calls = traced(model, torch.randn(2, 1, 6, 6)).calls
     assert recommend(calls, 2).path == "block"
 
 
@@ -422,7 +460,7 @@ def test_a_layer_whose_first_axis_is_not_the_samples_is_refused():
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.linear(self.hidden(x.transpose(0, 1)).relu().mean(0))
 
-    x, y = torch.randn(12, 4, 3), torch.arange(12) % 3  # as many steps as the probe has samples
+    x, y = torch.randn(12, 2, 3), torch.arange(12) % 3  # as many steps as the probe has samples
     with pytest.raises(ur.InputError, match="does not count the samples"):
         ur.analyze(TimeFirst(), (x, y), (x, y), layer="hidden", progress=False)
 

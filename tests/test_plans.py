@@ -4,6 +4,7 @@ import warnings
 from copy import deepcopy
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,10 +25,10 @@ from forcing import (
     forced,
     layer_of,
     observe,
+    one_copy,
     traced,
 )
-from unitroles import choice, plans, probe
-from unitroles import store as plans_store
+from unitroles import choice, plans, probe, store
 from unitroles.activity import layer_score
 from unitroles.head import Exported, export
 from unitroles.precision import Precision
@@ -62,11 +63,9 @@ def twin(name, precision="float64", order="per_split", score="activation_l1"):
     return reference.analyze(toy.model, *site, order_mode=order, score=SCORES[score])
 
 
-@cache
 def same(name, precision="float64"):
     """One copy of a toy for all tests, so that its export is remembered."""
-    dtype, scale, _ = PRECISIONS[precision]
-    return networks.toy(name, dtype, scale)
+    return one_copy(name, *PRECISIONS[precision][:2])
 
 
 @cache
@@ -133,8 +132,8 @@ def test_where_there_is_no_running_sum_it_is_said_why(name):
 @pytest.mark.parametrize(
     ("name", "plan", "size"),
     [(name, plan, 3) for name, plan in CASES]
-    + [(n, p, s) for n in ("mlp", "transformer") for p in PLANS for s in (1, 256)]
-    + [("residual_early", "suffix", size) for size in (1, 256)],
+    + [(name, plan, 256) for name in ("mlp", "transformer") for plan in PLANS]
+    + [("mlp", "additive", 1), ("residual_early", "suffix", 1), ("transformer", "full", 1)],
 )
 def test_the_batch_size_does_not_matter(name, plan, size):
     expected = analysis(name, "float32", plan)[0].data
@@ -166,7 +165,7 @@ STORES = [("residual", "additive"), ("residual", "suffix"), ("transformer", "add
 STORES += [("mlp", "suffix"), ("conv_pool_linear", "additive")]
 
 
-@pytest.mark.parametrize("batch_size", [1, 5, 16])
+@pytest.mark.parametrize("batch_size", [5, 16])
 @pytest.mark.parametrize(("name", "plan"), STORES)
 def test_wherever_the_rows_are_kept_the_bits_are_the_same(name, plan, batch_size):
     found = {
@@ -192,7 +191,7 @@ def test_several_small_tiles_give_the_same_bits_wherever_they_come_from(name, pl
 
 
 @pytest.mark.parametrize("batch_size", [1, 5])
-@pytest.mark.parametrize(("name", "plan"), STORES)
+@pytest.mark.parametrize(("name", "plan"), STORES[:3])
 def test_a_tiny_memory_budget_gives_the_same(name, plan, batch_size):
     tiny, seen = stored(name, plan, None, batch_size=batch_size, memory_budget=1)
     assert seen == {"disk"}
@@ -201,10 +200,8 @@ def test_a_tiny_memory_budget_gives_the_same(name, plan, batch_size):
 
 
 def test_rows_that_fit_nowhere_are_computed_again(monkeypatch):
-    from collections import namedtuple
-
-    usage = namedtuple("usage", "total used free")(0, 0, 0)
-    monkeypatch.setattr("unitroles.store.shutil.disk_usage", lambda folder: usage)
+    full = SimpleNamespace(free=0)
+    monkeypatch.setattr("unitroles.store.shutil.disk_usage", lambda folder: full)
     found, seen = stored("mlp", "additive", None, memory_budget=1, batch_size=5)
     assert seen == {"recompute"}
     assert_equals_twin(found, twin("mlp"), 1e-10)
@@ -214,10 +211,8 @@ def test_the_disk_is_left_as_it_was(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr("unitroles.store.SHARD_BYTES", 1)
     written = []
-    save = plans_store.save_file
-    monkeypatch.setattr(
-        plans_store, "save_file", lambda *args: written.append(args[1]) or save(*args)
-    )
+    save = store.save_file
+    monkeypatch.setattr(store, "save_file", lambda *a: written.append(a[1]) or save(*a))
     stored("residual", "suffix", "disk", batch_size=5)
     assert written
     assert all(tmp_path in file.parents for file in written)
@@ -251,8 +246,8 @@ def test_the_budget_only_sets_how_many_masks_run_at_once(name):
 
 LAYERS = {
     "mlp": ["0", "1", "3"],
-    "residual": ["stem", "blocks.0.bn1", "blocks.0.relu", "blocks.1.bn2", "blocks.1.relu"],
-    "transformer": ["patches", "blocks.0.gelu", "blocks.0", "blocks.1.fc1", "norm"],
+    "residual": ["stem", "blocks.0.relu", "blocks.1.bn2"],
+    "transformer": ["patches", "blocks.0.gelu", "norm"],
 }
 
 
@@ -604,7 +599,7 @@ def test_keyword_inputs_are_cut_in_any_order():
     for names in (("first", "second"), ("second", "first")):
         data = rows(*names)
         taxonomy, notes = observe(ur.analyze, net, data[:12], data[12:], layer="hidden")
-        assert taxonomy.data.attrs["plan"] == "suffix"
+        assert taxonomy.data.attrs["plan"] == "additive"
         assert notes == []
         found.append(taxonomy.data.loss.values)
     np.testing.assert_array_equal(*found)
@@ -693,9 +688,9 @@ def test_a_number_of_calls_that_changes_is_refused():
     with pytest.raises(ur.InputError, match="layer 'relu' was not called .* for every batch"):
         ur.analyze(net, data, data, layer="relu", compute=ur.Compute(batch_size=4))
     site = find(net, "relu", torch.randn(4, 3, 3))
-    with probe.untouched(net):
-        with pytest.raises(ur.InputError, match="called 9 times for some samples and 3 times"):
-            run_masked(net, site, torch.randn(4, 9, 3), torch.ones(4, 6, dtype=torch.bool))
+    said = "called 9 times for some samples and 3 times"
+    with probe.untouched(net), pytest.raises(ur.InputError, match=said):
+        run_masked(net, site, torch.randn(4, 9, 3), torch.ones(4, 6, dtype=torch.bool))
 
 
 class WritesToItsInput(nn.Module):
@@ -716,15 +711,11 @@ def test_a_model_that_writes_to_its_input_gives_the_right_numbers():
     net = WritesToItsInput()
     x, labels = torch.randn(24, 10), torch.arange(24) % 4
     kept = x.clone()
-    same = nn.Sequential(net.hidden, net.relu, net.rest)
-    taxonomy, notes = observe(
-        ur.analyze, net, (x[:12], labels[:12]), (x[12:], labels[12:]), layer="relu"
-    )
-    pairs = [
-        ((part - 0.5) * 2, target)
-        for part, target in ((x[:12], labels[:12]), (x[12:], labels[12:]))
-    ]
-    wanted = reference.analyze(same, "1", *pairs)
+    chain = nn.Sequential(net.hidden, net.relu, net.rest)
+    splits = (x[:12], labels[:12]), (x[12:], labels[12:])
+    taxonomy, notes = observe(ur.analyze, net, *splits, layer="relu")
+    pairs = [((part - 0.5) * 2, target) for part, target in splits]
+    wanted = reference.analyze(chain, "1", *pairs)
     np.testing.assert_allclose(taxonomy.data.loss, wanted.loss, rtol=0, atol=1e-5)
     assert notes == []
     ur.layers(net, x[:4])
@@ -758,23 +749,36 @@ def test_weights_of_another_branch_are_not_taken():
     np.testing.assert_allclose(taxonomy.data.score[0, 0], wanted)
 
 
-def test_logits_that_mask_a_class_out_are_checked_like_others():
-    class Closed(nn.Module):
-        def __init__(self, closed: float):
-            super().__init__()
-            self.net = nn.Sequential(nn.Linear(10, 8), nn.ReLU(), nn.Linear(8, 5))
-            self.register_buffer("closed", torch.tensor([0.0, 0, 0, 0, closed]))
+class Closed(nn.Module):
+    """A class masked out by its bias."""
 
-        def forward(self, x: Tensor) -> Tensor:
-            return self.net(x) + self.closed
+    def __init__(self, closed: float, norm: bool):
+        super().__init__()
+        torch.manual_seed(0)
+        between = nn.LayerNorm(8) if norm else nn.Identity()
+        self.net = nn.Sequential(nn.Linear(10, 8), nn.ReLU(), between, nn.Linear(8, 5))
+        self.register_buffer("closed", torch.tensor([0.0, 0, 0, 0, closed]))
 
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x) + self.closed
+
+
+@pytest.mark.parametrize("plan", ["additive", "suffix"])
+@pytest.mark.parametrize("norm", [True, False])
+@pytest.mark.parametrize("closed", [float("-inf"), -1e9])
+def test_logits_that_mask_a_class_out_are_checked_like_others(closed, norm, plan):
+    net = Closed(closed, norm)
     x, labels = torch.randn(24, 10), torch.arange(24) % 4
-    for closed in (float("-inf"), -1e9):
-        taxonomy, notes = observe(
-            ur.analyze, Closed(closed), (x[:12], labels[:12]), (x[12:], labels[12:]), layer="net.1"
-        )
-        assert notes == []
-        assert taxonomy.data.attrs["plan"] == "suffix"
+    splits = (x[:12], labels[:12]), (x[12:], labels[12:])
+    with forced(plan):
+        taxonomy, notes = observe(ur.analyze, net, *splits, layer="net.1")
+    assert (taxonomy.data.attrs["plan"], notes) == (plan, [])
+    with torch.no_grad():
+        for label in range(4):
+            mine = labels[:12] == label
+            wanted = nn.functional.cross_entropy(net(x[:12][mine]), labels[:12][mine]).item()
+            found = taxonomy.data.loss.sel(split="train", label=label, retrieved=8).item()
+            assert found == pytest.approx(wanted, abs=1e-5)
 
 
 class PicksRows(nn.Module):
@@ -841,7 +845,7 @@ def test_keywords_are_taken_by_name_whatever_their_order_in_a_batch():
     taxonomy, notes = observe(
         ur.analyze, net, rows, rows, layer="hidden", compute=ur.Compute(batch_size=6)
     )
-    assert (taxonomy.data.attrs["plan"], notes) == ("suffix", [])
+    assert (taxonomy.data.attrs["plan"], notes) == ("additive", [])
     for label in range(3):
         mine = torch.arange(18) % 3 == label
         loss = nn.functional.cross_entropy(net(a[mine], b[mine]), torch.full((6,), label)).item()

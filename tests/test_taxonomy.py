@@ -91,7 +91,7 @@ def test_labels_are_names_where_they_are_known(named, numbered):
 def test_attributes_are_plain_values(named):
     attrs = named.data.attrs
     assert attrs["layer"] == named.layer == "1"
-    assert attrs["plan"] == "suffix"
+    assert attrs["plan"] == "additive"
     assert named.gap == attrs["train_accuracy"] - attrs["test_accuracy"] > 0
     assert all(type(value) in (str, float, int) for value in attrs.values())
 
@@ -381,14 +381,18 @@ def test_provenance_says_how_the_result_came_about(named):
     record = named.provenance
     assert record == json.loads(named.data.attrs["provenance"])
     options = record["options"]
-    assert options["layer"] == {"path": "1", "axis": 1, "call": 0}
+    assert record["layer"] == {"path": "1", "axis": 1, "call": 0}
     assert options["method"]["order"] == "per_split"
     assert options["method"]["score"] == "activation_l1"
     assert options["method"]["tolerance"] == 1e-6
     assert options["sample"]["seed"] == 0
     assert options["compute"]["batch_size"] == 256
     assert record["plan"]["name"] == named.data.attrs["plan"]
+    assert record["plan"]["reason"].startswith("what the units meet in is a running sum")
     assert record["self_check"]["difference"] <= record["self_check"]["tolerance"]
+    assert record["self_check"]["conclusive"]
+    assert set(record["stages"]) == {"plan", "body", "sweep"}
+    assert sum(record["stages"].values()) == pytest.approx(record["seconds"], abs=0.01)
     assert record["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert record["versions"]["unitroles"] == ur.__version__
     assert record["machine"]["device"] == "cpu"

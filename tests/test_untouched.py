@@ -6,6 +6,7 @@ import subprocess
 import sys
 import warnings
 from copy import deepcopy
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 import networks
 import unitroles as ur
+from forcing import PLANS, forced
 from unitroles.probe import untouched
 
 COMPUTE = ur.Compute(batch_size=16)
@@ -60,7 +62,7 @@ class Late(nn.Module):
 
 
 class Breaking(nn.Module):
-    """Raises once it has been called `calls` times with real data."""
+    """Writes to its buffers and raises once it has been called `calls` times with real data."""
 
     def __init__(self, calls: int):
         super().__init__()
@@ -68,12 +70,13 @@ class Breaking(nn.Module):
         self.left = [calls]
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.inner(x)
         if type(x) is Tensor:
             self.left[0] -= 1
             if self.left[0] < 0:
+                self.inner.in_place += 1
+                self.inner.assigned = self.inner.assigned + 1
                 raise OSError("the model broke")
-        return out
+        return self.inner(x)
 
 
 def pure_hook(module, args, output):
@@ -146,11 +149,14 @@ def test_the_hook_dictionaries_are_known():
     assert {"_forward_hooks", "_forward_pre_hooks", "_backward_hooks"} <= set(HOOKS)
 
 
+@pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("build", [Counting, Late])
-def test_an_analysis_leaves_the_model_as_it_was(build):
+def test_an_analysis_leaves_the_model_as_it_was(build, plan):
     model = used(build())
     before, random_before = state(model), random_states()
-    analyze(model)
+    with forced(plan):
+        taxonomy = analyze(model)
+    assert taxonomy.data.attrs["plan"] == plan
     assert state(model) == before
     assert random_states() == random_before
 
@@ -174,16 +180,31 @@ def test_an_analysis_leaves_a_toy_as_it_was(name):
     assert random_states() == random_before
 
 
-# The first real calls are the trace and the probe of the outputs, the later ones the self check,
-# the scores, the curves and the swapped sets.
-@pytest.mark.parametrize("calls", [0, 1, 2, 4, 10])
-def test_an_error_in_the_model_leaves_it_as_it_was(calls):
-    model = used(Breaking(calls))
+@cache
+def calls_of(plan):
+    """How often an analysis runs the model on real data."""
+    many = 10**6
+    model = Breaking(many)
+    with forced(plan):
+        analyze(model, layer="inner.relu")
+    return many - model.left[0]
+
+
+# The first calls are the trace and the samples alone, then come the check of the plan, the one pass
+# of the body and, under the full plan, all masks and the swapped sets.
+@pytest.mark.parametrize("share", [0, 0.2, 0.4, 0.6, 0.8, 1])
+@pytest.mark.parametrize("plan", PLANS)
+def test_an_error_in_the_model_leaves_it_as_it_was(plan, share):
+    model = used(Breaking(round(share * (calls_of(plan) - 1))))
     before, random_before = state(model), random_states()
-    with pytest.raises(OSError, match="the model broke"):
+    with forced(plan), pytest.raises(OSError, match="the model broke"):
         analyze(model, layer="inner.relu")
     assert state(model) == before
     assert random_states() == random_before
+
+
+def test_the_masks_of_a_cut_model_run_the_model_no_more():
+    assert calls_of("additive") == calls_of("suffix") < 15 < calls_of("full")
 
 
 def test_an_error_in_the_data_leaves_the_model_as_it_was():

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from unitroles.ablation import cumulative_ablation, single_unit_ablation
     from unitroles.analysis import analyze, analyze_layers
     from unitroles.errors import DataWarning, InputError, PlanWarning
+    from unitroles.forecast import plan
     from unitroles.options import Compute, Layer, Method, Sample
     from unitroles.roles import Role
     from unitroles.survey import layers
@@ -24,6 +25,7 @@ _HOME = {
     "DataWarning": "errors",
     "InputError": "errors",
     "PlanWarning": "errors",
+    "plan": "forecast",
     "layers": "survey",
     "Compute": "options",
     "Layer": "options",
@@ -51,6 +53,7 @@ __all__ = [
     "cumulative_ablation",
     "layers",
     "load",
+    "plan",
     "single_unit_ablation",
 ]
 

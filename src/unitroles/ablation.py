@@ -18,7 +18,7 @@ from unitroles.activity import SampleScore, ScoreSums, layer_score, ranked, samp
 from unitroles.baseline import with_baseline
 from unitroles.collect import Kept, collect
 from unitroles.errors import InputError, unknown
-from unitroles.options import Compute, Layer, Method, Sample
+from unitroles.options import BASELINES, Compute, Layer, Method, Sample
 from unitroles.plans import Plan
 from unitroles.prepare import Ready, prepared
 from unitroles.provenance import Clock, layer_record, record
@@ -27,7 +27,6 @@ from unitroles.store import Ledger
 from unitroles.sweep import Logits
 from unitroles.trace import Site
 
-BASELINES = ("zero", "mean")
 REMOVAL_ORDERS = ("descending", "ascending", "random")
 _NATS = {"units": "nats"}
 _FRACTION = {"units": "fraction"}
@@ -262,8 +261,9 @@ def _running(
         torch.inference_mode(),
     ):
         clock = Clock(ready.started)
-        ready = with_baseline(ready, given.baseline, compute.batch_size)
         clock.stop("plan")
+        ready = with_baseline(ready, given.baseline, compute.batch_size)
+        clock.stop("body")
         run = _Run(ready, given, ledger, clock)
         yield run
         clock.stop("sweep")

@@ -338,7 +338,9 @@ def _linear_part(
     results = []
     for values in (torch.cat([rows, zeros]), zeros):
         results.append(wide(values.reshape(len(values), *shape), *given).flatten(1))
-    return results[0][: len(rows)] - results[1][:1]
+    whole, constant = results[0][: len(rows)], results[1][:1]
+    # A class that is masked out is minus infinity in both.
+    return torch.where(whole == constant, 0.0, whole - constant)
 
 
 def _cut_at(tail: fx.GraphModule, norm: fx.Node) -> tuple[fx.GraphModule, fx.GraphModule]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,14 @@ import torch
 from torch import nn
 
 from unitroles.activity import layer_score, order_units, sample_score
+from unitroles.baseline import with_baseline
 from unitroles.collect import Kept, collect
 from unitroles.errors import InputError
 from unitroles.options import Compute, Layer, Method, Sample
 from unitroles.prepare import Ready, prepared
 from unitroles.provenance import Clock, layer_record, record
-from unitroles.retrieval import CurveSums, at_points, rof_curve
+from unitroles.resolution import grid
+from unitroles.retrieval import CurveSums, adaptive_curve, at_points, rof_curve
 from unitroles.roles import turning_point
 from unitroles.store import Ledger
 from unitroles.taxonomy import Taxonomy, TaxonomySet, build
@@ -114,6 +117,7 @@ def analyze_layers(
     ):
         clock = Clock(ready.started)
         clock.stop("plan")
+        ready = with_baseline(ready, method.baseline, compute.batch_size)
         scores, kept = _one_pass(ready, method, compute, ledger)
         clock.stop("body")
         layer_results = []
@@ -196,8 +200,7 @@ def _sweep(ready: Ready, method: Method, score: np.ndarray, kept: tuple[Kept, Ke
     labels, total = ready.labels, sum(map(len, ready.splits))
     order = order_units(score, _counts(ready), method.order)
     name = kept[0].plan.site.path
-    done = ready.bars(f"retrieval {name}", total)
-    curves = [rof_curve(mine, labels, order[i], done) for i, mine in enumerate(kept)]
+    curves = _curves(ready, method, order, kept)
     point = turning_point(np.stack([curve.mean_loss for curve in curves]), method.tolerance)
     done = ready.bars(f"swapped sets {name}", total)
     swapped = [
@@ -205,6 +208,24 @@ def _sweep(ready: Ready, method: Method, score: np.ndarray, kept: tuple[Kept, Ke
         for i, mine in enumerate(kept)
     ]
     return _Swept(score, order, point, curves, swapped)
+
+
+def _curves(
+    ready: Ready, method: Method, order: np.ndarray, kept: tuple[Kept, Kept]
+) -> list[CurveSums]:
+    """The curves of every class on both splits, at the n that the resolution asks for."""
+    labels, plan = ready.labels, kept[0].plan
+    name, resolution = f"retrieval {plan.site.path}", plan.resolution(method.resolution)
+    points = None if resolution == "exact" else grid(plan.site.units, resolution)
+    if points is not None and resolution == "adaptive":
+
+        def curve(i: int) -> CurveSums:
+            bar = partial(ready.bars, name, len(ready.splits[i]))
+            return adaptive_curve(kept[i], labels, order[i], points, method.tolerance, bar)
+
+        return [curve(i) for i in range(len(kept))]
+    done = ready.bars(name, sum(map(len, ready.splits)))
+    return [rof_curve(mine, labels, order[i], done, points) for i, mine in enumerate(kept)]
 
 
 def _counts(ready: Ready) -> np.ndarray:
@@ -231,6 +252,7 @@ def _taxonomy(
             "layer": ready.sites[place].path,
             "plan": choice.plan.name,
             "tolerance": method.tolerance,
+            "resolution": choice.plan.resolution(method.resolution),
             "train_accuracy": _overall(found.curves[0]),
             "test_accuracy": _overall(found.curves[1]),
         },

@@ -121,7 +121,7 @@ def define(
         many = run_masked(model, site, everything, awake.flatten(0, 1), baseline)
     found = Definition(seen, order, points, many.unflatten(0, (-1, rows)))
     off = _largest(_differences(found.masked[-1], clean))
-    if off > _allowed(clean) and found.alone <= _allowed(clean):
+    if off > _allowed(clean):
         with precision.on():
             _require_repeatable(model, seen)
     return found

@@ -17,6 +17,37 @@ from typing import Annotated, Any
 
 import typer
 
+from unitroles.arguments import (
+    Autocast,
+    Baseline,
+    BatchSize,
+    Budget,
+    ChannelsLast,
+    Classes,
+    Device,
+    DryRun,
+    Equalize,
+    Force,
+    ImageSize,
+    LayerPath,
+    MaxPerClass,
+    Mean,
+    Missing,
+    Model,
+    Order,
+    OutFile,
+    Quiet,
+    Resolution,
+    Scale,
+    Score,
+    Seed,
+    Std,
+    Test,
+    Tolerance,
+    Train,
+    Transform,
+    Weights,
+)
 from unitroles.errors import DataWarning, InputError, PlanWarning, unknown
 from unitroles.options import Compute, Method, Sample
 
@@ -24,83 +55,12 @@ from unitroles.options import Compute, Method, Sample
 
 LADDERS = ("capacity", "noise")
 REPRODUCIBLE = ("digits",)
-_DATA = (
-    "a folder of class folders, file.npz (arrays 'images', 'labels') or file.npz::train "
-    "('train_images', 'train_labels'); float arrays are given to the model as they are, float64 "
-    "as float32"
-)
-
 app = typer.Typer(
     name="unitroles",
     add_completion=False,
     help="Which role every unit of a trained network plays for every class: core, overfitted, "
     "generalizing or confusing.",
 )
-
-
-def _panel(title: str, *names: str, **settings: Any) -> Any:
-    return typer.Option(*names, rich_help_panel=title, **settings)
-
-
-Model = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL",
-        help="package.module:factory (a function without arguments, or the model itself; the "
-        "current folder is searched too) or torchvision:NAME.",
-    ),
-]
-Weights = Annotated[
-    Path | None, _panel("Model", help="safetensors file, or PyTorch file of tensors (no pickle).")
-]
-LayerPath = Annotated[
-    str | None, _panel("Model", help="Layer whose output carries the units; else recommended.")
-]
-Train = Annotated[str, _panel("Data", metavar="DATA", help=f"Training data: {_DATA}.")]
-Test = Annotated[str, _panel("Data", metavar="DATA", help="Held-out data, in the same forms.")]
-ImageSize = Annotated[
-    int | None,
-    _panel(
-        "Data",
-        min=1,
-        help="Folders: resize the shorter side, crop the centre; else the torchvision preset.",
-    ),
-]
-Scale = Annotated[
-    bool, _panel("Data", "--scale", help="uint8 arrays: divide by 255, channels to the front.")
-]
-Mean = Annotated[str | None, _panel("Data", help="Per channel, after scaling: .5 or .4,.5,.6.")]
-Std = Annotated[str | None, _panel("Data", help="Per channel, after scaling.")]
-Transform = Annotated[
-    str | None, _panel("Data", help="Folders: package.module:function of one PIL picture.")
-]
-Score = Annotated[
-    str,
-    _panel("Method", help="activation_l1, activation_mean, activation_l2, weight_l1 or random."),
-]
-Order = Annotated[
-    str, _panel("Method", help="Whose scores rank the units: per_split, train, test or pooled.")
-]
-Tolerance = Annotated[
-    float, _panel("Method", help="Nats above the lowest loss that count as the lowest.")
-]
-Classes = Annotated[
-    str | None, _panel("Sample", help="Only these classes: names or numbers, with commas.")
-]
-MaxPerClass = Annotated[int | None, _panel("Sample", help="Samples per class and split.")]
-Equalize = Annotated[
-    bool, _panel("Sample", "--equalize", help="As many samples of a class from both splits.")
-]
-Missing = Annotated[
-    str, _panel("Sample", help="error or skip: classes with samples in one split only.")
-]
-Seed = Annotated[int, _panel("Sample", min=0, help="Of draws and of the score 'random'.")]
-Device = Annotated[str | None, _panel("Compute", help="A torch device; else the processor.")]
-BatchSize = Annotated[int, _panel("Compute", help="Samples per forward.")]
-Budget = Annotated[str, _panel("Compute", help="For masked copies: 500MB, 2GiB or bytes.")]
-OutFile = Annotated[Path, _panel("Output", metavar="FILE.nc", help="Where the result goes.")]
-Force = Annotated[bool, _panel("Output", "--force", help="Overwrite what exists.")]
-Quiet = Annotated[bool, _panel("Output", "--quiet", help="No bars and tables; warnings stay.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -130,6 +90,8 @@ def analyze(
     score: Score = Method.score,  # pyright: ignore[reportArgumentType]
     order: Order = Method.order,
     tolerance: Tolerance = Method.tolerance,
+    baseline: Baseline = Method.baseline,
+    resolution: Resolution = "exact",
     classes: Classes = None,
     max_per_class: MaxPerClass = None,
     equalize: Equalize = False,
@@ -138,16 +100,23 @@ def analyze(
     device: Device = None,
     batch_size: BatchSize = Compute.batch_size,
     memory_budget: Budget = str(Compute.memory_budget),
-    out: OutFile,
+    autocast: Autocast = None,
+    channels_last: ChannelsLast = False,
+    out: OutFile = None,
+    dry_run: DryRun = False,
     force: Force = False,
     quiet: Quiet = False,
 ) -> None:
     """Name the role of every unit of a layer for every class of your own model."""
-    method = Method(score=score, order=order, tolerance=tolerance)
+    steps = int(resolution) if resolution.isdigit() else resolution
+    method = Method(score, order, tolerance, baseline, None, steps)
     sample = Sample(None, max_per_class, equalize, None, missing, seed)
     budget = int(memory_budget) if memory_budget.isdigit() else memory_budget
-    compute = Compute(device=device, batch_size=batch_size, memory_budget=budget)
-    _check_new([out], force)
+    compute = Compute(device, batch_size, budget, autocast, channels_last=channels_last)
+    if out is None and not dry_run:
+        raise InputError("Missing option '--out'; see unitroles analyze --help")
+    if out is not None and not dry_run:
+        _check_new([out], force)
     _check_device(device)
 
     import unitroles as ur
@@ -173,7 +142,11 @@ def analyze(
     )
     first, second, names = load_splits(train, test, pictures)
     sample = replace(sample, classes=_classes(classes, names))
-    taxonomy = ur.analyze(network, first, second, layer, names, not quiet, method, sample, compute)
+    options = method, sample, compute
+    if out is None or dry_run:
+        typer.echo(str(ur.plan(network, first, second, layer, names, *options)))
+        return
+    taxonomy = ur.analyze(network, first, second, layer, names, not quiet, *options)
     taxonomy.save(out)
     if not quiet:
         typer.echo(f"{text.report(taxonomy)}\n\nwrote {out}")

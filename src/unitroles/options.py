@@ -14,6 +14,8 @@ from unitroles.errors import InputError, unknown
 if TYPE_CHECKING:
     import torch
 
+BASELINES = ("zero", "mean")
+RESOLUTIONS = ("exact", "adaptive")
 ORDERS = ("per_split", "train", "test", "pooled")
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -55,8 +57,14 @@ class Method:
     order : whose scores rank the units. "per_split": each split by its own; "train", "test",
         "pooled": one order for both.
     tolerance : nats above the minimum of a curve that still count as the minimum.
-    baseline : what a silenced unit gives; "zero".
+    baseline : what a silenced unit gives. "zero"; or "mean", its mean activation over all analysed
+        training samples and all positions.
     loss : None, the cross-entropy of the sample's label.
+    resolution : at which numbers n of retrieved units the curves are evaluated, where each costs a
+        run of the head. "exact": at all; "adaptive": on a coarse grid, then at all n around the
+        minimum; a number: at 1 and every so many units from there, 0 and N. Other n are not a
+        number in the curves. Where the curve is one running sum of logits, all n are evaluated
+        whatever it says: nothing would be saved.
     """
 
     score: str | Callable[[Any], Any] = "activation_l1"
@@ -64,10 +72,16 @@ class Method:
     tolerance: float = 1e-6
     baseline: str = "zero"
     loss: None = None
+    resolution: str | int = "exact"
 
     def __post_init__(self) -> None:
         _one_of("order", self.order, ORDERS)
-        _one_of("baseline", self.baseline, ("zero",))
+        _one_of("baseline", self.baseline, BASELINES)
+        if self.resolution not in RESOLUTIONS:
+            if isinstance(self.resolution, str):
+                raise unknown("resolution", self.resolution, [*RESOLUTIONS, "a whole number"])
+            _whole("resolution", self.resolution, 1)
+            object.__setattr__(self, "resolution", operator.index(self.resolution))
         _one_of("loss", self.loss, (None,))
         if not isinstance(self.tolerance, Real) or not 0 <= self.tolerance < float("inf"):
             raise InputError(f"tolerance must be 0 or more nats, not {self.tolerance!r}")

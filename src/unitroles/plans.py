@@ -71,6 +71,10 @@ class Plan(Protocol):
         """How many samples run together."""
         ...
 
+    def resolution(self, asked: str | int) -> str | int:
+        """At which n curves are evaluated; all where leaving some out would save nothing."""
+        ...
+
     def takes(self, inputs: Any) -> bool:
         """Whether a batch has the form this plan was made for."""
         ...
@@ -117,6 +121,9 @@ class FullPlan:
     @property
     def places(self) -> tuple[Place, ...]:
         return (output_of(self.site),)
+
+    def resolution(self, asked: str | int) -> str | int:
+        return asked
 
     def takes(self, inputs: Any) -> bool:
         return True
@@ -179,6 +186,9 @@ class SuffixPlan:
     @property
     def tile(self) -> int:
         return _TILE
+
+    def resolution(self, asked: str | int) -> str | int:
+        return asked
 
     def takes(self, inputs: Any) -> bool:
         return form_of(inputs) == self.form
@@ -275,6 +285,9 @@ class AdditivePlan:
     labels: int
     reason: str
     name: str = "additive"
+
+    def resolution(self, asked: str | int) -> str | int:
+        return "exact" if self.form.folded else asked
 
     @property
     def model(self) -> nn.Module:

@@ -70,7 +70,7 @@ def rof_curve(
     loss, point, last = data.loss.values, int(data.turning_point), data.sizes["unit"]
     if ax is None:
         ax = Figure(figsize=(6.2, 3.6), layout="constrained").add_subplot()
-    ax.plot(loss, color=_INK, linewidth=1.6, gid="curve")
+    ax.plot(*_evaluated(loss), color=_INK, linewidth=1.6, gid="curve", **_points(loss))
     ax.axvline(point, color=_INK, linestyle="--", linewidth=0.9, gid="turning point")
     ax.plot([0, point, last], loss[[0, point, last]], "o", color=_INK, markersize=4, clip_on=False)
     _finish_curves(ax, loss, _spans_decades([loss]))
@@ -134,7 +134,7 @@ def compare(taxonomies: Mapping[str, Taxonomy], label: int | str) -> Figure:
     grid = figure.subplots(2 * rows, columns, height_ratios=[6, 1] * rows, squeeze=False)
     notes = [_notes(m, i) for m, i in zip(members.values(), places, strict=True)]
     lines = max(map(len, notes))  # the titles of a row stay level
-    log, peaks = _spans_decades(losses), [loss.max() for loss in losses]
+    log, peaks = _spans_decades(losses), [np.nanmax(loss) for loss in losses]
     shared = log or max(peaks) <= 5 * min(peaks)
     for i, (name, member) in enumerate(members.items()):
         row, column = divmod(i, columns)
@@ -222,7 +222,8 @@ def _draw_roles(curves: Axes, strips: Axes, taxonomy: Taxonomy, place: int, log:
     losses, role, order = data.loss.values, data.role.values, data.order.values
     palette = to_rgba_array([_FAINT, *(ROLE_COLOURS[name] for name in ROLE_NAMES)])
     for split, loss in zip(SPLITS, losses, strict=True):
-        curves.plot(loss, label=split, linewidth=1.5, gid=f"{split} curve", **_SPLIT_STYLES[split])
+        look = {**_SPLIT_STYLES[split], **_points(loss)}
+        curves.plot(*_evaluated(loss), label=split, linewidth=1.5, gid=f"{split} curve", **look)
     for i, (split, low) in enumerate(zip(SPLITS, (1.15, 0), strict=True)):
         point, style = int(data.turning_point[i]), _SPLIT_STYLES[split]
         mark = {"color": style["color"], "linewidth": 0.9}
@@ -239,6 +240,17 @@ def _draw_roles(curves: Axes, strips: Axes, taxonomy: Taxonomy, place: int, log:
     strips.set(aspect="auto", ylim=(0, 2.15), yticks=(1.65, 0.5), yticklabels=SPLITS)
     strips.tick_params(axis="y", length=0)
     strips.set_xlabel("units retrieved", fontsize=_TEXT)
+
+
+def _evaluated(loss: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of retrieved units that were evaluated, and their losses."""
+    there = np.flatnonzero(np.isfinite(loss))
+    return there, loss[there]
+
+
+def _points(loss: np.ndarray) -> dict[str, Any]:
+    """A dot for every evaluated point, where some were left out."""
+    return {} if np.isfinite(loss).all() else {"marker": "o", "markersize": 2.5}
 
 
 def _count_roles(ax: Axes, taxonomy: Taxonomy, place: int, text: str) -> None:
@@ -321,7 +333,7 @@ def _calm(ax: Axes, units: int | None = None) -> None:
 
 def _spans_decades(losses: Iterable[np.ndarray]) -> bool:
     values = np.concatenate([np.ravel(loss) for loss in losses])
-    return bool(values.max() > 1e3 * max(values.min(), _RESOLUTION))
+    return bool(np.nanmax(values) > 1e3 * max(np.nanmin(values), _RESOLUTION))
 
 
 def _name(taxonomy: Taxonomy, place: int) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -16,10 +16,15 @@ from unitroles.collect import Kept, Tile
 from unitroles.data import Samples
 from unitroles.errors import InputError
 from unitroles.masks import Prefixes
+from unitroles.memory import slices
 from unitroles.plans import FullPlan, Plan
 from unitroles.probe import blamed
+from unitroles.resolution import refinement
 from unitroles.roles import positions
 from unitroles.sweep import Logits, losses, margins
+
+# Masks whose logits are held at once where every class has its own.
+_TOGETHER = 128
 
 Run = Callable[[Plan, Any, Int[Tensor, " samples"]], Iterator[tuple[slice, Logits]]]
 """(plan, what it kept, the place of each sample's class) -> logits by mask and sample."""
@@ -27,10 +32,13 @@ Run = Callable[[Plan, Any, Int[Tensor, " samples"]], Iterator[tuple[slice, Logit
 
 @dataclass(frozen=True)
 class CurveSums:
-    """Losses and correct answers summed over the samples of each class, for every mask."""
+    """Losses and correct answers summed over the samples of each class, for every mask.
+
+    Those of masks that were not evaluated are not a number.
+    """
 
     loss: Float[np.ndarray, "label masks"]
-    correct: Int[np.ndarray, "label masks"]
+    correct: Float[np.ndarray, "label masks"]
     count: Int[np.ndarray, " label"]
 
     def __add__(self, other: CurveSums) -> CurveSums:
@@ -70,12 +78,12 @@ def mask_sums(
     InputError : a loss is not finite, or the model cannot take some samples.
     """
     loss = torch.zeros(len(labels), masks, dtype=torch.float64)
-    correct = torch.zeros(len(labels), masks, dtype=torch.int64)
+    correct = torch.zeros(len(labels), masks, dtype=torch.float64)
     own = np.searchsorted(labels, kept.samples.labels)
     for tile in kept.tiles():
         classes = torch.from_numpy(own[tile.places])
-        margin = torch.empty(masks, len(classes), dtype=torch.float64)
-        right = torch.empty(masks, len(classes), dtype=torch.bool)
+        margin = torch.zeros(masks, len(classes), dtype=torch.float64)
+        right = torch.zeros(masks, len(classes), dtype=torch.bool)
         with _described(tile, kept.samples), _float32(tile.plan, kept):
             for part, logits in run(tile.plan, tile.kept, _filled(tile, classes)):
                 seen = logits[:, : len(classes)]
@@ -85,7 +93,7 @@ def mask_sums(
         if not bool(torch.isfinite(values).all()):
             raise _not_finite(values, kept, tile)
         loss.index_add_(0, classes, values.T)
-        correct.index_add_(0, classes, right.T.to(torch.int64))
+        correct.index_add_(0, classes, right.T.to(torch.float64))
         done(len(classes))
     count = np.bincount(own, minlength=len(labels))
     return CurveSums(loss.numpy(), correct.numpy(), count)
@@ -126,19 +134,27 @@ def rof_curve(
     labels: Int[np.ndarray, " label"],
     order: Int[np.ndarray, "label position"],
     done: Callable[[int], None] = lambda count: None,
+    points: Int[np.ndarray, " masks"] | None = None,
 ) -> CurveSums:
     """E(n) for n = 0 ... N on one split, each class in its own order; masks count retrieved units.
 
     Parameters
     ----------
     order : the units of every class by descending score.
+    points : the n that are evaluated, rising; None = all.
     """
     table = torch.from_numpy(np.ascontiguousarray(order))
+    wanted = np.arange(order.shape[1] + 1) if points is None else points
 
     def run(plan: Plan, rows: Any, classes: Tensor) -> Iterator[tuple[slice, Logits]]:
-        return plan.prefixes(rows, table[classes].to(kept.precision.device))
+        return plan.prefixes(rows, table[classes].to(kept.precision.device), wanted.tolist())
 
-    return mask_sums(kept, labels, order.shape[1] + 1, run, done)
+    sums = mask_sums(kept, labels, len(wanted), run, done)
+    if points is None:
+        return sums
+    loss, correct = (np.full((len(labels), order.shape[1] + 1), np.nan) for _ in range(2))
+    loss[:, points], correct[:, points] = sums.loss, sums.correct
+    return CurveSums(loss, correct, sums.count)
 
 
 def at_points(
@@ -148,7 +164,7 @@ def at_points(
     points: Int[np.ndarray, "label masks"],
     done: Callable[[int], None] = lambda count: None,
 ) -> CurveSums:
-    """E(n) at some n for each class."""
+    """E(n) at some n for each class, as many for each."""
     rank = torch.from_numpy(positions(order))
     table = torch.from_numpy(np.ascontiguousarray(points))
 
@@ -158,3 +174,82 @@ def at_points(
         return plan.masked(rows, masks)
 
     return mask_sums(kept, labels, points.shape[1], run, done)
+
+
+def adaptive_curve(
+    kept: Kept,
+    labels: Int[np.ndarray, " label"],
+    order: Int[np.ndarray, "label position"],
+    points: Int[np.ndarray, " masks"],
+    tolerance: float,
+    bar: Callable[[], Callable[[int], None]],
+) -> CurveSums:
+    """E(n) on a coarse grid, then at all n around the minimum, until the turning point is settled.
+
+    Parameters
+    ----------
+    points : the grid.
+    tolerance : nats, of the turning point.
+    bar : a new progress bar for every round.
+    """
+    sums = rof_curve(kept, labels, order, bar(), points)
+    while True:
+        wanted = np.stack([refinement(curve, points, tolerance) for curve in sums.mean_loss])
+        if not wanted.any():
+            return sums
+        more = [np.flatnonzero(row) for row in wanted]
+        found = _by_class(kept, labels, order, more, bar())
+        for place, mine in enumerate(more):
+            sums.loss[place, mine] = found.loss[place, : len(mine)]
+            sums.correct[place, mine] = found.correct[place, : len(mine)]
+
+
+def _by_class(
+    kept: Kept,
+    labels: Int[np.ndarray, " label"],
+    order: Int[np.ndarray, "label position"],
+    points: Sequence[Int[np.ndarray, " _"]],
+    done: Callable[[int], None],
+) -> CurveSums:
+    """E(n) at other n for each class, as many as it needs; what is left over means nothing."""
+    table = torch.from_numpy(np.ascontiguousarray(order))
+    most = max(map(len, points))
+    padded = np.zeros((len(labels), most), dtype=np.int64)
+    for row, mine in zip(padded, points, strict=True):
+        row[: len(mine)] = mine
+
+    def run(plan: Plan, rows: Any, classes: Tensor) -> Iterator[tuple[slice, Logits]]:
+        orders = table[classes].to(kept.precision.device)
+        if isinstance(plan, FullPlan):  # its batches stay whole: samples may influence each other
+            masks = Prefixes(torch.argsort(orders, dim=1), torch.from_numpy(padded[classes].T))
+            yield from plan.masked(rows, masks)
+            return
+        for part in slices(most, _TOGETHER):
+            some = [mine[part] for mine in points]
+            yield from _gathered(plan, rows, orders, classes, some, part)
+
+    return mask_sums(kept, labels, most, run, done)
+
+
+def _gathered(
+    plan: Plan,
+    rows: Any,
+    orders: Int[Tensor, "samples units"],
+    classes: Int[Tensor, " samples"],
+    points: Sequence[Int[np.ndarray, " _"]],
+    part: slice,
+) -> Iterator[tuple[slice, Logits]]:
+    """The masks of every class on its own samples, put together; nothing where none has any."""
+    whole: Tensor | None = None
+    for place in classes.unique().tolist():
+        if not len(points[place]):
+            continue
+        mine = (classes == place).nonzero()[:, 0].to(orders.device)
+        some = tuple(value[mine] for value in rows)
+        for masks, logits in plan.prefixes(some, orders[mine], points[place].tolist()):
+            if whole is None:
+                size = part.stop - part.start
+                whole = logits.new_zeros(size, len(classes), logits.shape[2])
+            whole[masks, mine] = logits
+    if whole is not None:
+        yield part, whole

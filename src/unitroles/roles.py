@@ -55,7 +55,8 @@ def turning_point(
 
     Parameters
     ----------
-    curve : E(n) for n = 0 ... N on the last axis, in nats.
+    curve : E(n) for n = 0 ... N on the last axis, in nats; n at which it is not a number were not
+        evaluated, and do not count.
     tolerance : nats.
 
     Returns
@@ -66,7 +67,7 @@ def turning_point(
     2
     """
     awake = curve[..., 1:]
-    low = awake.min(axis=-1, keepdims=True)
+    low = np.fmin.reduce(awake, axis=-1, keepdims=True)
     return np.asarray((awake <= low + tolerance).argmax(axis=-1) + 1)
 
 
@@ -118,7 +119,7 @@ def status(loss: Float[np.ndarray, "*rest retrieved"]) -> np.ndarray:
 
     By more than `RESOLUTION`: a unit without effect leaves the loss where it was but for rounding.
     """
-    falls = loss[..., 1:].min(axis=-1) < loss[..., 0] - RESOLUTION
+    falls = np.fmin.reduce(loss[..., 1:], axis=-1) < loss[..., 0] - RESOLUTION
     return np.where(falls, FALLS, NEVER_FALLS)
 
 

@@ -240,7 +240,8 @@ def _outlook(head: Head, labels: int, count: Operations, whole: int) -> _Outlook
         # The model's own passes, the sum and where it starts from, and the swapped sets.
         cost = 1 + steps + tail + after
         return _Outlook("additive", additive_reason(True, normed), cost, _kept(head))
-    cost = 1 + count.of(form.mix) / whole + (head.units + 1) * tail + after
+    # The running sum takes the operations of the one op that it stands for.
+    cost = 1 + (after - tail) + (head.units + 1) * tail + after
     return _Outlook("additive", additive_reason(False, False), cost, _kept(head))
 
 

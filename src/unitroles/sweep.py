@@ -226,7 +226,8 @@ class Sums:
         if norm.centered:
             flat = flat - flat.mean(dim=1, keepdim=True)
         constant = norm.finish(torch.zeros_like(first), *self.around)
-        start = norm.finish(flat.view_as(first), *self.around) - constant
+        whole = norm.finish(flat.view_as(first), *self.around)
+        start = torch.where(whole == constant, 0.0, whole - constant)  # both infinite, or a number
         pairs = [
             (_parts(self.amount, norm.add, order), flat),
             (_parts(self.amount, self.form.add, order), start),

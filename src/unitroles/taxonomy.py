@@ -31,7 +31,9 @@ class Taxonomy:
     data : dims `split` (train, test), `label`, `unit`, `position` (0 ... N-1), `retrieved`
         (0 ... N); variables `score` (split, label, unit), `order` (split, label, position),
         `loss` in nats and `accuracy` (split, label, retrieved), `samples`, `turning_point`,
-        `swapped_loss`, `swapped_accuracy`, `status` (split, label) and `role` (label, unit).
+        `swapped_loss`, `swapped_accuracy`, `status` (split, label) and `role` (label, unit). Where
+        the attribute `resolution` is not "exact", `loss` and `accuracy` are not a number at the n
+        that were not evaluated, and turning points are read from the others.
     """
 
     data: xr.Dataset
@@ -314,6 +316,7 @@ def build(
         },
         attrs={
             "tolerance": roles.RESOLUTION,
+            "resolution": "exact",
             **attrs,
             "format": FORMAT,
             "provenance": json.dumps(provenance),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import shutil
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,6 +15,9 @@ from unitroles.taxonomy import SPLITS, Taxonomy
 FEW = 20
 """Samples; roles of a class with fewer are mostly chance."""
 _LOOSE = 1e-2
+_REASON = 30
+_REST = "; masked copies run through the rest"
+_NUMBERS = ("units", "axis", "cost", "kept")
 
 
 def report(taxonomy: Taxonomy) -> str:
@@ -41,11 +46,23 @@ def header(taxonomy: Taxonomy) -> str:
         "layer": f"{taxonomy.layer}: {sizes['unit']} units, {sizes['label']} classes",
         "plan": f"{plan['name']}: {plan['reason']}",
         "method": f"score {method['score']}, order {method['order']}, "
-        f"tolerance {method['tolerance']:g} nats",
+        f"tolerance {method['tolerance']:g} nats" + _beside_defaults(taxonomy),
         "samples": ", ".join(_samples(taxonomy, name) for name in SPLITS),
         "accuracy": f"{accuracy}, gap {taxonomy.gap:+.4f}",
     }
     return "\n".join(f"{name:<9} {value}" for name, value in rows.items())
+
+
+def _beside_defaults(taxonomy: Taxonomy) -> str:
+    """The baseline and the resolution, where they are not those that every reader expects."""
+    baseline = taxonomy.provenance["options"]["method"].get("baseline", "zero")
+    resolution = taxonomy.data.attrs.get("resolution", "exact")
+    text = "" if baseline == "zero" else f", baseline {baseline}"
+    if resolution == "exact":
+        return text
+    share = 100 * np.isfinite(taxonomy.data.loss.values).mean()
+    steps = resolution if resolution == "adaptive" else f"every {resolution} units"
+    return f"{text}, resolution {steps} ({share:.0f} % of the curves' points evaluated)"
 
 
 def _samples(taxonomy: Taxonomy, split: str) -> str:
@@ -171,15 +188,50 @@ def _names(labels: Sequence[object]) -> str:
 
 
 def layer_table(frame: pd.DataFrame) -> str:
-    """The table of `unitroles.layers`, the recommended layer marked with a star."""
-    table = frame.astype({"recommended": object})
-    table["recommended"] = ["*" if best else "" for best in frame.recommended]
-    table["cost"] = [f"{cost:.1f}" for cost in frame.cost]
-    table = table.rename(columns={"recommended": " "})
+    """The table of `unitroles.layers`, the recommended layer marked with a star.
+
+    As wide as the terminal where that is enough; reasons are wrapped.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    columns = {
+        "layer": list(map(str, frame.layer)),
+        "kind": list(map(str, frame.kind)),
+        "plan": list(map(str, frame.plan)),
+        "units": list(map(str, frame.units)),
+        "axis": list(map(str, frame.axis)),
+        "cost": [f"{cost:,.1f}" for cost in frame.cost],
+        "kept": [size(count) for count in frame.bytes_per_sample.tolist()],
+        "": ["*" if best else "" for best in frame.recommended],
+    }
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in columns:
+        table.add_column(name, justify="right" if name in _NUMBERS else "left", no_wrap=True)
+    table.add_column("why")
+    pairs = zip(frame.plan, frame.reason, strict=True)
+    why = ["" if plan == "additive" else str(text).removesuffix(_REST) for plan, text in pairs]
+    for cells in zip(*columns.values(), why, strict=True):
+        table.add_row(*cells)
+    fixed = sum(max(map(len, [name, *cells])) + 2 for name, cells in columns.items())
+    width = max(shutil.get_terminal_size((100, 24)).columns, fixed + _REASON)
+    file = io.StringIO()
+    Console(file=file, width=width, markup=False, highlight=False, emoji=False).print(table)
+    shown = "\n".join(line.rstrip() for line in file.getvalue().splitlines())
     return (
-        f"{_aligned(table, texts=('layer', 'kind', 'plan', ' '))}\n\n"
-        "* = taken where --layer is not given; cost = in evaluation passes over the same samples"
+        f"{shown}\n\n* = taken where --layer is not given; cost = in evaluation passes over the "
+        "same samples;\nkept = of every sample between the pass of the model and the masks"
     )
+
+
+def size(count: int) -> str:
+    """A number of bytes for people."""
+    value, unit = float(count), "B"
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if value < 1024 or unit == "TiB":
+            break
+        value /= 1024
+    return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"
 
 
 def _aligned(frame: pd.DataFrame, texts: Sequence[str] = ()) -> str:

@@ -183,7 +183,8 @@ def _unit_axis(
     if isinstance(module, _CHANNELS_FIRST):
         return 1, False
     whole = isinstance(module, nn.LayerNorm) and len(module.normalized_shape) > 1
-    if (isinstance(module, _CHANNELS_LAST) and not whole) or output.ndim == 2:
+    last = isinstance(module, _CHANNELS_LAST) and not whole
+    if (last and not _moves_axes(module)) or output.ndim == 2:
         return output.ndim - 1, False
     if id(output) in axes:
         return axes[id(output)], False
@@ -193,11 +194,17 @@ def _unit_axis(
         alike = axis is not None and value.shape == output.shape
         if alike:
             # A module of one's own may have moved the axis to another of the same size.
-            return axis, not (whole or isinstance(module, KEEPING))
+            return axis, not (whole or last or isinstance(module, KEEPING))
     for call in reversed(past):
         if call.shape == tuple(output.shape) and call.axis is not None:
             return call.axis, call.guessed
     return 2 if output.ndim == 3 else 1, True
+
+
+def _moves_axes(module: nn.Module) -> bool:
+    """Whether a class of one's own may count channels elsewhere, as norms of images do."""
+    theirs = next(kind for kind in _CHANNELS_LAST if isinstance(module, kind))
+    return type(module).forward is not theirs.forward
 
 
 def find_site(model: nn.Module, layer: Layer, calls: list[Call], batch: int) -> Site:

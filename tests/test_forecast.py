@@ -1,0 +1,406 @@
+"""What is said before an analysis is what the analysis then does."""
+
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import networks
+import unitroles as ur
+from forcing import BATCH, PLANS, best, forced, layer_of, quietly
+from unitroles.cli import main
+from unitroles.forecast import Forecast
+from unitroles.plans import AdditivePlan, FullPlan
+from unitroles.store import Ledger
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+analysis = import_module("unitroles.analysis")
+# The norm after the last block is folded; before the first it is not.
+CASES = [("mlp", None), ("conv_bn_gap", None), ("residual_early", None), ("transformer", None)]
+CASES += [("transformer", "blocks.1.gelu")]
+
+
+class Seen:
+    """What really ran, and what the stores really held."""
+
+    def __init__(self) -> None:
+        self.rows: Counter[str] = Counter()
+        self.held = 0
+        self.where: list[str] = []
+
+
+def watched(seen: Seen, patch: pytest.MonkeyPatch) -> None:
+    """Count from where the preparation of an analysis ends."""
+    prepared = analysis.prepared
+
+    @contextmanager
+    def watch(model: nn.Module, *args: Any) -> Iterator[Any]:
+        with prepared(model, *args) as ready, ExitStack() as stack:
+            for name, module in parts(model, ready.choices[0].plan).items():
+                hook = counter(seen.rows, name)
+                stack.callback(module.register_forward_pre_hook(hook).remove)
+            yield ready
+
+    class Watched(Ledger):
+        def __exit__(self, *error: object) -> None:
+            for store in self.opened:
+                values = [value for rows in store.tiles(1000) for value in rows]
+                seen.held += sum(value.numel() * value.element_size() for value in values)
+                seen.where.append(store.where)
+            super().__exit__(*error)
+
+    patch.setattr(analysis, "prepared", watch)
+    patch.setattr(analysis, "Ledger", Watched)
+
+
+def parts(model: nn.Module, plan: Any) -> dict[str, nn.Module]:
+    if isinstance(plan, FullPlan):
+        return {"model": model}
+    if not isinstance(plan, AdditivePlan):
+        return {"model": model, "head": plan.head.after}
+    norm = plan.form.norm
+    tail = plan.form.tail if norm is None else norm.finish
+    return {"model": model, "head": plan.suffix.head.after, "tail": tail}
+
+
+def counter(rows: Counter[str], name: str) -> Callable[[nn.Module, Any], None]:
+    def hook(module: nn.Module, args: Any) -> None:
+        rows[name] += len(args[0])
+
+    return hook
+
+
+def layer(toy: networks.Toy, path: str | None) -> ur.Layer:
+    return layer_of(toy) if path is None else ur.Layer(path)
+
+
+def plan(toy: networks.Toy, **options: Any) -> Forecast:
+    """The forecast; only plan warnings are let pass."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.simplefilter("ignore", ur.PlanWarning)
+        return ur.plan(toy.model, toy.train, toy.test, **options)
+
+
+def both(
+    toy: networks.Toy, path: str | None = None, **options: Any
+) -> tuple[Forecast, ur.Taxonomy, Seen]:
+    """The forecast, and the analysis with what it did."""
+    seen = Seen()
+    options = {"compute": BATCH, "layer": layer(toy, path), **options}
+    found = plan(toy, **options)
+    with pytest.MonkeyPatch.context() as patch:
+        watched(seen, patch)
+        return found, quietly(ur.analyze, toy.model, toy.train, toy.test, **options), seen
+
+
+def expected(name: str, path: str | None, wanted: str) -> str:
+    return best(name, wanted) if path is None else wanted
+
+
+@pytest.mark.parametrize("batch", [7, 256])
+@pytest.mark.parametrize("wanted", PLANS)
+@pytest.mark.parametrize(("name", "path"), CASES)
+def test_the_forecast_counts_what_the_analysis_runs(name, path, wanted, batch):
+    with forced(wanted):
+        found, taxonomy, seen = both(networks.toy(name), path, compute=ur.Compute(batch_size=batch))
+    stored = taxonomy.provenance["plan"]
+    assert found.plan == stored["name"] == expected(name, path, wanted)
+    assert found.reason == stored["reason"]
+    assert (found.layer, found.units) == (taxonomy.layer, taxonomy.data.sizes["unit"])
+    assert found.labels == taxonomy.data.sizes["label"]
+    assert found.samples == tuple(taxonomy.data.samples.sum("label").values)
+    if found.plan == "full":
+        assert seen.rows["model"] == found.body_forwards + found.head_forwards
+        assert found.head_forwards == (found.units + 2) * found.body_forwards
+    else:
+        assert seen.rows["model"] == found.body_forwards
+        assert seen.rows["head"] == found.head_forwards
+    assert seen.rows["tail"] == found.tail_forwards
+    assert (found.tail_forwards > 0) == (found.plan == "additive")
+    assert seen.held == found.bytes_cached
+    assert list(found.caches) == (seen.where or ["none", "none"])
+
+
+@pytest.mark.parametrize("wanted", PLANS)
+@pytest.mark.parametrize("score", ["weight_l1", "random"])
+def test_scores_that_need_no_activations_spare_the_full_plan_a_pass(score, wanted):
+    with forced(wanted):
+        found, _, seen = both(networks.toy("mlp"), method=ur.Method(score=score))
+    full = wanted == "full"
+    assert found.body_forwards == (0 if full else 64)  # two last batches are padded
+    assert seen.rows["model"] == found.body_forwards + found.head_forwards * full
+
+
+@pytest.mark.parametrize("wanted", ["additive", "suffix"])
+@pytest.mark.parametrize("room", ["both", "train", "neither", "no disk", "train and no disk"])
+def test_rows_go_where_the_analysis_puts_them(room, wanted, monkeypatch):
+    toy = networks.toy("conv_bn_gap")
+    toy = replace(toy, test=tuple(torch.cat([values, values]) for values in toy.test))
+    with forced(wanted):
+        whole = plan(toy, layer=layer_of(toy)).bytes_cached
+        train = whole * len(toy.train[0]) // (len(toy.train[0]) + len(toy.test[0]))
+        budget = {"both": whole, "train": train, "train and no disk": whole - 1}.get(room, 1)
+        if "no disk" in room:
+            monkeypatch.setattr("unitroles.store._DISK_SHARE", 0)
+        compute = ur.Compute(batch_size=5, memory_budget=budget)
+        found, _, seen = both(toy, compute=compute)
+    caches = {
+        "both": ("memory", "memory"),
+        "train": ("memory", "disk"),
+        "neither": ("disk", "disk"),
+        "no disk": ("recompute", "recompute"),
+        "train and no disk": ("memory", "recompute"),
+    }
+    assert found.caches == caches[room]
+    assert found.cache == caches[room][1]
+    assert seen.where == [where for where in found.caches if where != "recompute"]
+    assert seen.held == found.bytes_cached
+    assert seen.rows["model"] == found.body_forwards
+    assert seen.rows["head"] == found.head_forwards
+    assert seen.rows["tail"] == found.tail_forwards
+
+
+def test_the_samples_are_those_of_the_options():
+    toy = networks.toy("mlp")
+    sample = ur.Sample(classes=[0, 2], max_per_class=3)
+    found, taxonomy, seen = both(toy, sample=sample, class_names=["a", "b", "c", "d"])
+    assert (found.samples, found.labels) == ((6, 6), 2)
+    assert taxonomy.labels == ["a", "c"]
+    assert seen.rows["model"] == found.body_forwards == 12
+    assert plan(toy).layer == "3"  # the recommended one
+
+
+class Sleepy(nn.Module):
+    """A millisecond for every sample, all of it before the layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.relu, self.out = nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        time.sleep(0.001 * x.shape[0] if isinstance(x.shape[0], int) else 0)
+        return self.out(self.relu(self.hidden(x)))
+
+
+@pytest.mark.parametrize("wanted", PLANS)
+def test_seconds_are_those_of_the_passes_and_the_masks(wanted):
+    torch.manual_seed(0)
+    x, y = torch.randn(160, 4), torch.arange(160) % 2
+    toy = networks.Toy("sleepy", Sleepy(), "relu", 1, -1, (x[:96], y[:96]), (x[96:], y[96:]))
+    with forced(wanted):
+        found = plan(toy, layer="relu", compute=ur.Compute(batch_size=32))
+    # Sleep is never shorter than asked for; the upper bounds leave room for a busy machine.
+    assert 0.160 <= found.evaluation_seconds < 0.8
+    assert 0.160 <= found.body_seconds < 0.8
+    if wanted == "full":
+        assert 8 * 0.160 <= found.sweep_seconds < 8 * 0.8
+    else:
+        assert 0 < found.sweep_seconds < 0.160
+    assert found.fixed_seconds > 0
+    parts = (found.fixed_seconds, found.body_seconds, found.sweep_seconds)
+    assert found.seconds == pytest.approx(sum(parts))
+
+
+def test_rows_that_are_not_kept_cost_two_more_passes(monkeypatch):
+    monkeypatch.setattr("unitroles.store._DISK_SHARE", 0)
+    x, y = torch.randn(80, 4), torch.arange(80) % 2
+    toy = networks.Toy("sleepy", Sleepy(), "relu", 1, -1, (x, y), (x, y))
+    found = plan(toy, layer="relu", compute=ur.Compute(batch_size=80, memory_budget=1))
+    assert found.cache == "recompute"
+    assert found.body_forwards == 3 * 160
+    assert found.body_seconds >= 3 * 0.160
+
+
+def state(model: nn.Module) -> list[Any]:
+    hooks = [name for name in vars(model) if name.endswith("hooks")]
+    return [
+        [(name, value.clone(), value._version) for name, value in model.state_dict().items()],
+        [
+            (module.training, [len(vars(module)[name]) for name in hooks])
+            for module in model.modules()
+        ],
+        [torch.get_rng_state(), torch.from_numpy(np.random.get_state()[1].astype(np.int64))],
+    ]
+
+
+def same(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+@pytest.mark.parametrize("wanted", PLANS)
+@pytest.mark.parametrize("budget", ["2GiB", 1])
+def test_nothing_is_kept_and_the_model_is_as_it_was(wanted, budget, monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    toy = networks.toy("residual")
+    toy.model.train()
+    before = state(toy.model)
+    with forced(wanted):
+        plan(toy, layer=layer_of(toy), compute=ur.Compute(memory_budget=budget))
+    assert same(state(toy.model), before)
+    assert list(tmp_path.iterdir()) == []
+    next(toy.model.parameters()).data.add_(1)
+    assert not same(state(toy.model), before)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"layer": "rellu"}, "unknown layer 'rellu'"),
+        ({"class_names": ["a"]}, "there are 1 class names but label 3 occurs"),
+        ({"method": ur.Method(score="l3")}, "unknown score 'l3'"),
+        ({"sample": ur.Sample(classes=[9])}, "class 9 is not in the data"),
+    ],
+)
+def test_what_an_analysis_refuses_is_refused_here(options, said):
+    toy = networks.toy("mlp")
+    with pytest.raises(ur.InputError, match=said):
+        plan(toy, **options)
+
+
+def made(**changes: Any) -> Forecast:
+    """Numbers that could be those of a plan."""
+    given: dict[str, Any] = {
+        "layer": "features.29",
+        "units": 512,
+        "plan": "suffix",
+        "reason": "units meet",
+        "samples": (5000, 1000),
+        "labels": 10,
+        "body_forwards": 6144,
+        "head_forwards": 3084000,
+        "tail_forwards": 0,
+        "bytes_cached": 3 * 2**20,
+        "caches": ("memory", "memory"),
+        "evaluation_seconds": 62.0,
+        "fixed_seconds": 1.25,
+        "body_seconds": 63.0,
+        "sweep_seconds": 7300.0,
+    }
+    return Forecast(**{**given, **changes})
+
+
+def lines(forecast: Forecast) -> dict[str, str]:
+    rows = (line.partition(" ") for line in str(forecast).splitlines())
+    return {name: rest.strip() for name, _, rest in rows}
+
+
+def test_a_forecast_in_words():
+    assert lines(made()) == {
+        "layer": "features.29: 512 units, 10 classes",
+        "plan": "suffix: units meet",
+        "samples": "train 5,000, test 1,000",
+        "body": "6,144 samples through the model as far as the layer",
+        "masks": "3,084,000 masked copies through what comes after the layer",
+        "kept": "3.0 MiB (memory)",
+        "time": "about 2.0 h: 1.2 s to prepare (now spent), 63 s body, 2.0 h masks",
+        "evaluate": "62 s for one plain pass over both splits",
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "row", "said"),
+    [
+        ({"caches": ("memory", "disk")}, "kept", "3.0 MiB (train: memory, test: disk)"),
+        ({"caches": ("none", "none"), "bytes_cached": 0}, "kept", "nothing"),
+        (
+            {"caches": ("recompute", "recompute"), "bytes_cached": 0},
+            "kept",
+            "nothing, neither memory nor disk has room: the body runs three times",
+        ),
+        ({"plan": "full"}, "masks", "3,084,000 masked copies through the whole model"),
+        (
+            {"plan": "additive", "head_forwards": 6000, "tail_forwards": 12000},
+            "masks",
+            "6,000 masked copies through what comes after the layer; 12,000 rows through what "
+            "follows the sum",
+        ),
+        (
+            {"fixed_seconds": 0.02, "body_seconds": 300.0, "sweep_seconds": 4.04},
+            "time",
+            "about 5 min: 20 ms to prepare (now spent), 5 min body, 4.0 s masks",
+        ),
+    ],
+)
+def test_what_differs_between_forecasts_is_said(changes, row, said):
+    assert lines(made(**changes))[row] == said
+
+
+# --- the command line
+
+NETS = """
+import torch
+
+def net():
+    torch.manual_seed(0)
+    layers = torch.nn.Flatten(), torch.nn.Linear(16, 6), torch.nn.ReLU(), torch.nn.Linear(6, 3)
+    return torch.nn.Sequential(*layers)
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.delitem(sys.modules, "forecast_nets", raising=False)
+    (tmp_path / "forecast_nets.py").write_text(NETS)
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        images = rng.normal(size=(30, 1, 4, 4)).astype(np.float32)
+        np.savez(tmp_path / f"{split}.npz", images=images, labels=np.arange(30) % 3)
+    return tmp_path
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+ANALYZE = ["analyze", "forecast_nets:net", "--train", "train.npz", "--test", "test.npz"]
+
+
+@pytest.mark.parametrize("out", [[], ["--out", "old.nc"], ["--out", "nowhere/a.nc"], ["--quiet"]])
+def test_a_dry_run_prints_the_forecast_and_writes_nothing(out, here, capsys):
+    (here / "old.nc").write_text("mine")
+    before = contents(here)
+    assert main([*ANALYZE, "--layer", "2", "--dry-run", *out]) == 0
+    printed, errors = capsys.readouterr()
+    assert errors == ""
+    rows = dict(line.split(maxsplit=1) for line in printed.splitlines())
+    assert list(rows) == list(lines(made()))
+    assert rows["layer"] == "2: 6 units, 3 classes"
+    assert rows["plan"] == "additive: the logits are a running sum over the units"
+    assert rows["samples"] == "train 30, test 30"
+    assert rows["time"].startswith("about ")
+    assert contents(here) == before
+
+
+def test_without_a_dry_run_the_output_file_is_asked_for(here, capsys):
+    before = contents(here)
+    assert main(ANALYZE) == 2
+    printed, errors = capsys.readouterr()
+    assert printed == ""
+    assert errors == "error: Missing option '--out'; see unitroles analyze --help\n"
+    assert contents(here) == before
+
+
+def test_a_dry_run_refuses_what_an_analysis_refuses(here, capsys):
+    assert main([*ANALYZE, "--dry-run", "--layer", "9"]) == 2
+    assert capsys.readouterr().err.startswith("error: unknown layer '9'")
+    assert main([*ANALYZE, "--dry-run", "--classes", "7"]) == 2
+    assert capsys.readouterr().err.startswith("error: class 7 is not in the data")
