@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -283,7 +284,7 @@ def adaptive(curve: np.ndarray, tolerance: float = 1e-6) -> np.ndarray:
     while True:
         seen = np.array([curve[n] if n in known else np.inf for n in range(units + 1)])
         n0, lowest, fall = turning_point(seen, tolerance), min(seen[1:]), 0.0
-        spans = [(a, b) for a, b in zip(grid[1:], grid[2:], strict=False)]
+        spans = list(pairwise(grid[1:]))
         for a, b in spans:
             for n in range(a + 1, b):
                 fall = max(fall, max(seen[a], seen[b]) - seen[n])
