@@ -25,7 +25,7 @@ from unitroles.sweep import Logits, Sums, repeat, rows_per_tile
 from unitroles.trace import Site
 
 # Beyond this a call gains nothing from more rows but leaves the processor's caches.
-_CALL_BYTES = 16 * 2**20
+_CALL_BYTES = 8 * 2**20
 # Input, output and one intermediate of a masked copy, twice over for what the head widens.
 _COPIES = 6
 _TILE = 64

@@ -14,8 +14,10 @@ from torch import Tensor
 from unitroles.additive import Additive
 
 Logits = Float[Tensor, "masks samples labels"]
-# A call gains nothing from more rows but leaves the processor's caches.
-_CALL_BYTES = 16 * 2**20
+# Logits of several masks that stay in the processor's caches.
+_BLOCK_BYTES = 2**20
+# Products need many rows, or they mostly read weights; beyond these a call gains nothing.
+_CALL_ROWS, _CALL_BYTES = 1024, 16 * 2**20
 _PARTS_BYTES = 128 * 2**20
 _NUMBERS = 2**18
 
@@ -63,8 +65,8 @@ def losses(margin: Float[Tensor, "*rest"]) -> Float[Tensor, "*rest"]:
 class _Parts(Protocol):
     """What every unit adds to a running sum, for some samples."""
 
-    def add(self, total: Tensor, n: int, sign: float = 1.0) -> None:
-        """Add the unit in place n of each sample's order."""
+    def add(self, total: Tensor, n: int, out: Tensor, sign: float = 1.0) -> None:
+        """The sum with the unit in place n of each sample's order, in `out`, maybe `total`."""
         ...
 
 
@@ -77,10 +79,10 @@ class _Rows:
     units: Int[Tensor, "units samples"]
     buffer: Float[Tensor, "samples outputs"]
 
-    def add(self, total: Tensor, n: int, sign: float = 1.0) -> None:
+    def add(self, total: Tensor, n: int, out: Tensor, sign: float = 1.0) -> None:
         torch.index_select(self.rows, 0, self.units[n], out=self.buffer)
         row = self.buffer if total.ndim == 2 else self.buffer[:, None]
-        total.addcmul_(self.scale[n], row, value=sign)
+        torch.addcmul(total, self.scale[n], row, value=sign, out=out)
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,8 @@ class _Blocks:
     blocks: Float[Tensor, "rows outputs"]
     units: Int[Tensor, "units samples"]
 
-    def add(self, total: Tensor, n: int, sign: float = 1.0) -> None:
-        total.add_(self.blocks.index_select(0, self.units[n]), alpha=sign)
+    def add(self, total: Tensor, n: int, out: Tensor, sign: float = 1.0) -> None:
+        torch.add(total, self.blocks.index_select(0, self.units[n]), alpha=sign, out=out)
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,8 @@ class _Products:
     rows: Float[Tensor, "units features outputs"]
     units: Int[Tensor, "units samples"]
 
-    def add(self, total: Tensor, n: int, sign: float = 1.0) -> None:
-        total.baddbmm_(self.scale[n], self.rows[self.units[n]], alpha=sign)
+    def add(self, total: Tensor, n: int, out: Tensor, sign: float = 1.0) -> None:
+        torch.baddbmm(total, self.scale[n], self.rows[self.units[n]], alpha=sign, out=out)
 
 
 def _parts(
@@ -185,36 +187,45 @@ class Sums:
         return self._deep(order, wanted, running)
 
     def _totals(
-        self, pairs: Sequence[tuple[_Parts, Tensor]], wanted: list[int], running: bool
-    ) -> Iterator[list[Tensor]]:
-        """The running sums at all points of `wanted`, or all sums but for one unit."""
-        totals = [start.clone() for _, start in pairs]
-        if running:
-            done = 0
-            for n in wanted:
-                for place in range(done, n):
-                    for (parts, _), total in zip(pairs, totals, strict=True):
-                        parts.add(total, place)
-                done = n
-                yield totals
-            return
-        for place in range(self.amount.shape[2]):
-            for (parts, _), total in zip(pairs, totals, strict=True):
-                parts.add(total, place)
-        whole = [total.clone() for total in totals]
-        for n in wanted:
-            for (parts, _), total, full in zip(pairs, totals, whole, strict=True):
-                total.copy_(full)
-                parts.add(total, n, -1.0)
-            yield totals
+        self, pairs: Sequence[tuple[_Parts, Tensor]], wanted: list[int], running: bool, step: int
+    ) -> Iterator[tuple[slice, list[Tensor]]]:
+        """The running sums at all points of `wanted`, or all sums but for one unit.
+
+        Some points at a time, in blocks (points, ...) that the next ones are written over.
+        """
+        step = min(step, len(wanted))
+        blocks = [start.new_empty(step, *start.shape) for _, start in pairs]
+        for (parts, start), block in zip(pairs, blocks, strict=True):
+            block[-1].copy_(start)
+            if not running:
+                for place in range(self.amount.shape[2]):
+                    parts.add(block[-1], place, block[-1])
+        whole = [] if running else [block[-1].clone() for block in blocks]
+        done, filled, last = 0, 0, step - 1
+        for place, n in enumerate(wanted):
+            for i, ((parts, _), block) in enumerate(zip(pairs, blocks, strict=True)):
+                if not running:
+                    parts.add(whole[i], n, block[filled], -1.0)
+                    continue
+                total = block[last]
+                for unit in range(done, n):
+                    parts.add(total, unit, block[filled])
+                    total = block[filled]
+                if done == n and last != filled:
+                    block[filled].copy_(total)
+            done, last = n, filled
+            filled += 1
+            if filled == step or place + 1 == len(wanted):
+                yield slice(place + 1 - filled, place + 1), [block[:filled] for block in blocks]
+                filled = 0
 
     def _affine(
         self, order: Tensor, wanted: list[int], running: bool
     ) -> Iterator[tuple[slice, Logits]]:
         start = self.form.tail(self.start, *self.around)
-        parts = _parts(self.amount, self.form.add, order)
-        for place, (logits,) in enumerate(self._totals([(parts, start)], wanted, running)):
-            yield slice(place, place + 1), logits[None]
+        pairs = [(_parts(self.amount, self.form.add, order), start)]
+        for part, (logits,) in self._totals(pairs, wanted, running, _in_cache(start)):
+            yield part, logits
 
     def _normed(
         self, order: Tensor, wanted: list[int], running: bool
@@ -232,9 +243,9 @@ class Sums:
             (_parts(self.amount, norm.add, order), flat),
             (_parts(self.amount, self.form.add, order), start),
         ]
-        for place, (value, sums) in enumerate(self._totals(pairs, wanted, running)):
-            size = torch.rsqrt(value.square().mean(dim=1, keepdim=True) + norm.eps)
-            yield slice(place, place + 1), torch.addcmul(constant, sums, size)[None]
+        for part, (value, sums) in self._totals(pairs, wanted, running, _in_cache(start)):
+            size = torch.rsqrt(value.square().mean(dim=2, keepdim=True) + norm.eps)
+            yield part, torch.addcmul(constant, sums, size)
 
     def _deep(
         self, order: Tensor, wanted: list[int], running: bool
@@ -242,23 +253,23 @@ class Sums:
         axis = min(self.form.axis, self.start.ndim - 1)
         spread = self.start.movedim(axis, -1)
         start = spread.flatten(1, -2) if self.amount.shape[1] > 1 else spread.flatten(1)
-        step = max(1, _CALL_BYTES // (start.numel() * start.element_size()))
-        parts = _parts(self.amount, self.form.add, order)
-        buffer = start.new_empty(min(step, len(wanted)), *start.shape)
-        filled = 0
-        for place, (total,) in enumerate(self._totals([(parts, start)], wanted, running)):
-            buffer[filled] = total
-            filled += 1
-            if filled == len(buffer) or place + 1 == len(wanted):
-                h = buffer[:filled].view(filled, *spread.shape).movedim(-1, axis + 1)
-                yield slice(place + 1 - filled, place + 1), self._tail(h.contiguous())
-                filled = 0
+        rows = max(_CALL_ROWS // len(start), _in_cache(start))
+        step = max(1, min(rows, _CALL_BYTES // (start.numel() * start.element_size())))
+        pairs = [(_parts(self.amount, self.form.add, order), start)]
+        for part, (totals,) in self._totals(pairs, wanted, running, step):
+            h = totals.view(-1, *spread.shape).movedim(-1, axis + 1)
+            yield part, self._tail(h.contiguous())
 
     def _tail(self, h: Float[Tensor, "masks samples ..."]) -> Logits:
         many = len(h)
         pairs = zip(self.around, self.repeats, strict=True)
         around = [repeat(value, many) if per_row else value for value, per_row in pairs]
         return self.form.tail(h.flatten(0, 1), *around).unflatten(0, (many, -1))
+
+
+def _in_cache(start: Tensor) -> int:
+    """How many sums of this size stay in the processor's caches together."""
+    return max(1, _BLOCK_BYTES // (start.numel() * start.element_size()))
 
 
 def repeat(value: Tensor, times: int) -> Tensor:
