@@ -13,9 +13,10 @@ test: .venv/.installed-test ## lint, types, tests and doctests with branch cover
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
-	$(BIN)/python -m pytest --doctest-modules -n 2 --cov --cov-report=term src tests
+	$(BIN)/python -m pytest --doctest-modules -m "not slow" -n 2 --dist loadgroup --cov --cov-report=term src tests
 
-test-all: test ## everything (at present the same as test)
+test-all: test ## test, and the slow tests
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadgroup tests
 
 clean: ## remove caches, coverage files, builds and demo/; .venv stays
 	rm -rf demo build dist site htmlcov .coverage .coverage.* coverage.xml

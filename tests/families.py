@@ -24,12 +24,10 @@ class Family:
     ----------
     build : the model, with whatever weights it starts from.
     side : height and width of the images.
-    slow : whether its tests in float64 take more than 15 s.
     """
 
     build: Callable[[], nn.Module]
     side: int = 32
-    slow: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,8 +102,8 @@ FAMILIES = {
     "densenet": Family(_densenet),
     "mobilenet_v3_small": Family(_named("mobilenet_v3_small")),
     "efficientnet_b0": Family(_named("efficientnet_b0")),
-    "convnext_tiny": Family(_named("convnext_tiny"), slow=True),
-    "inception_v3": Family(_named("inception_v3", **_NO_AUXILIARY), side=75, slow=True),
+    "convnext_tiny": Family(_named("convnext_tiny")),
+    "inception_v3": Family(_named("inception_v3", **_NO_AUXILIARY), side=75),
     "googlenet": Family(_named("googlenet", **_NO_AUXILIARY)),
     "shufflenet_v2_x0_5": Family(_named("shufflenet_v2_x0_5")),
     "squeezenet1_0": Family(_named("squeezenet1_0")),

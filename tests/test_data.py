@@ -551,7 +551,7 @@ def test_an_unknown_layer_lists_the_near_ones():
     ("make", "said"),
     [
         (lambda: ur.Method(order="pool"), "unknown order 'pool'; did you mean pooled"),
-        (lambda: ur.Method(baseline="mean"), "unknown baseline 'mean'; known: zero"),
+        (lambda: ur.Method(baseline="one"), "unknown baseline 'one'; known: zero, mean"),
         (lambda: ur.Method(tolerance=-1e-9), "tolerance must be 0 or more nats, not -1e-09"),
         (lambda: ur.Method(tolerance=float("nan")), "tolerance must be 0 or more"),
         (lambda: ur.Method(tolerance=float("inf")), "tolerance must be 0 or more"),

@@ -365,7 +365,7 @@ def test_renaming_the_units_of_a_network_permutes_its_roles():
 def ready(plan):
     """A plan, the training samples and the order (label, position) of a toy."""
     toy = one_copy("mlp", torch.float64)
-    options = [["1"], None, ur.Method(), ur.Sample(), ur.Compute(), False]
+    options = [["1"], None, ur.Sample(), ur.Compute(), False]
     with forced(plan), warnings.catch_warnings():
         warnings.simplefilter("ignore", ur.PlanWarning)
         with prepared(toy.model, {"train": toy.train}, *options) as made:

@@ -36,13 +36,13 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def rows(*more):
-    """A parameter for every family and layer, slow where the heavy families run in float64."""
+    """A parameter for every family and layer; float64 is slow. One process exports a family."""
     return [
         pytest.param(
             name,
             layer,
             *some,
-            marks=pytest.mark.slow if "float64" in some and families.FAMILIES[name].slow else (),
+            marks=[pytest.mark.xdist_group(name), *[pytest.mark.slow] * ("float64" in some)],
         )
         for name, layer in ROWS
         for some in ([(one,) for one in more] or [()])

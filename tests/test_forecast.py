@@ -322,7 +322,7 @@ def test_a_forecast_in_words():
         (
             {"caches": ("recompute", "recompute"), "bytes_cached": 0},
             "kept",
-            "nothing, neither memory nor disk has room: the body runs three times",
+            "nothing, neither memory nor disk has room: the body runs for every pass",
         ),
         ({"plan": "full"}, "masks", "3,084,000 masked copies through the whole model"),
         (

@@ -17,10 +17,10 @@ PACKAGE = SRC / "unitroles"
 # A module imports only modules that stand before it.
 # fmt: off
 ARROWS = [
-    "errors", "options", "arguments", "progress", "probe", "precision", "trace", "split",
+    "errors", "options", "arguments", "progress", "memory", "probe", "precision", "trace", "split",
     "functional", "graph", "hoist", "operations", "owners", "separable", "head", "session",
-    "additive", "masks", "sweep", "memory", "store", "data", "sampling", "activity", "roles",
-    "resolution", "plans", "choice", "collect", "retrieval", "survey", "prepare", "baseline",
+    "additive", "masks", "sweep", "store", "data", "sampling", "activity", "roles", "resolution",
+    "plans", "check", "choice", "collect", "retrieval", "survey", "prepare", "baseline",
     "provenance", "taxonomy", "analysis", "ablation", "plots", "weights", "inputs", "text", "pace",
     "forecast", "cli", "zoo",
 ]

@@ -28,7 +28,7 @@ from forcing import (
     one_copy,
     traced,
 )
-from unitroles import choice, plans, probe, store
+from unitroles import check, choice, plans, probe, store
 from unitroles.activity import layer_score
 from unitroles.head import Exported, export
 from unitroles.precision import Precision
@@ -227,7 +227,7 @@ def suffix_of(name, budget=2**31):
     with probe.untouched(toy.model):
         head = export(toy.model, [site], inputs).head(0)
         plan = choice.suffix_plan(toy.model, site, head, inputs, budget, PROCESSOR)
-        return plan, plan.keep(*plan.probe), choice.define(toy.model, site, seen, PROCESSOR)
+        return plan, plan.keep(*plan.probe), check.define(toy.model, site, seen, PROCESSOR)
 
 
 @pytest.mark.parametrize("name", ["mlp", "relu_twice", "residual_early", "transformer"])
@@ -306,7 +306,7 @@ def test_a_score_function_of_the_wrong_shape_is_refused():
 
 def test_a_score_function_must_return_finite_values():
     toy = networks.toy("mlp")
-    with pytest.raises(ur.InputError, match="score function returned values that are not finite"):
+    with pytest.raises(ur.InputError, match="the score of a unit of layer .* is not finite; mend"):
         analyze_toy(toy, method=ur.Method(score=lambda units: units.sum(dim=2) / 0))
 
 
@@ -328,7 +328,7 @@ def test_weight_l1_sums_the_weights_that_make_a_unit(name):
     toy = networks.toy(name, torch.float64)
     seen = traced(toy.model, toy.train[0][:2])
     site = resolve(toy.model, layer_of(toy), seen)
-    score = layer_score("weight_l1", site, seen.calls, labels=3, seed=0)
+    score = layer_score("weight_l1", site, seen.calls, (2, 3, site.units), seed=0)
     weight = toy.model.get_submodule(MAKERS[name]).weight
     expected = [row.abs().sum().item() for row in weight]
     assert score.shape == (2, 3, site.units)
@@ -359,7 +359,7 @@ def test_weight_l1_needs_rows_of_weights(maker):
     seen = traced(model, torch.randn(2, 1, 2, 2))
     site = resolve(model, ur.Layer("1", axis=2) if channels == 1 else "1", seen)
     with pytest.raises(ur.InputError, match="weight_l1.*one row of weights per unit"):
-        layer_score("weight_l1", site, seen.calls, labels=2, seed=0)
+        layer_score("weight_l1", site, seen.calls, (2, 2, site.units), seed=0)
 
 
 def test_random_scores_follow_the_seed_and_differ_everywhere():
@@ -819,7 +819,7 @@ def test_the_check_runs_several_masks_in_one_call(monkeypatch):
             yield part, logits
 
     monkeypatch.setattr(plans.SuffixPlan, "masked", watched)
-    assert choice.self_check(plan, definition).agrees
+    assert check.self_check(plan, definition).agrees
     assert max(seen) == 2
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import networks
 from forcing import find, layer_of, traced
-from unitroles import choice
+from unitroles import check, choice
 from unitroles import head as heads
 from unitroles.options import Layer
 from unitroles.precision import Precision
@@ -69,9 +69,9 @@ def head_and_check(model: nn.Module, layer: Layer, x: Tensor):
     with untouched(model):
         head = heads.export(model, [site], x).head(0)
         plan = choice.suffix_plan(model, site, head, x, 2**30, PROCESSOR)
-        check = choice.self_check(plan, choice.define(model, site, seen, PROCESSOR))
-    assert check.conclusive, "masks that move nothing prove nothing"
-    assert check.agrees
+        found = check.self_check(plan, check.define(model, site, seen, PROCESSOR))
+    assert found.conclusive, "masks that move nothing prove nothing"
+    assert found.agrees
     assert check.difference <= 1e-12
     return head
 
@@ -190,8 +190,8 @@ def misplaced(plan):
 
 def not_quite_silent(plan):
     """The same plan with zeros at the edge where a silent layer gives something else."""
-    fixed = {"around": plan.around(), "silent": (torch.zeros(1, 24).double(),)}
-    return replace(plan, _fixed=fixed)
+    plan.around()
+    return replace(plan, _fixed={**plan._fixed, "silent": (torch.zeros(1, 24).double(),)})
 
 
 @pytest.mark.parametrize("spoil", [misplaced, not_quite_silent])
@@ -200,7 +200,7 @@ def test_a_wrong_move_would_be_caught(spoil):
     seen, site = traced(model, X), find(model, Layer("0"), X)
     with untouched(model):
         head = heads.export(model, [site], X).head(0)
-        definition = choice.define(model, site, seen, PROCESSOR)
+        definition = check.define(model, site, seen, PROCESSOR)
         plan = choice.suffix_plan(model, site, head, X, 2**30, PROCESSOR)
-        assert choice.self_check(plan, definition).agrees
-        assert not choice.self_check(spoil(plan), definition).agrees
+        assert check.self_check(plan, definition).agrees
+        assert not check.self_check(spoil(plan), definition).agrees

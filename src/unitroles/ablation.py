@@ -14,7 +14,7 @@ import xarray as xr
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from unitroles.activity import SampleScore, ScoreSums, layer_score, ranked, sample_score
+from unitroles.activity import SampleScore, ScoreSums, mean_scores, ranked, sample_score
 from unitroles.baseline import with_baseline
 from unitroles.collect import Kept, collect
 from unitroles.errors import InputError, unknown
@@ -144,7 +144,7 @@ def cumulative_ablation(
     with _running(model, data, layer, given, Method(score=score)) as run:
         kept, removal = _in_order(order, score, run)
         # Without the first k units of an order, the first N - k of its reverse are awake.
-        sums = rof_curve(kept, run.ready.labels, removal[:, ::-1], run.bar())
+        sums = rof_curve(kept, run.ready.labels, removal[:, ::-1].copy(), run.bar())
     curve, units = ("label", "removed"), run.site.units
     score = run.provenance["options"]["method"]["score"]
     return run.dataset(
@@ -254,7 +254,7 @@ def _running(
 ) -> Iterator[_Run]:
     """Check model and data and choose the plan; the model comes back as it was."""
     sample, compute = given.sample, given.compute
-    options = given.class_names, method, sample, compute, given.progress
+    options = given.class_names, sample, compute, given.progress
     with (
         prepared(model, {"data": data}, [layer], *options) as ready,
         Ledger(compute.bytes) as ledger,
@@ -300,15 +300,8 @@ def _in_order(
         seed = run.ready.seed
         drawn = [np.random.default_rng([seed, label]).permutation(units) for label in labels]
         return run.collect(None)[1], np.stack(drawn)
-    rank_by = sample_score(score)
-    sums, kept = run.collect(rank_by)
-    if rank_by is not None:
-        by_class = sums.mean
-    else:
-        ready = run.ready
-        by_class, _ = layer_score(str(score), run.site, ready.calls, len(labels), ready.seed)
-    if not np.isfinite(by_class).all():
-        raise InputError("the score function returned values that are not finite; mend it")
+    sums, kept = run.collect(sample_score(score))
+    (by_class,) = mean_scores(score, [sums], run.site, run.ready.calls, run.ready.seed)
     falling = ranked(by_class)
     return kept, falling if order == "descending" else falling[:, ::-1]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -122,19 +122,45 @@ def require_finite(output: Tensor, site: Site, name: str, rows: np.ndarray, labe
         )
 
 
-def layer_score(name: str, site: Site, calls: list[Call], labels: int, seed: int) -> np.ndarray:
-    """A score (split, label, unit) that does not look at samples.
+def mean_scores(
+    score: str | SampleScore, sums: Sequence[ScoreSums], site: Site, calls: list[Call], seed: int
+) -> Float[np.ndarray, "split label unit"]:
+    """The score of every unit for every class on every split.
+
+    Parameters
+    ----------
+    sums : of the splits; only their number of classes counts for a score that needs no samples.
+    calls : every module call of one forward.
+
+    Raises
+    ------
+    InputError : a score is not finite, or no weight makes the units.
+    """
+    if sample_score(score) is None:
+        shape = len(sums), len(sums[0].count), site.units
+        return layer_score(str(score), site, calls, shape, seed)
+    found = np.stack([split.mean for split in sums])
+    if not np.isfinite(found).all():
+        raise InputError(
+            f"the score of a unit of layer {site.path!r} is not finite; mend the score function, "
+            "or choose another score"
+        )
+    return found
+
+
+def layer_score(
+    name: str, site: Site, calls: list[Call], shape: tuple[int, int, int], seed: int
+) -> Float[np.ndarray, "split label unit"]:
+    """A score of this shape (split, label, unit) that does not look at samples.
 
     "weight_l1" sums the absolute weights that make each unit: those of the layer itself, or of the
     linear layer or convolution whose output reaches it through activation functions, norms, dropout
-    and pooling alone. "random" draws an order for every split
-    and class.
+    and pooling alone. "random" draws an order for every split and class.
 
     Raises
     ------
     InputError : no such weight.
     """
-    shape = (2, labels, site.units)
     if name == "random":
         return np.random.default_rng(seed).random(shape)
     weight = _unit_weight(site, calls)

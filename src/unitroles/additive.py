@@ -240,7 +240,7 @@ def _foldable(tail: fx.GraphModule) -> tuple[list[fx.Node], list[int]] | None:
     if chain is None:
         return None
     norms = [i for i, node in enumerate(chain) if is_norm(node)]
-    if any(not _is_affine(tail, node) for i, node in enumerate(chain) if i not in norms):
+    if any(not _is_affine(node) for i, node in enumerate(chain) if i not in norms):
         return None
     if len(norms) > 1 or (norms and not _whole_row(chain[norms[0]])):
         return None
@@ -307,7 +307,7 @@ def _eps(node: fx.Node) -> float:
     return float(default if given is None else given)  # type: ignore[arg-type]
 
 
-def _is_affine(tail: fx.GraphModule, node: fx.Node) -> bool:
+def _is_affine(node: fx.Node) -> bool:
     """Whether an op is affine in what comes along the chain, alike for all samples."""
     if node.target in _AFFINE:
         return True
@@ -320,8 +320,9 @@ def _is_affine(tail: fx.GraphModule, node: fx.Node) -> bool:
         return True
     if node.target in (_aten.mul.Tensor, _aten.div.Tensor):
         first_only = node.target is _aten.mul.Tensor or not isinstance(node.args[1], fx.Node)
-        others = [one for one in node.all_input_nodes if one.op == "get_attr"]
-        return first_only and len(others) + 1 == len(node.all_input_nodes)
+        factors = [one for one in node.args if isinstance(one, fx.Node)]  # a square has two
+        others = [one for one in factors if one.op == "get_attr"]
+        return first_only and len(others) + 1 == len(factors)
     if node.target is _aten.batch_norm.default:
         return not node.args[5] and node.args[3] is not None
     return False
@@ -334,7 +335,11 @@ def _linear_part(
     wide = copy.deepcopy(module).to(rows.dtype)
     shape = value_of(next(iter(module.graph.nodes))).shape[1:]
     zeros = torch.zeros_like(rows[:1]).expand(2, -1)  # two rows at least, as in the export
-    given = [value.to(rows.dtype) if value.is_floating_point() else value for value in around]
+    # What flows around is only added: without it, no huge number of one sample hides the rows.
+    given = [
+        torch.zeros_like(value, dtype=rows.dtype) if value.is_floating_point() else value
+        for value in around
+    ]
     results = []
     for values in (torch.cat([rows, zeros]), zeros):
         results.append(wide(values.reshape(len(values), *shape), *given).flatten(1))

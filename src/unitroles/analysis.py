@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from unitroles.activity import layer_score, order_units, sample_score
+from unitroles.activity import mean_scores, order_units, sample_score
 from unitroles.baseline import with_baseline
 from unitroles.collect import Kept, collect
 from unitroles.errors import InputError
@@ -111,7 +111,7 @@ def analyze_layers(
     sample_score(method.score)
     data = {"train": train, "test": test}
     with (
-        prepared(model, data, wanted, class_names, method, sample, compute, progress) as ready,
+        prepared(model, data, wanted, class_names, sample, compute, progress) as ready,
         Ledger(compute.bytes) as ledger,
         torch.inference_mode(),
     ):
@@ -172,15 +172,10 @@ def _one_pass(
         )
         sums.append(found[0])
         kept.append(found[1])
-    scores = []
-    for place, site in enumerate(ready.sites):
-        if rank_by is None:
-            name, labels = str(method.score), len(ready.labels)
-            scores.append(layer_score(name, site, ready.calls, labels, ready.seed))
-        else:
-            scores.append(np.stack([split[place].mean for split in sums]))
-    if not all(np.isfinite(score).all() for score in scores):
-        raise InputError("the score function returned values that are not finite")
+    scores = [
+        mean_scores(method.score, [split[place] for split in sums], site, ready.calls, ready.seed)
+        for place, site in enumerate(ready.sites)
+    ]
     return scores, kept
 
 
@@ -216,8 +211,8 @@ def _curves(
     """The curves of every class on both splits, at the n that the resolution asks for."""
     labels, plan = ready.labels, kept[0].plan
     name, resolution = f"retrieval {plan.site.path}", plan.resolution(method.resolution)
-    points = None if resolution == "exact" else grid(plan.site.units, resolution)
-    if points is not None and resolution == "adaptive":
+    points = grid(plan.site.units, resolution)
+    if resolution == "adaptive":
 
         def curve(i: int) -> CurveSums:
             bar = partial(ready.bars, name, len(ready.splits[i]))

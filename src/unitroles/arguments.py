@@ -89,8 +89,8 @@ Budget = Annotated[
     str,
     _panel(
         "Compute",
-        help="Memory for what is kept of the samples and for masked copies: 500MB, 2GiB or bytes; "
-        "what does not fit goes to the folder for temporary files.",
+        help="Memory for what is kept of the samples: 500MB, 2GiB or bytes; what does not fit "
+        "goes to the folder for temporary files.",
     ),
 ]
 Autocast = Annotated[

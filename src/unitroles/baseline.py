@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from unitroles.activity import activation_mean
 from unitroles.choice import recheck
 from unitroles.collect import collect
+from unitroles.errors import PlanWarning
 from unitroles.plans import FullPlan
 from unitroles.prepare import Ready
 from unitroles.store import Ledger
@@ -43,4 +45,6 @@ def with_baseline(ready: Ready, baseline: str, size: int) -> Ready:
     for choice, total in zip(ready.choices, sums, strict=True):
         mean = torch.from_numpy(total.total.sum(axis=0) / total.count.sum())
         choices.append(recheck(choice, mean.to(ready.precision.device), ready.precision))
+    for note in dict.fromkeys(note for choice in choices for note in choice.notes):
+        warnings.warn(note, PlanWarning, stacklevel=2)
     return replace(ready, choices=tuple(choices))

@@ -18,7 +18,7 @@ from unitroles.errors import PlanWarning
 from unitroles.memory import Pieces, slices
 from unitroles.plans import FullPlan, Plan
 from unitroles.precision import Precision
-from unitroles.probe import blamed, rows_of
+from unitroles.probe import batch_size, blamed, rows_of
 from unitroles.split import Place, output_of, run_body
 from unitroles.store import Ledger, Rows, Store
 
@@ -30,6 +30,10 @@ class Tile:
     plan: Plan
     places: Int[np.ndarray, " samples"]
     kept: Any
+
+    def rows(self, part: slice) -> Any:
+        """What was kept of some of the samples."""
+        return rows_of(self.kept, part)
 
 
 @dataclass
@@ -90,12 +94,20 @@ class Kept:
 
     def _again(self, places: np.ndarray) -> Iterator[Rows]:
         """The rows computed anew, from the same batches and in the same tiles as a store's."""
-        waiting, count = [], 0
+        waiting, count, pieces = [], 0, Pieces("the model's forward")
         for mine, batch in self._batches(places):
             inputs = self.precision.place(batch.inputs)
-            with blamed(batch.described(self.samples.name)), self.precision.on():
-                found = run_body(self.model, self.plan.places, inputs)
-            waiting.append(tuple(v[: len(mine)] for v in self.plan.keep(found, inputs)))
+
+            def look(part: slice, inputs: Any = inputs) -> Rows:
+                some = rows_of(inputs, part)
+                with self.precision.on():
+                    found = run_body(self.model, self.plan.places, some)
+                return self.plan.keep(found, some)
+
+            with blamed(batch.described(self.samples.name)):
+                parts = pieces.run(look, batch_size(inputs))
+            kept = parts[0] if len(parts) == 1 else tuple(map(torch.cat, zip(*parts, strict=True)))
+            waiting.append(tuple(value[: len(mine)] for value in kept))
             count += len(mine)
             if count >= self.plan.tile:
                 rows = tuple(map(torch.cat, zip(*waiting, strict=True)))

@@ -99,7 +99,7 @@ class Forecast:
         if self.cache == "none":
             return "nothing"
         if set(self.caches) == {"recompute"}:
-            return "nothing, neither memory nor disk has room: the body runs three times"
+            return "nothing, neither memory nor disk has room: the body runs for every pass"
         if len(set(self.caches)) == 1:
             return f"{size(self.bytes_cached)} ({self.cache})"
         train, test = self.caches
@@ -157,7 +157,7 @@ def plan(
     scored = sample_score(method.score) is not None
     data = {"train": train, "test": test}
     with (
-        prepared(model, data, [layer], class_names, method, sample, compute, False) as ready,
+        prepared(model, data, [layer], class_names, sample, compute, False) as ready,
         torch.inference_mode(),
     ):
         fixed = time.perf_counter() - ready.started
@@ -225,7 +225,8 @@ class _Work:
         if isinstance(chosen, FullPlan):
             return _Work(whole, whole * scored + means, whole * (points + 1), 0)
         # The curves and the swapped sets each need the rows that were not kept.
-        again = [1 + 2 * (where == "recompute") for where in caches]
+        curves = 2 if chosen.resolution(method.resolution) == "adaptive" else 1
+        again = [1 + (curves + 1) * (where == "recompute") for where in caches]
         body = means + sum(count * times for count, times in zip(padded, again, strict=True))
         if isinstance(chosen, AdditivePlan):
             start = 1 if chosen.form.norm is None else 2

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.fx.node import has_side_effect
-from torch.utils.flop_counter import FlopCounterMode
 
 
 class CannotCut(Exception):
@@ -75,20 +74,6 @@ def flat(inputs: Any) -> tuple[Any, ...]:
     return tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
 
 
-class CountOperations(fx.Interpreter):
-    """Runs a graph and counts the floating-point operations of every node."""
-
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module)
-        self.operations: dict[fx.Node, int] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        with FlopCounterMode(display=False) as counter:
-            value = super().run_node(n)
-        self.operations[n] = counter.get_total_flops()
-        return value
-
-
 def take_boundaries(graph: fx.Graph) -> dict[fx.Node, int]:
     """The values that modules took or gave, by node; the marks leave the graph."""
     found: dict[fx.Node, int] = {}
@@ -114,7 +99,7 @@ def prune(
     CannotCut : the layer does not reach the logits, or what flows around it is no batch.
     """
     graph = program.graph_module.graph
-    after = downstream(tap, logits)
+    after = _downstream(tap, logits)
     if logits not in after:
         raise CannotCut("the layer's output does not reach the logits")
     constants = constants_of(program)
@@ -127,27 +112,28 @@ def prune(
     ]
     live = [n for n in dict.fromkeys(edge) if _is_tensor(n) and _depends_on_input(n, constants)]
     for node in live:
-        _require_rows_first(node)
+        require_rows_first(node, tap)
     build = _Builder(program, constants)
     run = build.head(tap, live, [n for n in graph.nodes if n in after], logits)
     if not live:
         return Cut(run, None, (), axis)
     # A boundary without rows would be cut where the padding of a last batch is.
-    usable = {node: mark for node, mark in boundaries.items() if _is_tensor(node) and _rows(node)}
+    usable = {n: mark for n, mark in boundaries.items() if _is_tensor(n) and _rows(n, tap)}
     context, sources = build.context(live, usable)
     return Cut(run, context, sources, axis)
 
 
-def downstream(tap: fx.Node, logits: fx.Node) -> set[fx.Node]:
+def _downstream(tap: fx.Node, logits: fx.Node) -> set[fx.Node]:
     """What lies on a way from the tap to the logits, without the tap."""
-    needed, after = _ancestors([logits]), {tap}
+    needed, after = ancestors(logits), {tap}
     for node in tap.graph.nodes:
         if node in needed and not after.isdisjoint(node.all_input_nodes):
             after.add(node)
     return after - {tap}
 
 
-def _ancestors(nodes: Sequence[fx.Node]) -> set[fx.Node]:
+def ancestors(*nodes: fx.Node) -> set[fx.Node]:
+    """The nodes, and all that they are computed from."""
     found, todo = set(), list(nodes)
     while todo:
         node = todo.pop()
@@ -161,15 +147,23 @@ def _is_tensor(node: fx.Node) -> bool:
     return isinstance(node.meta.get("val"), Tensor)
 
 
-def _rows(node: fx.Node) -> bool:
+def _rows(node: fx.Node, cut: fx.Node) -> bool:
     """Whether the first dimension, and no other, counts samples."""
-    symbolic = [isinstance(size, torch.SymInt) for size in node.meta["val"].shape]
-    return bool(symbolic) and symbolic[0] and not any(symbolic[1:])
+    sizes = node.meta["val"].shape
+    symbolic = [isinstance(size, torch.SymInt) for size in sizes]
+    return symbolic[:1] == [True] and not any(symbolic[1:]) and str(sizes[0]) == _samples(cut)
 
 
-def _require_rows_first(node: fx.Node) -> None:
-    """A batch elsewhere cannot be repeated for every mask."""
-    if any(isinstance(size, torch.SymInt) for size in node.meta["val"].shape[1:]):
+def _samples(cut: fx.Node) -> str:
+    return str(cut.meta["val"].shape[0])
+
+
+def require_rows_first(node: fx.Node, cut: fx.Node) -> None:
+    """A batch elsewhere, or several rows a sample, cannot be repeated for every mask."""
+    first, *others = node.meta["val"].shape or (1,)
+    inside = any(isinstance(size, torch.SymInt) for size in others)
+    several = isinstance(first, torch.SymInt) and str(first) != _samples(cut)
+    if inside or several:
         raise CannotCut(f"a value that flows around the layer has its batch inside ({node.name})")
 
 

@@ -21,9 +21,7 @@ from torch import Tensor, fx, nn
 from unitroles.functional import make_functional, writes
 from unitroles.graph import (
     CannotCut,
-    CountOperations,
     constants_of,
-    downstream,
     flat,
     is_tap,
     prune,
@@ -87,21 +85,6 @@ class Exported:
         hoist(cut.run)
         sources = tuple(i if kind == "input" else self.places[i] for kind, i in cut.sources)
         return divide(cut, sources)
-
-    def shares_after(self, inputs: Any) -> dict[int, float]:
-        """The share of a forward's floating-point operations that lies after each layer."""
-        constants = constants_of(self.program)
-        places = (n for n in self.program.graph_module.graph.nodes if n.op == "placeholder")
-        values = iter(flat(inputs))
-        arguments = [constants[n.name] if n.name in constants else next(values) for n in places]
-        count = CountOperations(self.program.graph_module)
-        count.run(*arguments)
-        whole = max(sum(count.operations.values()), 1)
-        after = {mark: downstream(tap, self._logits) for mark, tap in self.taps.items()}
-        return {
-            mark: sum(count.operations.get(node, 0) for node in nodes) / whole
-            for mark, nodes in after.items()
-        }
 
     @property
     def _logits(self) -> fx.Node:

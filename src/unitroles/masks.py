@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -47,15 +48,29 @@ class Prefixes:
 
 @dataclass(frozen=True)
 class AllButOne:
-    """One unit silent at a time, in the order of the units."""
+    """One unit silent at a time.
 
+    Parameters
+    ----------
+    silent : the unit of each mask.
+    units : N.
+    """
+
+    silent: Int[Tensor, " masks"]
     samples: int
     units: int
-    device: torch.device
+
+    @staticmethod
+    def of(
+        samples: int, units: int, silent: Sequence[int] | None, device: torch.device
+    ) -> AllButOne:
+        """Masks for the units of `silent`; None = all, in their order."""
+        chosen = torch.tensor(list(range(units) if silent is None else silent), device=device)
+        return AllButOne(chosen, samples, units)
 
     def __len__(self) -> int:
-        return self.units
+        return len(self.silent)
 
     def awake(self, part: slice) -> Bool[Tensor, "masks samples units"]:
-        eye = torch.eye(self.units, dtype=torch.bool, device=self.device)[part]
-        return ~eye[:, None].expand(-1, self.samples, -1)
+        every = torch.arange(self.units, device=self.silent.device)
+        return (every != self.silent[part, None])[:, None].expand(-1, self.samples, -1)

@@ -22,6 +22,15 @@ def ran_out(error: BaseException) -> bool:
     return isinstance(error, kinds) or said
 
 
+def out_of_memory(what: str, rows: int) -> InputError:
+    """What is said where memory runs out and no smaller piece is left to try."""
+    many = "a single sample" if rows == 1 else f"{rows} samples at once"
+    return InputError(
+        f"memory ran out in {what} with {many}; use a smaller model, another device or smaller "
+        "inputs"
+    )
+
+
 @dataclass
 class Pieces:
     """Cuts work on rows into pieces that fit; what once did not fit is not tried again.
@@ -58,10 +67,7 @@ class Pieces:
 
     def _halve(self, size: int, error: Exception) -> None:
         if size == 1:
-            raise InputError(
-                f"memory ran out in {self.what} with a single sample; use a smaller model, another "
-                "device or smaller inputs"
-            ) from error
+            raise out_of_memory(self.what, 1) from error
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
         if self.limit is None:

@@ -50,7 +50,7 @@ def map_values(value: Any, change: Any) -> Any:
         return change(value)
     if isinstance(value, (list, tuple)):
         return [map_values(one, change) for one in value]
-    return _size(value)
+    return plain(value)
 
 
 def _counted(node: fx.Node) -> int:
@@ -65,11 +65,12 @@ def _counted(node: fx.Node) -> int:
 
 
 def _empty(value: Tensor) -> Tensor:
-    shape = [_size(size) for size in value.shape]
+    shape = [plain(size) for size in value.shape]
     return torch.empty(shape, dtype=value.dtype, device="meta")
 
 
-def _size(size: Any) -> Any:
+def plain(size: Any) -> Any:
+    """A size as a number, that of the samples' axis as `ROWS`; what is no size stays."""
     if not isinstance(size, torch.SymInt):
         return size
     expression: Any = size.node.expr

@@ -63,8 +63,9 @@ class Method:
     resolution : at which numbers n of retrieved units the curves are evaluated, where each costs a
         run of the head. "exact": at all; "adaptive": on a coarse grid, then at all n around the
         minimum; a number: at 1 and every so many units from there, 0 and N. Other n are not a
-        number in the curves. Where the curve is one running sum of logits, all n are evaluated
-        whatever it says: nothing would be saved.
+        number in the curves, and turning points under other rules (`Taxonomy.sensitivity`) are
+        read from the points that were evaluated for this one. Where the curve is one running sum
+        of logits, all n are evaluated whatever it says: nothing would be saved.
     """
 
     score: str | Callable[[Any], Any] = "activation_l1"
@@ -126,14 +127,18 @@ class Sample:
 
 @dataclass(frozen=True)
 class Compute:
-    """Where and with how much memory the analysis runs; results do not depend on it.
+    """Where and with how much memory the analysis runs.
+
+    Results do not depend on it beyond rounding, but for `autocast`, and for `batch_size` where the
+    samples of a batch influence each other (of which you are warned).
 
     Parameters
     ----------
     device : a torch device; None = where the model is.
     batch_size : samples per forward.
-    memory_budget : bytes for what is kept of the samples and for masked copies, as a number or
-        "2GiB"; what does not fit goes to the folder for temporary files.
+    memory_budget : bytes for what is kept of the samples, as a number or "2GiB"; what does not fit
+        goes to the folder for temporary files. Beside it the masks of some samples at a time take
+        up to a few hundred MiB, whatever the number of samples.
     autocast : None, the model's own precision; "bfloat16" or "float16" for its matrix products.
         What comes after the layer runs in float32.
     channels_last : whether images and convolution weights have their channels last in memory.

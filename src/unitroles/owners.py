@@ -16,9 +16,9 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 from unitroles.hoist import value_of
+from unitroles.operations import ROWS, plain
 
 _aten = torch.ops.aten
-ROWS = 2
 NOBODY = -1
 """The owner of an element that hangs on no unit."""
 
@@ -146,7 +146,7 @@ def owners(module: fx.GraphModule, cut: fx.Node, axis: int) -> dict[fx.Node, Int
             mixed.add(node)
         elif not known.keys().isdisjoint(sources):
             try:
-                known[node] = _follow(module, node, known)
+                known[node] = _follow(node, known)
             except _UnitsMeet:
                 mixed.add(node)
     return {
@@ -177,17 +177,10 @@ def _rows_apart(value: Tensor, units: int) -> bool:
 
 def _shape(node: Any) -> list[int]:
     """The sizes of a value for `ROWS` samples."""
-    return [_number(size) for size in value_of(node).shape]
+    return [plain(size) for size in value_of(node).shape]
 
 
-def _number(size: Any) -> int:
-    if not isinstance(size, torch.SymInt):
-        return int(size)
-    expression: Any = size.node.expr
-    return int(expression.subs(dict.fromkeys(expression.free_symbols, ROWS)))
-
-
-def _follow(module: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Any]) -> Any:
+def _follow(node: fx.Node, known: dict[fx.Node, Any]) -> Any:
     """The owners of an op's result."""
     target: Any = node.target
     args = _plain(map_arg(node.args, lambda one: _argument(one, known)))
@@ -226,7 +219,7 @@ def _argument(node: fx.Node, known: dict[fx.Node, Any]) -> Any:
         return known[node]
     value = value_of(node)
     if isinstance(value, torch.SymInt):
-        return _number(value)
+        return plain(value)
     if isinstance(value, Tensor):
         return torch.full((1,), NOBODY).expand(_shape(node))  # weights may be large
     return value

@@ -25,10 +25,10 @@ from unitroles.sweep import Logits, Sums, repeat, rows_per_tile
 from unitroles.trace import Site
 
 # Beyond this a call gains nothing from more rows but leaves the processor's caches.
-_CALL_BYTES = 8 * 2**20
+_COPIES_BYTES = 8 * 2**20
 # Input, output and one intermediate of a masked copy, twice over for what the head widens.
 _COPIES = 6
-_TILE = 64
+_TILE, _TILE_BYTES = 64, 64 * 2**20
 
 Order = Int[Tensor, "samples units"]
 
@@ -93,8 +93,10 @@ class Plan(Protocol):
         """Logits with the first n units of each order awake, for all n or those of `points`."""
         ...
 
-    def without_each(self, kept: Any) -> Iterator[tuple[slice, Logits]]:
-        """Logits with one unit silent and all others awake, unit by unit."""
+    def without_each(
+        self, kept: Any, units: Sequence[int] | None = None
+    ) -> Iterator[tuple[slice, Logits]]:
+        """Logits with one unit silent and all others awake, for all units or those of `units`."""
         ...
 
     def silenced(self, baseline: Float[Tensor, " units"] | None) -> Plan:
@@ -147,9 +149,12 @@ class FullPlan:
     ) -> Iterator[tuple[slice, Logits]]:
         return self.masked(kept, Prefixes.of(order, _points(order, points)))
 
-    def without_each(self, kept: Any) -> Iterator[tuple[slice, Logits]]:
+    def without_each(
+        self, kept: Any, units: Sequence[int] | None = None
+    ) -> Iterator[tuple[slice, Logits]]:
         some = next(value for value in flat(kept) if isinstance(value, Tensor))
-        return self.masked(kept, AllButOne(batch_size(kept), self.site.units, some.device))
+        masks = AllButOne.of(batch_size(kept), self.site.units, units, some.device)
+        return self.masked(kept, masks)
 
     def silenced(self, baseline: Float[Tensor, " units"] | None) -> FullPlan:
         return replace(self, baseline=baseline)
@@ -185,7 +190,12 @@ class SuffixPlan:
 
     @property
     def tile(self) -> int:
-        return _TILE
+        return min(_TILE, self.rows_within(_TILE_BYTES))
+
+    def rows_within(self, room: int) -> int:
+        """How many rows of what is kept fit into so many bytes, at least one."""
+        self._fix()
+        return max(1, room // self._fixed["row_bytes"])
 
     def resolution(self, asked: str | int) -> str | int:
         return asked
@@ -243,6 +253,7 @@ class SuffixPlan:
             values, silent = self._values(*self.probe)
             self._fixed["silent"] = tuple(value[:1] for value in silent)
             self._fixed["around"] = values[self.head.edges :]
+            self._fixed["row_bytes"] = sum(v[:1].numel() * v.element_size() for v in values)
 
     def masked(self, kept: Any, masks: Masks, least: int = 1) -> Iterator[tuple[slice, Logits]]:
         edge, silent, around = self.unpack(kept)
@@ -264,15 +275,16 @@ class SuffixPlan:
     ) -> Iterator[tuple[slice, Logits]]:
         return self.masked(kept, Prefixes.of(order, _points(order, points)))
 
-    def without_each(self, kept: Any) -> Iterator[tuple[slice, Logits]]:
-        masks = AllButOne(len(kept[0]), self.site.units, kept[0].device)
-        return self.masked(kept, masks)
+    def without_each(
+        self, kept: Any, units: Sequence[int] | None = None
+    ) -> Iterator[tuple[slice, Logits]]:
+        return self.masked(kept, AllButOne.of(len(kept[0]), self.site.units, units, kept[0].device))
 
     def silenced(self, baseline: Float[Tensor, " units"] | None) -> SuffixPlan:
         return replace(self, baseline=baseline, _fixed={})
 
     def _masks_per_call(self, edge: Sequence[Tensor]) -> int:
-        room = min(_CALL_BYTES, self.budget // _COPIES)
+        room = min(_COPIES_BYTES, self.budget // _COPIES)
         return max(1, room // sum(value.numel() * value.element_size() for value in edge))
 
 
@@ -311,7 +323,7 @@ class AdditivePlan:
 
     @property
     def tile(self) -> int:
-        return rows_per_tile(self.form, self.labels)
+        return min(rows_per_tile(self.form, self.labels), self.suffix.rows_within(_TILE_BYTES))
 
     def takes(self, inputs: Any) -> bool:
         return self.suffix.takes(inputs)
@@ -327,8 +339,10 @@ class AdditivePlan:
     ) -> Iterator[tuple[slice, Logits]]:
         return self._sums(kept).prefixes(order, points)
 
-    def without_each(self, kept: Any) -> Iterator[tuple[slice, Logits]]:
-        return self._sums(kept).without_each()
+    def without_each(
+        self, kept: Any, units: Sequence[int] | None = None
+    ) -> Iterator[tuple[slice, Logits]]:
+        return self._sums(kept).without_each(units)
 
     def _sums(self, kept: Sequence[Tensor]) -> Sums:
         (edge,), (silent,), around = self.suffix.unpack(kept)

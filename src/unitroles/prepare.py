@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -18,7 +22,7 @@ from torch.nn.parameter import is_lazy
 from unitroles.choice import Choice, choose_plans
 from unitroles.data import Samples, as_samples, warn_if_changing
 from unitroles.errors import DataWarning, InputError, PlanWarning
-from unitroles.options import Compute, Layer, Method, Sample
+from unitroles.options import Compute, Layer, Sample
 from unitroles.precision import Precision, memory_format
 from unitroles.probe import (
     blamed,
@@ -33,9 +37,9 @@ from unitroles.probe import (
 from unitroles.progress import Track, track
 from unitroles.sampling import choose
 from unitroles.survey import resolve
-from unitroles.trace import Call, Site, trace
+from unitroles.trace import Call, Site, Trace, trace
 
-_PROBE_SAMPLES = 2
+_PROBE_SAMPLES, _MORE_SAMPLES = 2, 32
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,6 @@ def prepared(
     data: Mapping[str, Any],
     layers: Sequence[str | nn.Module | Layer | None],
     class_names: Sequence[str] | None,
-    method: Method,
     sample: Sample,
     compute: Compute,
     progress: bool,
@@ -123,6 +126,10 @@ def prepared(
         for samples in splits:
             warn_if_changing(samples)
         choices = choose_plans(model, sites, seen, compute.bytes, precision)
+        if not all(choice.check.conclusive for choice in choices):
+            more = _more(model, sides[0], seen, compute.batch_size, precision)
+            if more is not None:
+                choices = choose_plans(model, sites, more, compute.bytes, precision)
         for note in dict.fromkeys(note for choice in choices for note in choice.notes):
             warnings.warn(note, PlanWarning, stacklevel=3)
         planned(1)
@@ -145,6 +152,12 @@ def prepared(
 def _check_model(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+    for path, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise InputError(
+                f"the model is scripted (module {path or 'itself'!r}) and cannot be hooked; give "
+                "the model it was scripted from"
+            )
     if any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
         raise InputError("the model has lazy parameters; run one batch through it first")
 
@@ -172,9 +185,19 @@ def _is_ours(warning: warnings.WarningMessage) -> bool:
 
 def _repeat(caught: list[warnings.WarningMessage]) -> None:
     once = {(warning.category, str(warning.message)): warning for warning in reversed(caught)}
+    level = _callers_level()
     for warning in reversed(once.values()):
-        level = 5 if _is_ours(warning) else 2
         warnings.warn(warning.message, warning.category, stacklevel=level)
+
+
+def _callers_level() -> int:
+    """How many frames lie between `_repeat` and the line that called the library."""
+    inside = (str(Path(__file__).parent), contextlib.__file__)
+    frame: FrameType | None = sys._getframe(1)
+    level = 1
+    while frame is not None and frame.f_code.co_filename.startswith(inside):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 @contextmanager
@@ -221,9 +244,22 @@ def _require_same_names(sides: Sequence[Samples]) -> None:
         )
 
 
-def _few(samples: Samples, precision: Precision) -> Any:
-    few = np.linspace(0, len(samples) - 1, _PROBE_SAMPLES).astype(np.int64)
-    return precision.place(next(samples.take(few).batches(_PROBE_SAMPLES)).inputs)
+def _few(samples: Samples, precision: Precision, count: int = _PROBE_SAMPLES) -> Any:
+    few = np.linspace(0, len(samples) - 1, count).astype(np.int64)
+    return precision.place(next(samples.take(few).batches(count)).inputs)
+
+
+def _more(
+    model: nn.Module, samples: Samples, seen: Trace, batch: int, precision: Precision
+) -> Trace | None:
+    """A forward of more samples, for layers that the first ones hardly feel; None = no such."""
+    count = min(_MORE_SAMPLES, len(samples), batch // 4)  # the check runs a few masks at once
+    if count <= seen.samples:
+        return None
+    with suppress(InputError), precision.on():  # samples of different lengths may form no batch
+        inputs = _few(samples, precision, count)
+        return trace(model, inputs) if form_of(inputs) == form_of(seen.inputs) else None
+    return None
 
 
 def _check_labels(outputs: int, splits: Sequence[Samples], names: Sequence[str] | None) -> None:

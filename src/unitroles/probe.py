@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from unitroles.errors import InputError
+from unitroles.memory import ran_out
 
 FORWARD_ERRORS = (
     RuntimeError,
@@ -24,23 +26,32 @@ FORWARD_ERRORS = (
 )
 
 
+OWN = frozenset(vars(nn.Module()))
+"""The attributes that every module has: its parameters, modules, hooks and flags."""
+
+
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; all that a forward may change comes back after it.
 
-    That is training flags, parameters, buffers and random states. The flags are set one by one: a
-    model's own `train()` may do more than set them. Costs a copy of the weights. Attributes that
-    are no parameters or buffers are not looked at.
+    That is training flags, parameters, buffers, other attributes of the modules and random states;
+    what a forward writes into the lists and dicts of an attribute stays. The flags are set one by
+    one: a model's own `train()` may do more than set them. Costs a copy of the weights.
     """
     flags = [(module, module.training) for module in model.modules()]
     tensors: list[tuple[dict[str, Any], dict[str, Any]]] = [
-        (kept, {n: (t, None if t is None else t.detach().clone()) for n, t in kept.items()})
+        (kept, {name: (tensor, _saved(tensor)) for name, tensor in kept.items()})
         for module in model.modules()
         for kept in (module.__dict__["_parameters"], module.__dict__["_buffers"])
+    ]
+    others = [
+        (vars(m), {k: v for k, v in vars(m).items() if k not in OWN}) for m in model.modules()
     ]
     states = random.getstate(), np.random.get_state()
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with ExitStack() as stack:
+        # What a module keeps of a forward must serve in training; `analyze` may be called anywhere.
+        stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.random.fork_rng(devices))
         stack.enter_context(torch.no_grad())
         try:
@@ -52,6 +63,10 @@ def untouched(model: nn.Module) -> Iterator[None]:
             np.random.set_state(states[1])
             for module, flag in flags:
                 module.training = flag
+            for now, before in others:
+                for name in now.keys() - before.keys() - OWN:
+                    del now[name]
+                now.update(before)
             for now, before in tensors:
                 for name in now.keys() - before.keys():
                     del now[name]
@@ -60,6 +75,13 @@ def untouched(model: nn.Module) -> Iterator[None]:
                     if tensor is None or saved is None or torch.equal(tensor, saved):
                         continue
                     tensor.copy_(saved)
+
+
+def _saved(tensor: Tensor | None) -> Tensor | None:
+    """A copy of what can be compared with it later."""
+    if tensor is None or tensor.layout is not torch.strided:
+        return None
+    return tensor.detach().clone()
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -120,6 +142,10 @@ def blamed(what: str) -> Iterator[None]:
     except InputError:
         raise
     except FORWARD_ERRORS as error:
+        if ran_out(error):
+            raise InputError(
+                f"memory ran out with {what}; give a smaller batch_size, or use another device"
+            ) from error
         raise InputError(
             f"{what} cannot be run through the model: {first_line(error)}; give samples of the "
             "shape and type the model was trained with"
@@ -139,7 +165,7 @@ def copied(inputs: Any) -> Any:
 
 def versions(inputs: Any) -> list[int]:
     """How often each tensor of a batch was written to."""
-    return [tensor._version for tensor in _tensors(inputs)]
+    return [-1 if tensor.is_inference() else tensor._version for tensor in _tensors(inputs)]
 
 
 @contextmanager
@@ -189,6 +215,18 @@ def batch_size(inputs: Any) -> int:
         return inputs.shape[0]
     values = list(inputs.values()) if isinstance(inputs, Mapping) else list(inputs)
     return batch_size(values[0])
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 over the names and bytes of the model's state dict."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if isinstance(tensor, Tensor):
+            digest.update(name.encode())
+            plain = tensor.detach().to_dense() if tensor.is_sparse else tensor.detach()
+            flat = plain.cpu().contiguous().flatten().view(torch.uint8)
+            digest.update(flat.numpy().data)
+    return digest.hexdigest()
 
 
 def first_line(error: BaseException) -> str:

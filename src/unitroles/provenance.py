@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import time
 from importlib.metadata import version
 from typing import Any
@@ -13,19 +12,8 @@ from torch import nn
 
 from unitroles.choice import Choice
 from unitroles.options import Compute, Method, Sample
-from unitroles.probe import device_of
+from unitroles.probe import device_of, fingerprint
 from unitroles.trace import Site
-
-
-def fingerprint(model: nn.Module) -> str:
-    """SHA-256 over the names and bytes of the model's state dict."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        if isinstance(tensor, torch.Tensor):
-            digest.update(name.encode())
-            flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-            digest.update(flat.numpy().data)
-    return digest.hexdigest()
 
 
 class Clock:

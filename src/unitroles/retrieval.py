@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from unitroles.collect import Kept, Tile
 from unitroles.data import Samples
 from unitroles.errors import InputError
 from unitroles.masks import Prefixes
-from unitroles.memory import slices
+from unitroles.memory import Pieces, slices
 from unitroles.plans import FullPlan, Plan
 from unitroles.probe import blamed
 from unitroles.resolution import refinement
@@ -28,6 +28,8 @@ _TOGETHER = 128
 
 Run = Callable[[Plan, Any, Int[Tensor, " samples"]], Iterator[tuple[slice, Logits]]]
 """(plan, what it kept, the place of each sample's class) -> logits by mask and sample."""
+
+_Answers = tuple[Float[Tensor, "masks samples"], Bool[Tensor, "masks samples"]]
 
 
 @dataclass(frozen=True)
@@ -80,23 +82,43 @@ def mask_sums(
     loss = torch.zeros(len(labels), masks, dtype=torch.float64)
     correct = torch.zeros(len(labels), masks, dtype=torch.float64)
     own = np.searchsorted(labels, kept.samples.labels)
+    pieces = Pieces("the runs with masks")
     for tile in kept.tiles():
         classes = torch.from_numpy(own[tile.places])
-        margin = torch.zeros(masks, len(classes), dtype=torch.float64)
-        right = torch.zeros(masks, len(classes), dtype=torch.bool)
+        filled = _filled(tile, classes)
+
+        def look(part: slice, tile: Tile = tile, filled: Tensor = filled) -> _Answers:
+            rows = tile.kept if part == slice(0, len(filled)) else tile.rows(part)
+            return _answers(tile.plan, rows, filled[part], labels, masks, run)
+
         with _described(tile, kept.samples), _float32(tile.plan, kept):
-            for part, logits in run(tile.plan, tile.kept, _filled(tile, classes)):
-                seen = logits[:, : len(classes)]
-                answers = torch.from_numpy(labels)[classes].to(logits.device)
-                margin[part], right[part] = margins(seen, answers)
-        values = losses(margin)
+            found = pieces.run(look, len(filled))
+        margin, right = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
+        values = losses(margin[:, : len(classes)])
         if not bool(torch.isfinite(values).all()):
             raise _not_finite(values, kept, tile)
         loss.index_add_(0, classes, values.T)
-        correct.index_add_(0, classes, right.T.to(torch.float64))
+        correct.index_add_(0, classes, right[:, : len(classes)].T.to(torch.float64))
         done(len(classes))
     count = np.bincount(own, minlength=len(labels))
     return CurveSums(loss.numpy(), correct.numpy(), count)
+
+
+def _answers(
+    plan: Plan,
+    rows: Any,
+    classes: Int[Tensor, " samples"],
+    labels: Int[np.ndarray, " label"],
+    masks: int,
+    run: Run,
+) -> _Answers:
+    """The margin of every sample under every mask, and whether its answer is right."""
+    margin = torch.zeros(masks, len(classes), dtype=torch.float64)
+    right = torch.zeros(masks, len(classes), dtype=torch.bool)
+    for part, logits in run(plan, rows, classes):
+        answers = torch.from_numpy(labels)[classes].to(logits.device)
+        margin[part], right[part] = margins(logits, answers)
+    return margin, right
 
 
 def _described(tile: Tile, samples: Samples) -> AbstractContextManager[None]:
@@ -143,17 +165,15 @@ def rof_curve(
     order : the units of every class by descending score.
     points : the n that are evaluated, rising; None = all.
     """
-    table = torch.from_numpy(np.ascontiguousarray(order))
+    table = torch.from_numpy(order.copy())
     wanted = np.arange(order.shape[1] + 1) if points is None else points
 
     def run(plan: Plan, rows: Any, classes: Tensor) -> Iterator[tuple[slice, Logits]]:
         return plan.prefixes(rows, table[classes].to(kept.precision.device), wanted.tolist())
 
     sums = mask_sums(kept, labels, len(wanted), run, done)
-    if points is None:
-        return sums
     loss, correct = (np.full((len(labels), order.shape[1] + 1), np.nan) for _ in range(2))
-    loss[:, points], correct[:, points] = sums.loss, sums.correct
+    loss[:, wanted], correct[:, wanted] = sums.loss, sums.correct
     return CurveSums(loss, correct, sums.count)
 
 
@@ -212,7 +232,7 @@ def _by_class(
     done: Callable[[int], None],
 ) -> CurveSums:
     """E(n) at other n for each class, as many as it needs; what is left over means nothing."""
-    table = torch.from_numpy(np.ascontiguousarray(order))
+    table = torch.from_numpy(order.copy())
     most = max(map(len, points))
     padded = np.zeros((len(labels), most), dtype=np.int64)
     for row, mine in zip(padded, points, strict=True):

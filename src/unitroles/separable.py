@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, fx
 
-from unitroles.graph import CannotCut, Cut
+from unitroles.graph import CannotCut, Cut, ancestors, require_rows_first
 from unitroles.hoist import value_of
 from unitroles.owners import owners
 from unitroles.split import Place
@@ -116,7 +116,7 @@ def divide(cut: Cut, sources: tuple[int | Place, ...]) -> Head:
     edge = [n for n in owner if n is logits or _tensor_users(n) & mixed]
     if not edge:
         raise CannotCut("the layer's output does not reach the logits")
-    needed = _ancestors(logits)
+    needed = ancestors(logits)
     samples = _from_samples(run, place)
     around = [
         node
@@ -124,9 +124,9 @@ def divide(cut: Cut, sources: tuple[int | Place, ...]) -> Head:
         if node in samples - dependent and _tensor_users(node) & mixed & needed
     ]
     for node in around:
-        _require_rows_first(node)
+        require_rows_first(node, place)
     live = [node for node in nodes if node.op == "placeholder" and node is not place]
-    joined = _ancestors(*edge) & set(live)
+    joined = ancestors(*edge) & set(live)
     return Head(
         before=_before(run, edge + around),
         after=_after(run, edge + around, logits),
@@ -167,26 +167,11 @@ def _from_samples(run: fx.GraphModule, place: fx.Node) -> set[fx.Node]:
     return {node for node in found if isinstance(value_of(node), Tensor)}
 
 
-def _ancestors(*nodes: fx.Node) -> set[fx.Node]:
-    found, todo = set(), list(nodes)
-    while todo:
-        node = todo.pop()
-        if node not in found:
-            found.add(node)
-            todo.extend(node.all_input_nodes)
-    return found
-
-
-def _require_rows_first(node: fx.Node) -> None:
-    if any(isinstance(size, torch.SymInt) for size in value_of(node).shape[1:]):
-        raise CannotCut(f"a value that flows around the layer has its batch inside ({node.name})")
-
-
 def _before(run: fx.GraphModule, values: list[fx.Node]) -> fx.GraphModule:
     """The graph from the placeholders to `values`."""
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
-    wanted = _ancestors(*values)
+    wanted = ancestors(*values)
     for node in run.graph.nodes:
         if node in wanted or node.op == "placeholder":
             copies[node] = graph.node_copy(node, copies.__getitem__)

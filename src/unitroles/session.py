@@ -7,25 +7,29 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
 
 from unitroles import head
 from unitroles.head import Exported
-from unitroles.probe import form_of
+from unitroles.probe import OWN, fingerprint, form_of
 from unitroles.trace import Site
 
-_MOST = 4
+_MOST, _DEEPEST = 4, 4
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
-_OWN = frozenset(vars(nn.Module()))
 
 
 @dataclass(frozen=True)
 class _Memory:
-    """An export and what it was made of; `modules` live on, so that no identity is used twice."""
+    """An export and what it was made of; `modules` live on, so that no identity is used twice.
+
+    Where values were computed once and put into the graph, `contents` tells the weights they were
+    computed from.
+    """
 
     exported: Exported
     made_of: tuple[Any, ...]
-    written: tuple[int, ...]
+    contents: str | None
     modules: list[nn.Module]
 
 
@@ -40,11 +44,12 @@ def export(model: nn.Module, sites: Sequence[Site], inputs: Any) -> Exported:
     CannotCut : `torch.export` cannot take the model.
     """
     forget(model)
-    made_of, written = _made_of(model, sites, inputs), _written(model)
+    made_of = _made_of(model, sites, inputs)
     exported = head.export(model, sites, inputs)
+    contents = fingerprint(model) if exported.holds_values else None
     # The model itself is left out, or it would never be let go.
     modules = [module for module in model.modules() if module is not model]
-    _memories[model] = _Memory(exported, made_of, written, modules)
+    _memories[model] = _Memory(exported, made_of, contents, modules)
     while len(_memories) > _MOST:
         _memories.pop(next(iter(_memories)), None)
     return exported
@@ -53,13 +58,14 @@ def export(model: nn.Module, sites: Sequence[Site], inputs: Any) -> Exported:
 def recall(model: nn.Module, sites: Sequence[Site], inputs: Any) -> Exported | None:
     """The last export of this model, where nothing has changed since that can be seen.
 
-    Weights may have changed: a graph reads them where the model has them. Objects in a module's
-    attributes and global state are not looked at; only the self-check of a plan notices those.
+    Weights may have changed: a graph reads them where the model has them. Arrays that are no
+    tensors, functions and global state are not looked into; only the self-check of a plan notices
+    those.
     """
     memory = _memories.get(model)
     if memory is None or memory.made_of != _made_of(model, sites, inputs):
         return None
-    if memory.exported.holds_values and memory.written != _written(model):
+    if memory.contents is not None and memory.contents != fingerprint(model):
         return None
     return memory.exported
 
@@ -76,16 +82,16 @@ def _made_of(model: nn.Module, sites: Sequence[Site], inputs: Any) -> tuple[Any,
         (path, id(module), _hooks(module), _attributes(module))
         for path, module in model.named_modules(remove_duplicate=False)
     )
-    tensors = tuple((id(t), t.data_ptr(), t.device, t.dtype, t.shape) for t in _tensors(model))
+    tensors = tuple((id(t), _address(t), t.device, t.dtype, t.shape) for t in _tensors(model))
     return layers, modules, tensors, form_of(inputs)
+
+
+def _address(tensor: Tensor) -> int:
+    return tensor.data_ptr() if tensor.layout is torch.strided else 0
 
 
 def _tensors(model: nn.Module) -> list[Tensor]:
     return [*model.parameters(), *model.buffers()]
-
-
-def _written(model: nn.Module) -> tuple[int, ...]:
-    return tuple(-1 if tensor.is_inference() else tensor._version for tensor in _tensors(model))
 
 
 def _hooks(module: nn.Module) -> tuple[int, ...]:
@@ -96,16 +102,22 @@ def _hooks(module: nn.Module) -> tuple[int, ...]:
 
 
 def _attributes(module: nn.Module) -> tuple[Any, ...]:
-    return tuple((name, _value(value)) for name, value in vars(module).items() if name not in _OWN)
+    return tuple((name, _value(value)) for name, value in vars(module).items() if name not in OWN)
 
 
-def _value(value: Any) -> Any:
+def _value(value: Any, depth: int = 0) -> Any:
+    """What a value holds, as far as it can be looked into; beyond, which object it is."""
     if isinstance(value, _PLAIN):
         return value
     if isinstance(value, Tensor):
         return id(value), -1 if value.is_inference() else value._version
+    if depth == _DEEPEST or isinstance(value, nn.Module):
+        return id(value), type(value)
     if isinstance(value, (tuple, list)):
-        return tuple(map(_value, value))
+        return tuple(_value(one, depth + 1) for one in value)
+    if isinstance(value, (set, frozenset)):
+        return frozenset(_value(one, depth + 1) for one in value)
     if isinstance(value, dict):
-        return tuple((str(name), _value(one)) for name, one in value.items())
-    return id(value), type(value)
+        return tuple((str(name), _value(one, depth + 1)) for name, one in value.items())
+    inside = vars(value) if hasattr(value, "__dict__") and not callable(value) else {}
+    return id(value), type(value), _value(dict(inside), depth + 1)

@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from unitroles.errors import InputError
 
 SHARD_BYTES = 64 * 2**20
 # Of the free disk; the rest belongs to others.
@@ -97,10 +100,17 @@ class DiskStore:
         return [torch.cat(values) for values in zip(*self._waiting, strict=True)]
 
     def _write(self, blocks: list[Tensor]) -> None:
-        if self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="unitroles-"))
-        file = self._folder / f"{len(self._files):06d}.safetensors"
-        save_file({f"{i:03d}": block.contiguous() for i, block in enumerate(blocks)}, file)
+        try:
+            if self._folder is None:
+                self._folder = Path(tempfile.mkdtemp(prefix="unitroles-"))
+            file = self._folder / f"{len(self._files):06d}.safetensors"
+            save_file({f"{i:03d}": block.contiguous() for i, block in enumerate(blocks)}, file)
+        except (OSError, SafetensorError) as error:
+            raise InputError(
+                f"what is kept of the samples cannot be written to {tempfile.gettempdir()}: "
+                f"{error}; free some room there, name another folder in the environment variable "
+                "TMPDIR, or give a larger memory_budget"
+            ) from error
         self._files.append(file)
 
     def tiles(self, size: int) -> Iterator[Rows]:
@@ -118,11 +128,16 @@ class DiskStore:
         self._files.clear()
 
 
+def _free_disk() -> int:
+    return int(_DISK_SHARE * shutil.disk_usage(tempfile.gettempdir()).free)
+
+
 @dataclass
 class Ledger:
     """Memory and disk still free for rows; where a store goes is decided when its size is known."""
 
     memory: int
+    disk: int = field(default_factory=_free_disk)
     opened: list[Store] = field(default_factory=list)
 
     def __enter__(self) -> Ledger:
@@ -136,8 +151,7 @@ class Ledger:
         """Where so many bytes go; "recompute" where they fit nowhere."""
         if needed <= self.memory:
             return "memory"
-        free = shutil.disk_usage(tempfile.gettempdir()).free
-        return "disk" if needed <= _DISK_SHARE * free else "recompute"
+        return "disk" if needed <= self.disk else "recompute"
 
     def open(self, samples: int, rows: Sequence[Tensor], tile: int) -> Store | None:
         """A store for so many rows of the kind of `rows`; None = they are computed again."""
@@ -147,5 +161,7 @@ class Ledger:
             return None
         if where == "memory":
             self.memory -= needed
+        else:
+            self.disk -= needed
         self.opened.append(MemoryStore(samples) if where == "memory" else DiskStore(tile))
         return self.opened[-1]

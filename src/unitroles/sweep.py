@@ -171,11 +171,11 @@ class Sums:
         wanted = list(range(count + 1)) if points is None else list(points)
         return self._logits(order, wanted, running=True)
 
-    def without_each(self) -> Iterator[tuple[slice, Logits]]:
-        """Logits with one unit silent and all others awake, unit by unit."""
+    def without_each(self, units: Sequence[int] | None = None) -> Iterator[tuple[slice, Logits]]:
+        """Logits with one unit silent and all others awake, for all units or those of `units`."""
         count = self.amount.shape[2]
         order = torch.arange(count, device=self.amount.device).expand(len(self.amount), -1)
-        return self._logits(order, list(range(count)), running=False)
+        return self._logits(order, list(range(count) if units is None else units), running=False)
 
     def _logits(
         self, order: Tensor, wanted: list[int], running: bool

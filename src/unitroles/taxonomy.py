@@ -135,7 +135,11 @@ class Taxonomy:
         )
 
     def sensitivity(self) -> pd.DataFrame:
-        """Mean proportion of each role under other rules for the turning point, rule x role."""
+        """Mean proportion of each role under other rules for the turning point, rule x role.
+
+        All from the same curves: where the resolution left points out, they were left out with a
+        view to the tolerance in use, and the other rows are only as fine as what is there.
+        """
         data = self.data
         curves = data.loss.values, data.accuracy.values, data.order.values
         rows = roles.sensitivity(*curves, tolerance=self.tolerance)

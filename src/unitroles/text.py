@@ -97,10 +97,12 @@ def _mean_std(mean: pd.Series, std: pd.Series) -> list[str]:
 def sensitivity(taxonomy: Taxonomy) -> str:
     """Mean shares under other rules for the turning point, from the same curves."""
     frame = (100 * taxonomy.sensitivity()).map("{:.1f}".format)
+    coarse = taxonomy.data.attrs.get("resolution", "exact") != "exact"
     return (
         "Sensitivity: mean share of the units in % under other rules for the turning point\n"
         "(tolerance in nats above the lowest loss; or the highest accuracy)\n"
-        f"{_aligned(frame.reset_index())}"
+        + "(read from the points evaluated for the rule in use; the others are coarser)\n" * coarse
+        + _aligned(frame.reset_index())
     )
 
 

@@ -6,9 +6,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from unitroles.errors import InputError, unknown
+from unitroles.memory import out_of_memory, ran_out
 from unitroles.options import Layer
 from unitroles.probe import (
     FORWARD_ERRORS,
@@ -61,6 +63,7 @@ class Call:
     guessed : whether the axis was taken from the number of axes alone.
     output : identity of the output tensor.
     inputs : identities of the tensors it was called with.
+    dtype : of its output.
     """
 
     path: str
@@ -71,6 +74,7 @@ class Call:
     guessed: bool = False
     output: int = 0
     inputs: tuple[int, ...] = ()
+    dtype: torch.dtype | None = None
 
     @property
     def units(self) -> int:
@@ -89,6 +93,7 @@ class Site:
     shape: tuple[int, ...]
     calls: int = 1
     guessed: bool = False
+    dtype: torch.dtype | None = None
 
     @property
     def units(self) -> int:
@@ -107,6 +112,7 @@ class Trace:
     inputs : the batch.
     writes : whether the model wrote to its inputs.
     alone : the same for the first sample alone; None where the model refuses a single one.
+    apart : logits of the first and the last sample, each alone; None as before.
     """
 
     calls: list[Call]
@@ -114,6 +120,7 @@ class Trace:
     inputs: Any
     writes: bool
     alone: Trace | None = None
+    apart: Tensor | None = None
 
     @property
     def samples(self) -> int:
@@ -122,7 +129,7 @@ class Trace:
 
 
 def trace(model: nn.Module, inputs: Any) -> Trace:
-    """Run a batch, and its first sample alone, and note every module call.
+    """Run a batch, and its first and its last sample alone, and note every module call.
 
     Run it inside `untouched`.
 
@@ -132,7 +139,8 @@ def trace(model: nn.Module, inputs: Any) -> Trace:
     """
     seen = _run(model, inputs)
     try:
-        return replace(seen, alone=_run(model, rows_of(inputs, slice(1))))
+        first, last = (_run(model, rows_of(inputs, part)) for part in (slice(1), slice(-1, None)))
+        return replace(seen, alone=first, apart=torch.cat([first.logits, last.logits]))
     except InputError:  # a norm over the batch refuses a batch of one
         return seen
 
@@ -154,7 +162,9 @@ def _run(model: nn.Module, inputs: Any) -> Trace:
             tensors = [value for value in args if isinstance(value, Tensor)]
             keep.extend([output, *tensors])
             took = tuple(map(id, tensors))
-            calls.append(Call(path, index, module, shape, axis, guessed, id(output), took))
+            dtype = None if shape is None else output.dtype
+            found = Call(path, index, module, shape, axis, guessed, id(output), took, dtype)
+            calls.append(found)
 
         return hook
 
@@ -167,6 +177,8 @@ def _run(model: nn.Module, inputs: Any) -> Trace:
         try:
             output = forward(model, given)
         except FORWARD_ERRORS as error:
+            if ran_out(error):
+                raise out_of_memory("the model's forward", batch_size(inputs)) from error
             raise InputError(
                 f"the model cannot take a batch of {describe(inputs)}: {first_line(error)}; give "
                 "samples of the shape and type the model was trained with"
@@ -243,4 +255,5 @@ def find_site(model: nn.Module, layer: Layer, calls: list[Call], batch: int) -> 
         )
     axis %= len(call.shape)
     guessed = call.guessed and layer.axis is None
-    return Site(layer.path, call.module, call.index, axis, call.shape, len(mine), guessed)
+    form = axis, call.shape, len(mine), guessed, call.dtype
+    return Site(layer.path, call.module, call.index, *form)
