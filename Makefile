@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # both installations write to the same .venv
-.PHONY: demo test test-all clean help
+.PHONY: demo test test-all bench clean help
 
 demo: .venv/.installed-zoo ## reproduce the paper's tables and figures on the digits data, into demo/
 	$(BIN)/unitroles reproduce digits --out demo --seeds 1
@@ -15,8 +15,12 @@ test: .venv/.installed-test ## lint, types, tests and doctests with branch cover
 	$(BIN)/pyright
 	$(BIN)/python -m pytest --doctest-modules -m "not slow" -n 2 --dist loadgroup --cov --cov-report=term src tests
 
-test-all: test ## test, and the slow tests
+test-all: test .venv/.installed-bench ## test, the slow tests, and a smoke run of the benchmarks
 	$(BIN)/python -m pytest -m slow -n 2 --dist loadgroup tests
+	$(BIN)/python benchmarks/run.py --quick > /dev/null
+
+bench: .venv/.installed-bench ## measure everything in docs/benchmarks.md (half an hour, on an idle machine)
+	$(BIN)/python benchmarks/run.py --out docs/benchmarks.md
 
 clean: ## remove caches, coverage files, builds and demo/; .venv stays
 	rm -rf demo build dist site htmlcov .coverage .coverage.* coverage.xml

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from cases import Data
-from measure import stages
+from measure import Stages, timed
 from sklearn.datasets import load_digits
 from table import Setting, ratios, section, spread, table
 from torch import nn
@@ -59,11 +59,11 @@ def _trained(seed: int, data: Data, epochs: int) -> nn.Module:
 
 
 def _compare(model: nn.Module, data: Data, layer: str) -> Compared:
-    def run(resolution: str) -> ur.Taxonomy:
+    def run(resolution: str) -> tuple[ur.Taxonomy, Stages]:
         method = ur.Method(resolution=resolution)
-        return ur.analyze(model, *data, layer=layer, method=method, progress=False)
+        return timed(lambda: ur.analyze(model, *data, layer=layer, method=method, progress=False))
 
-    exact, adaptive = run("exact"), run("adaptive")
+    (exact, whole), (adaptive, part) = run("exact"), run("adaptive")
     loss, samples = exact.data["loss"].values, exact.data["samples"].values
     n0, found = (t.data["turning_point"].values.astype(int) for t in (exact, adaptive))
     losses = [np.take_along_axis(loss, n[..., None], -1)[..., 0] for n in (n0, found)]
@@ -73,8 +73,8 @@ def _compare(model: nn.Module, data: Data, layer: str) -> Compared:
         apart=abs(n0 - found),
         worse=losses[1] - losses[0],
         visited=float((visited * samples).sum() / (samples.sum() * loss.shape[-1])),
-        seconds=stages(adaptive).growing,
-        exact_seconds=stages(exact).growing,
+        seconds=part.growing,
+        exact_seconds=whole.growing,
     )
 
 

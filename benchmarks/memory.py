@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from table import Setting, met, section, table
@@ -22,7 +23,7 @@ import unitroles as ur
 _GOAL = 1.05
 _SIDE, _UNITS, _LABELS = 16, 32, 10
 _SAMPLE_BYTES = _UNITS * _SIDE * _SIDE * 4  # what the head needs: a convolution comes next
-_ON_DISK, _IN_MEMORY = "16MiB", "2GiB"
+_ON_DISK, _IN_MEMORY = "1MiB", "2GiB"
 
 
 class Drawn(Dataset):
@@ -64,7 +65,7 @@ def peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
 
 
-def analyze(samples: int, budget: str, threads: int) -> dict[str, float]:
+def analyze(samples: int, budget: str, threads: int) -> dict[str, Any]:
     """Peak memory before the data grow, a small run done, and after the whole run; MiB."""
     torch.set_num_threads(threads)
     compute = ur.Compute(batch_size=32, memory_budget=budget)
@@ -72,7 +73,10 @@ def analyze(samples: int, budget: str, threads: int) -> dict[str, float]:
         splits = Drawn(count // 2, 0), Drawn(count // 2, 2**31)
         before = peak()
         ur.analyze(network(), *splits, layer="1", progress=False, compute=compute)
-    return {"before": before / 2**20, "peak": peak() / 2**20}
+    after = peak()
+    found = ur.plan(network(), *splits, layer="1", compute=compute)
+    assert found.bytes_cached == samples * _SAMPLE_BYTES
+    return {"cache": found.cache, "before": before / 2**20, "peak": after / 2**20}
 
 
 def report(setting: Setting, say: Callable[[str], None]) -> str:
@@ -98,6 +102,7 @@ def _row(
 ) -> dict[str, object]:
     say(f"peak memory, cache {place}")
     one, four = (_child(count, budget, setting.threads) for count in (base, 4 * base))
+    assert {one["cache"], four["cache"]} == {place.split()[-1]}
     ratio = four["peak"] / one["peak"]
     return {
         "cache": f"{place} (budget {budget})",
@@ -110,7 +115,7 @@ def _row(
     }
 
 
-def _child(samples: int, budget: str, threads: int) -> dict[str, float]:
+def _child(samples: int, budget: str, threads: int) -> dict[str, Any]:
     command = [sys.executable, __file__, str(samples), budget, str(threads)]
     run = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(run.stdout)

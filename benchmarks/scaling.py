@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from cases import Data
-from measure import stages
+from measure import timed
 from table import Setting, number, section, spread, table
 from torch import nn
 
@@ -23,7 +23,8 @@ def _growing(units: int, samples: int) -> float:
     )
     labels = torch.arange(samples // 2) % _LABELS
     data = Data(*((torch.randn(len(labels), units), labels) for _ in range(2)))
-    return stages(ur.analyze(model, *data, layer=ur.Layer("0", axis=1), progress=False)).growing
+    layer = ur.Layer("0", axis=1)
+    return timed(lambda: ur.analyze(model, *data, layer=layer, progress=False))[1].growing
 
 
 def report(setting: Setting, say: Callable[[str], None]) -> str:

@@ -72,7 +72,7 @@ def head_and_check(model: nn.Module, layer: Layer, x: Tensor):
         found = check.self_check(plan, check.define(model, site, seen, PROCESSOR))
     assert found.conclusive, "masks that move nothing prove nothing"
     assert found.agrees
-    assert check.difference <= 1e-12
+    assert found.difference <= 1e-12
     return head
 
 
