@@ -4,20 +4,22 @@ BIN := .venv/bin
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # both installations write to the same .venv
-.PHONY: demo test test-all bench clean help
+.PHONY: demo test test-all lint bench clean help
 
 demo: .venv/.installed-zoo ## reproduce the paper's tables and figures on the digits data, into demo/
 	$(BIN)/unitroles reproduce digits --out demo --seeds 1
 
-test: .venv/.installed-test ## lint, types, tests and doctests with branch coverage
+test: lint ## lint, types, tests and doctests but for the slow ones
+	$(BIN)/python -m pytest --doctest-modules -m "not slow" -n 2 --dist loadgroup src tests
+
+test-all: lint .venv/.installed-bench ## all tests with branch coverage, a smoke run of the benchmarks
+	$(BIN)/python -m pytest --doctest-modules -n 2 --dist loadgroup --cov --cov-report=term src tests
+	$(BIN)/python benchmarks/run.py --quick > /dev/null
+
+lint: .venv/.installed-test ## format, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
-	$(BIN)/python -m pytest --doctest-modules -m "not slow" -n 2 --dist loadgroup --cov --cov-report=term src tests
-
-test-all: test .venv/.installed-bench ## test, the slow tests, and a smoke run of the benchmarks
-	$(BIN)/python -m pytest -m slow -n 2 --dist loadgroup tests
-	$(BIN)/python benchmarks/run.py --quick > /dev/null
 
 bench: .venv/.installed-bench ## measure everything in docs/benchmarks.md (half an hour, on an idle machine)
 	$(BIN)/python benchmarks/run.py --out docs/benchmarks.md

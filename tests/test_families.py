@@ -28,6 +28,7 @@ from unitroles.trace import find_site, trace
 
 PRECISIONS = {"float32": (torch.float32, 1e-4), "float64": (torch.float64, 1e-10)}
 ROWS = [(name, layer) for name, rows in families.PLANS.items() for layer in rows]
+QUICK = {n: [list(rows)[k] for k in (0, len(rows) // 2, -1)] for n, rows in families.PLANS.items()}
 SAMPLES, REMOVED = 3, 4
 # Removals come unit by unit, and behind a suffix each costs a run of the head.
 REACH = 96
@@ -36,13 +37,19 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def rows(*more):
-    """A parameter for every family and layer; float64 is slow. One process exports a family."""
+    """A parameter for every family and layer. One process exports a family.
+
+    Slow are float64, and layers but for the first, the middle and the last of a family.
+    """
     return [
         pytest.param(
             name,
             layer,
             *some,
-            marks=[pytest.mark.xdist_group(name), *[pytest.mark.slow] * ("float64" in some)],
+            marks=[
+                pytest.mark.xdist_group(name),
+                *[pytest.mark.slow] * ("float64" in some or layer not in QUICK[name]),
+            ],
         )
         for name, layer in ROWS
         for some in ([(one,) for one in more] or [()])
@@ -226,11 +233,16 @@ def test_every_layer_gets_its_plan_at_once(name, layer, precision):
     assert found.notes == ()
 
 
-@pytest.mark.parametrize(("name", "layer"), rows())
-def test_the_unit_axis_is_found_without_being_told(name, layer):
+@cache
+def traced(name: str):
     found = planned(name)
     with untouched(found.model):
-        calls = trace(found.model, found.inputs).calls
+        return found, trace(found.model, found.inputs).calls
+
+
+@pytest.mark.parametrize(("name", "layer"), rows())
+def test_the_unit_axis_is_found_without_being_told(name, layer):
+    found, calls = traced(name)
     site = find_site(found.model, Layer(layer), calls, SAMPLES)
     assert site.axis == families.PLANS[name][layer].axis
 

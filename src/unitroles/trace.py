@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -145,32 +147,35 @@ def trace(model: nn.Module, inputs: Any) -> Trace:
         return seen
 
 
+class _Record:
+    """Notes every module call of one forward."""
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+        self._met: Counter[nn.Module] = Counter()
+        self._axes: dict[int, int] = {}
+        self._keep: list[Any] = []  # an identity means something only while its tensor lives
+
+    def note(self, path: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        shape, axis, guessed, dtype = None, None, False, None
+        if isinstance(output, Tensor) and output.is_floating_point() and not output.is_nested:
+            shape, dtype = tuple(output.shape), output.dtype
+            axis, guessed = _unit_axis(module, args, output, self._axes, self.calls)
+            if axis is not None and not guessed:
+                self._axes[id(output)] = axis
+        tensors = [value for value in args if isinstance(value, Tensor)]
+        self._keep.extend([output, *tensors])
+        took, index = tuple(map(id, tensors)), self._met[module]
+        self._met[module] += 1
+        found = Call(path, index, module, shape, axis, guessed, id(output), took, dtype)
+        self.calls.append(found)
+
+
 def _run(model: nn.Module, inputs: Any) -> Trace:
-    calls: list[Call] = []
-    keep: list[Any] = []  # an identity means something only while its tensor lives
-    axes: dict[int, int] = {}
-
-    def note(path: str):
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            index = sum(call.module is module for call in calls)
-            shape, axis, guessed = None, None, False
-            if isinstance(output, Tensor) and output.is_floating_point() and not output.is_nested:
-                shape = tuple(output.shape)
-                axis, guessed = _unit_axis(module, args, output, axes, calls)
-                if axis is not None and not guessed:
-                    axes[id(output)] = axis
-            tensors = [value for value in args if isinstance(value, Tensor)]
-            keep.extend([output, *tensors])
-            took = tuple(map(id, tensors))
-            dtype = None if shape is None else output.dtype
-            found = Call(path, index, module, shape, axis, guessed, id(output), took, dtype)
-            calls.append(found)
-
-        return hook
-
+    record = _Record()
     with ExitStack() as stack:
         for path, module in model.named_modules():
-            handle = module.register_forward_hook(note(path))
+            handle = module.register_forward_hook(partial(record.note, path))
             stack.callback(handle.remove)
         given = copied(inputs)
         before = versions(given)
@@ -183,7 +188,7 @@ def _run(model: nn.Module, inputs: Any) -> Trace:
                 f"the model cannot take a batch of {describe(inputs)}: {first_line(error)}; give "
                 "samples of the shape and type the model was trained with"
             ) from error
-    return Trace(calls, logits_of(output).clone(), inputs, versions(given) != before)
+    return Trace(record.calls, logits_of(output).clone(), inputs, versions(given) != before)
 
 
 def _unit_axis(
