@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from unitroles.ablation import cumulative_ablation, single_unit_ablation
     from unitroles.analysis import analyze, analyze_layers
     from unitroles.errors import DataWarning, InputError, PlanWarning
-    from unitroles.forecast import plan
+    from unitroles.forecast import Forecast, plan
     from unitroles.options import Compute, Layer, Method, Sample
     from unitroles.roles import Role
     from unitroles.survey import layers
@@ -25,6 +25,7 @@ _HOME = {
     "DataWarning": "errors",
     "InputError": "errors",
     "PlanWarning": "errors",
+    "Forecast": "forecast",
     "plan": "forecast",
     "layers": "survey",
     "Compute": "options",
@@ -40,6 +41,7 @@ _HOME = {
 __all__ = [
     "Compute",
     "DataWarning",
+    "Forecast",
     "InputError",
     "Layer",
     "Method",
