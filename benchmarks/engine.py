@@ -30,8 +30,8 @@ _COST = (
     "(`provenance['stages']['plan']`) of the first analysis; the later ones of this process, each "
     "of a fresh copy of the model, in brackets; its goal is 3 s up to 200 operations of the "
     "exported graph, 8 s beyond. "
-    "One evaluation pass stands before and one after every repetition, and each ratio is to the "
-    "mean of these two; median (lowest–highest)."
+    "One evaluation pass stands right before and one right after every run, of the same object, "
+    "and each ratio is to the mean of these two; median (lowest–highest)."
 )
 _AGAIN = (
     "*g*: the head's matrix products that must run for every mask (all linear layers but the first "

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field
-from itertools import pairwise
 from statistics import mean
 
 import torch
@@ -62,7 +61,8 @@ class Measured:
     batch : samples a forward in the evaluation pass, the faster of two.
     rows : rows a call, the fastest of some, in what is run again for every mask.
     operations : of the exported graph.
-    evaluations : evaluation passes, one before and one after each repetition.
+    passes : for every repetition the mean of an evaluation pass right before and one right after
+        our run, all three of one object.
     again : what has to run for all N+1 masks: matrix products, or passes of a deep head.
     hook, cached : the loops over masks, extrapolated.
     """
@@ -73,17 +73,12 @@ class Measured:
     plan: str = ""
     units: int = 0
     operations: int = 0
-    evaluations: list[float] = field(default_factory=list)
+    passes: list[float] = field(default_factory=list)
     runs: list[Stages] = field(default_factory=list)
     again: list[float] = field(default_factory=list)
     hook: list[float] = field(default_factory=list)
     cached: list[float] = field(default_factory=list)
     agreement: Agreement | None = None
-
-    @property
-    def passes(self) -> list[float]:
-        """For every repetition the mean of the evaluation passes before and after it."""
-        return [(a + b) / 2 for a, b in pairwise(self.evaluations)]
 
     @property
     def ratio(self) -> Spread:
@@ -124,28 +119,28 @@ def timed(run: Callable[[], ur.Taxonomy]) -> tuple[ur.Taxonomy, Stages]:
 
 
 def measure(case: Case, repeats: int, say: Callable[[str], None]) -> Measured:
-    """In turns: an evaluation pass, our run, what must run again, the loops; a last pass."""
+    """In turns: an evaluation pass, our run, another pass; what must run again, the loops."""
     model, data = case.model(), case.data()
 
-    def evaluate(batch: int) -> float:
+    def evaluate(model: nn.Module, batch: int) -> float:
         return seconds(lambda: evaluation_pass(model, data, batch))
 
-    batch = fastest(evaluate, {case.batch, 32})
+    batch = fastest(lambda rows: evaluate(model, rows), {case.batch, 32})
     found = Measured(case, batch)
     again: Callable[[], float] | None = None
     for repeat in range(repeats):
         say(f"{case.key}: repetition {repeat + 1} of {repeats}")
-        found.evaluations.append(evaluate(batch))
         # A fresh object: exports are remembered while their model lives.
         fresh = deepcopy(model)
+        before = evaluate(fresh, batch)
         taxonomy, took = timed(lambda fresh=fresh: analyze(case, fresh, data))
+        found.passes.append((before + evaluate(fresh, batch)) / 2)
         found.runs.append(took)
         found.plan, found.units = taxonomy.data.attrs["plan"], taxonomy.data.sizes["unit"]
         again = again or _again(found, model, data)
         found.again.extend([again()] if again else [])
         found.hook.append(_hook_seconds(case, model, data, found.units))
         found.cached.append(_cached_seconds(case, model, data, found.units))
-    found.evaluations.append(evaluate(batch))
     found.operations = _operations(model, data)
     found.agreement = agreement(case, model, data)
     return found

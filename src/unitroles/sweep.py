@@ -282,4 +282,4 @@ def rows_per_tile(form: Additive, labels: int) -> int:
     units, features, outputs = form.add.shape
     if features > 1:
         return max(1, min(64, _PARTS_BYTES // (4 * units * outputs)))
-    return max(64, min(4096, _NUMBERS // max(labels, 1))) if form.folded else 64
+    return max(64, min(4096, _NUMBERS // max(labels, 1))) if form.folded else 256
