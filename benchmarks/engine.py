@@ -51,7 +51,8 @@ def report(setting: Setting, say: Callable[[str], None]) -> str:
         if case.key in setting.cases:
             repeats = min(setting.repeats, HEAVY_REPEATS) if case.heavy else setting.repeats
             found.append(measure(case.small() if setting.quick else case, repeats, say))
-    return "\n\n".join([_cost(found, cold), _profile(found), _equal(found), _loops(found)])
+    parts = [_cost(found, cold), _profile(found), _fixed(found), _equal(found), _loops(found)]
+    return "\n\n".join(parts)
 
 
 def _toy() -> None:
@@ -123,6 +124,21 @@ def _profile(found: Sequence[Measured]) -> str:
     ]
     return section(
         "Where the time goes", table(rows), "Median (lowest–highest) over the repetitions."
+    )
+
+
+def _fixed(found: Sequence[Measured]) -> str:
+    rows = [
+        {"case": one.case.title, **{f"{name}, s": took for name, took in one.fixed.items()}}
+        for one in found
+    ]
+    return section(
+        "Where the fixed part goes",
+        table(rows),
+        "One analysis of two samples a split, of a fresh copy of the model, under Python's "
+        "profiler, which slows what is mostly Python (export, recognition, rest) down. The four "
+        "masks run through the whole model for two samples each, so a network whose single forward "
+        "is slow has a long fixed part.",
     )
 
 

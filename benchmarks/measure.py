@@ -22,6 +22,7 @@ from baselines import (
 )
 from cases import Case, Data
 from exact import Agreement, agreement, analyze
+from fixed import fixed_parts
 from table import Spread, ratios, spread
 from torch import Tensor, nn
 
@@ -65,6 +66,7 @@ class Measured:
         our run, all three of one object.
     again : what has to run for all N+1 masks: matrix products, or passes of a deep head.
     hook, cached : the loops over masks, extrapolated.
+    fixed : seconds of what does not grow with the samples, by part, of one run.
     """
 
     case: Case
@@ -79,6 +81,7 @@ class Measured:
     hook: list[float] = field(default_factory=list)
     cached: list[float] = field(default_factory=list)
     agreement: Agreement | None = None
+    fixed: dict[str, float] = field(default_factory=dict)
 
     @property
     def ratio(self) -> Spread:
@@ -143,6 +146,7 @@ def measure(case: Case, repeats: int, say: Callable[[str], None]) -> Measured:
         found.cached.append(_cached_seconds(case, model, data, found.units))
     found.operations = _operations(model, data)
     found.agreement = agreement(case, model, data)
+    found.fixed = fixed_parts(case, model, data)
     return found
 
 

@@ -12,8 +12,8 @@ from forcing import PLANS, REFUSAL, find, forced, quietly, refuse, traced
 from unitroles import survey
 from unitroles.survey import recommend
 
-COLUMNS = ["layer", "kind", "units", "axis", "plan", "cost", "recommended"]
-COLUMNS += ["reason", "bytes_per_sample"]
+COLUMNS = ["layer", "kind", "units", "axis", "plan", "cost", "ms_per_sample"]
+COLUMNS += ["recommended", "reason", "bytes_per_sample"]
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")

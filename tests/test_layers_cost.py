@@ -220,15 +220,33 @@ def table(width: int, monkeypatch) -> tuple[pd.DataFrame, list[str]]:
 def test_the_table_is_readable_at_any_width(width, monkeypatch):
     frame, lines = table(width, monkeypatch)
     assert max(map(len, lines)) <= max(width, 100)
-    assert lines[0].split() == ["layer", "kind", "plan", "units", "axis", "cost", "kept", "why"]
+    assert lines[0].split() == [
+        "layer",
+        "kind",
+        "plan",
+        "units",
+        "axis",
+        "cost",
+        "ms",
+        "kept",
+        "why",
+    ]
     named = [line.split() for line in lines[1:] if not line.startswith(" ")]
     assert [words[0] for words in named] == frame.layer.tolist()
     for words, (_, row) in zip(named, frame.iterrows(), strict=True):
         assert words[1:5] == [row.kind, row["plan"], str(row.units), str(row.axis)]
         assert float(words[5]) == pytest.approx(row.cost, abs=0.051)
-        assert words[6:8] == [str(row.bytes_per_sample), "B"]
+        assert float(words[6].replace(",", "")) == pytest.approx(row.ms_per_sample, rel=0.051)
+        assert words[7:9] == [str(row.bytes_per_sample), "B"]
         assert ("*" in words) == row.recommended
     assert (len(lines) > 1 + len(frame)) == (width < 200)  # reasons are wrapped
+
+
+def test_the_time_is_the_cost_of_what_a_sample_takes(monkeypatch):
+    clock = iter([3.0, 3.5])
+    monkeypatch.setattr(survey.time, "perf_counter", lambda: next(clock))
+    frame = ur.layers(convolutions(), torch.randn(2, 1, 6, 6))
+    assert frame.ms_per_sample.tolist() == pytest.approx((250 * frame.cost).tolist(), rel=0.01)
 
 
 def test_only_plans_that_are_not_the_cheapest_are_explained(monkeypatch):

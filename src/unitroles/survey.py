@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,16 @@ from unitroles.head import export
 from unitroles.hoist import value_of
 from unitroles.operations import ROWS, Operations
 from unitroles.options import Layer
-from unitroles.probe import batch_size, device_of, first_line, to_device, untouched
+from unitroles.probe import (
+    batch_size,
+    copied,
+    device_of,
+    first_line,
+    forward,
+    logits_of,
+    to_device,
+    untouched,
+)
 from unitroles.separable import Head
 from unitroles.trace import Call, Site, Trace, find_site, trace
 
@@ -139,10 +149,12 @@ def layers(model: nn.Module, example: Any) -> pd.DataFrame:
     Returns
     -------
     One row per layer in the order of the forward: layer, kind, units, axis, plan, cost,
-    recommended, reason, bytes_per_sample. The cost is in evaluation passes over the same samples,
-    from the floating-point operations of matrix products and convolutions; the bytes are what is
-    kept of every sample between the pass and the masks. Nothing is measured: a plan that fails its
-    check before a run is replaced by a dearer one.
+    ms_per_sample, recommended, reason, bytes_per_sample. The cost is in evaluation passes over the
+    same samples, from the floating-point operations of matrix products and convolutions; the time,
+    in milliseconds of a test per sample of both splits, is the cost times what one sample of the
+    example takes here; the bytes are what is kept of every sample between the pass and the masks.
+    No plan is tried: one that fails its check before a run is replaced by a dearer one. `plan`
+    measures every stage on the data.
 
     Raises
     ------
@@ -168,6 +180,7 @@ def layers(model: nn.Module, example: Any) -> pd.DataFrame:
         found = candidates(seen.calls, seen.samples)
         sites = [find_site(model, Layer(call.path), seen.calls, seen.samples) for call in found]
         outlooks = _outlooks(model, sites, seen)
+        each = 1000 * _seconds(model, example) / seen.samples
     rows = [
         {
             "layer": site.path,
@@ -176,6 +189,7 @@ def layers(model: nn.Module, example: Any) -> pd.DataFrame:
             "axis": site.axis,
             "plan": outlook.plan,
             "cost": round(outlook.cost, 2),
+            "ms_per_sample": float(f"{outlook.cost * each:.3g}"),
             "recommended": site.path == best,
             "reason": outlook.reason,
             "bytes_per_sample": outlook.kept,
@@ -183,6 +197,14 @@ def layers(model: nn.Module, example: Any) -> pd.DataFrame:
         for site, outlook in zip(sites, outlooks, strict=True)
     ]
     return pd.DataFrame(rows)
+
+
+def _seconds(model: nn.Module, example: Any) -> float:
+    """Of a forward of the example, which the trace and the export have warmed up."""
+    given = copied(example)
+    started = time.perf_counter()
+    logits_of(forward(model, given)).cpu()
+    return time.perf_counter() - started
 
 
 @dataclass(frozen=True)

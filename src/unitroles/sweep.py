@@ -15,7 +15,7 @@ from unitroles.additive import Additive
 
 Logits = Float[Tensor, "masks samples labels"]
 # Logits of several masks that stay in the processor's caches.
-_BLOCK_BYTES = 2**20
+_BLOCK_BYTES = 2**21
 # Products need many rows, or they mostly read weights; beyond these a call gains nothing.
 _CALL_ROWS, _CALL_BYTES = 1024, 16 * 2**20
 _PARTS_BYTES = 128 * 2**20

@@ -17,7 +17,7 @@ FEW = 20
 _LOOSE = 1e-2
 _REASON = 30
 _REST = "; masked copies run through the rest"
-_NUMBERS = ("units", "axis", "cost", "kept")
+_NUMBERS = ("units", "axis", "cost", "ms", "kept")
 
 
 def report(taxonomy: Taxonomy) -> str:
@@ -204,6 +204,7 @@ def layer_table(frame: pd.DataFrame) -> str:
         "units": list(map(str, frame.units)),
         "axis": list(map(str, frame.axis)),
         "cost": [f"{cost:,.1f}" for cost in frame.cost],
+        "ms": [f"{each:,.2g}" if each < 10 else f"{each:,.0f}" for each in frame.ms_per_sample],
         "kept": [size(count) for count in frame.bytes_per_sample.tolist()],
         "": ["*" if best else "" for best in frame.recommended],
     }
@@ -222,7 +223,8 @@ def layer_table(frame: pd.DataFrame) -> str:
     shown = "\n".join(line.rstrip() for line in file.getvalue().splitlines())
     return (
         f"{shown}\n\n* = taken where --layer is not given; cost = in evaluation passes over the "
-        "same samples;\nkept = of every sample between the pass of the model and the masks"
+        "same samples;\nms = cost × what one sample of the example takes here, in milliseconds;\n"
+        "kept = of every sample between the pass of the model and the masks"
     )
 
 
