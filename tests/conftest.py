@@ -1,6 +1,7 @@
 """What holds for every test: no display, two cores, repeatable examples, checked shapes."""
 
 import os
+from pathlib import Path
 
 os.environ["MPLBACKEND"] = "Agg"  # read once, when matplotlib is first imported
 
@@ -23,6 +24,16 @@ settings.load_profile("unitroles")
 
 # Must come before the first import of the package: it rewrites modules as they are imported.
 install_import_hook("unitroles", "beartype.beartype")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real data and weights that are not part of the project: CIFAR-10, a ResNet-20, TREC."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("UNITROLES_DATA", beside))
+    if not folder.is_dir():
+        pytest.skip("the shared data folder is absent")
+    return folder
 
 
 @pytest.fixture(scope="module")
