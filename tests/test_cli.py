@@ -17,12 +17,12 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import unitroles as ur
-from unitroles import cli, text
+from unitroles import arguments, cli, text
 from unitroles.activity import LAYER_SCORES, SAMPLE_SCORES
 from unitroles.cli import main
+from unitroles.models import load_model
 from unitroles.options import ORDERS
 from unitroles.taxonomy import build
-from unitroles.weights import load_model
 
 NETS = """
 from collections import OrderedDict
@@ -116,7 +116,7 @@ def test_analyze_report_and_csv(here: Path, capsys: pytest.CaptureFixture[str]) 
     printed, errors = capsys.readouterr()
     assert errors == ""
     taxonomy = ur.load("a.nc")
-    assert printed == f"{text.report(taxonomy)}\n\nwrote a.nc\n"
+    assert printed == f"{text.report(taxonomy)}\n\nwrote a.nc and a.toml\n"
     assert taxonomy.layer == "relu"
     assert taxonomy.labels == ["cat", "dog", "owl"]
 
@@ -226,9 +226,9 @@ def test_a_class_missing_in_a_folder_is_named(
 
 
 def test_a_number_is_a_name_where_the_data_have_it() -> None:
-    assert cli._classes("3, cat,1", ["3", "cat"]) == ("3", "cat", 1)
-    assert cli._classes("3", None) == (3,)
-    assert cli._classes(None, ["3"]) is None
+    assert arguments.classes("3, cat,1", ["3", "cat"]) == ("3", "cat", 1)
+    assert arguments.classes("3", None) == (3,)
+    assert arguments.classes(None, ["3"]) is None
 
 
 def test_layers(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -512,7 +512,10 @@ def test_the_malicious_file_would_have_run(here: Path) -> None:
             ["layers", "cli_nets:net", "--batch", "1"],
             "Invalid value for '--batch': ... 2",
         ),
-        (["layers", "cli_nets"], "MODEL must be torchvision:NAME or package.module:factory, not"),
+        (
+            ["layers", "cli_nets"],
+            "MODEL must be torchvision:NAME, timm:NAME, hf:FOLDER_OR_NAME or ... , not",
+        ),
         (["reproduce", "digit", "--out", "x"], "unknown name 'digit'; did you mean digits? known"),
         (
             ["reproduce", "digits", "--out", "x", "--ladder", "nois"],
@@ -614,7 +617,7 @@ def test_as_a_process(
     """Where warnings are no errors, as for a user: still one line."""
     done = processes(*words(ANALYZE))
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.endswith("\n\nwrote a.nc\n")
+    assert done.stdout.endswith("\n\nwrote a.nc and a.toml\n")
     malicious(here)
     refused(
         processes(*words({**ANALYZE, "out": "b.nc", "weights": "w.pt"})).stderr,

@@ -18,7 +18,8 @@ from torch import nn
 
 from unitroles.errors import InputError
 from unitroles.inputs import Pictures, load_npz, load_splits
-from unitroles.weights import load_model, load_object, load_weights, preset
+from unitroles.models import known_of, load_model, load_object
+from unitroles.weights import load_weights
 
 NETS = """
 import torch
@@ -76,15 +77,17 @@ def test_a_model_itself_is_not_called(here: Path) -> None:
 
 
 def test_a_torchvision_name() -> None:
-    assert type(load_model("torchvision:squeezenet1_1")).__name__ == "SqueezeNet"
-    assert preset("torchvision:squeezenet1_1").crop_size == [224]
-    assert preset("weights_nets:build") is None
+    model = load_model("torchvision:squeezenet1_1")
+    assert type(model).__name__ == "SqueezeNet"
+    transform: Any = known_of("torchvision:squeezenet1_1", model).transform
+    assert transform.crop_size == [224]
+    assert known_of("weights_nets:build", nn.Linear(4, 2)).transform is None
 
 
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("weights_nets", "must be torchvision:NAME or package.module:factory, not 'weights_nets'"),
+        ("weights_nets", "hf:FOLDER_OR_NAME or package.module:factory, not 'weights_nets'"),
         ("no_such:build", "no module 'no_such'; run in its folder, or install it"),
         ("weights_nets.py:build", "no module 'weights_nets.py'; write weights_nets:build"),
         ("weights_nets:biuld", "no attribute of weights_nets 'biuld'; did you mean build"),

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from unitroles.config import take_config
+from unitroles.errors import InputError
+
 _DATA = (
-    "a folder of class folders, file.npz (arrays 'images', 'labels') or file.npz::train "
-    "('train_images', 'train_labels'); float arrays are given to the model as they are, float64 "
-    "as float32"
+    "a folder of class folders; file.npz (arrays 'images', 'labels') or file.npz::train "
+    "('train_images', 'train_labels'): float arrays are given to the model as they are, float64 "
+    "as float32; file.csv, file.tsv: label and text; file.parquet, or a folder of a Hugging Face "
+    "data set: label, and picture or text"
 )
 
 
@@ -23,11 +28,26 @@ Model = Annotated[
     typer.Argument(
         metavar="MODEL",
         help="package.module:factory (a function without arguments, or the model itself; the "
-        "current folder is searched too) or torchvision:NAME.",
+        "current folder is searched too), torchvision:NAME, timm:NAME or hf:FOLDER_OR_NAME.",
+    ),
+]
+Config = Annotated[
+    Path | None,
+    _panel(
+        "Configuration",
+        metavar="FILE.toml",
+        is_eager=True,
+        callback=take_config,
+        help="Options from a file: tables [model], [data], ... as the groups here; those given "
+        "here win.",
     ),
 ]
 Weights = Annotated[
-    Path | None, _panel("Model", help="safetensors file, or PyTorch file of tensors (no pickle).")
+    Path | None,
+    _panel(
+        "Model",
+        help="safetensors file, or PyTorch file of tensors (no pickle); hf: models bring theirs.",
+    ),
 ]
 LayerPath = Annotated[
     str | None, _panel("Model", help="Layer whose output carries the units; else recommended.")
@@ -39,7 +59,7 @@ ImageSize = Annotated[
     _panel(
         "Data",
         min=1,
-        help="Folders: resize the shorter side, crop the centre; else the torchvision preset.",
+        help="Pictures: resize the shorter side, crop the centre; else as the model's own preset.",
     ),
 ]
 Scale = Annotated[
@@ -48,7 +68,18 @@ Scale = Annotated[
 Mean = Annotated[str | None, _panel("Data", help="Per channel, after scaling: .5 or .4,.5,.6.")]
 Std = Annotated[str | None, _panel("Data", help="Per channel, after scaling.")]
 Transform = Annotated[
-    str | None, _panel("Data", help="Folders: package.module:function of one PIL picture.")
+    str | None, _panel("Data", help="Pictures: package.module:function of one PIL picture.")
+]
+LabelColumn = Annotated[str | None, _panel("Data", help="Tables: the class; else 'label'.")]
+TextColumn = Annotated[str | None, _panel("Data", help="Tables: the text; else 'text'.")]
+ImageColumn = Annotated[
+    str | None, _panel("Data", help="Parquet: the pictures; else the column of that type.")
+]
+Tokenizer = Annotated[
+    str | None, _panel("Data", help="Texts: folder or name; else that of the hf: model.")
+]
+MaxLength = Annotated[
+    int | None, _panel("Data", min=1, help="Texts: tokens at most; else as many as the model can.")
 ]
 Score = Annotated[
     str,
@@ -62,6 +93,14 @@ Tolerance = Annotated[
 ]
 Baseline = Annotated[
     str, _panel("Method", help="What a silent unit gives: zero, or mean, its mean activation.")
+]
+Loss = Annotated[
+    str | None,
+    _panel(
+        "Method",
+        help="package.module:function of logits (rows, classes) and labels (rows) that gives one "
+        "loss per row; else the cross-entropy.",
+    ),
 ]
 Resolution = Annotated[
     str,
@@ -78,6 +117,10 @@ Classes = Annotated[
 MaxPerClass = Annotated[int | None, _panel("Sample", help="Samples per class and split.")]
 Equalize = Annotated[
     bool, _panel("Sample", "--equalize", help="As many samples of a class from both splits.")
+]
+GroupBy = Annotated[
+    str | None,
+    _panel("Sample", help="Group by this column, or array of an npz file, not by the class."),
 ]
 Missing = Annotated[
     str, _panel("Sample", help="error or skip: classes with samples in one split only.")
@@ -105,3 +148,35 @@ DryRun = Annotated[
 ]
 Force = Annotated[bool, _panel("Output", "--force", help="Overwrite what exists.")]
 Quiet = Annotated[bool, _panel("Output", "--quiet", help="No bars and tables; warnings stay.")]
+
+
+def numbers(option: str, text: str | None, whole: bool = False) -> Any:
+    """ "3,224,224" as numbers."""
+    if text is None:
+        return None
+    try:
+        return tuple(map(int if whole else float, text.split(",")))
+    except ValueError:
+        kind = "whole numbers" if whole else "numbers"
+        raise InputError(f"{option} takes {kind} with commas between, not {text!r}") from None
+
+
+def shape(text: str | None) -> tuple[int, ...] | None:
+    """ "3,224,224" as sizes."""
+    found = numbers("--input", text, whole=True)
+    if found is not None and min(found) < 1:
+        raise InputError(f"--input takes positive sizes such as 3,224,224, not {text!r}")
+    return found
+
+
+def classes(text: str | None, names: Collection[Any] | None) -> tuple[int | str, ...] | None:
+    """Names where the data have them, else numbers."""
+    if text is None:
+        return None
+    words = [word.strip() for word in text.split(",")]
+    return tuple(int(w) if w.isdigit() and w not in (names or ()) else w for w in words)
+
+
+def whole(text: str) -> int | str:
+    """A number where it is one: of units in a step, of bytes."""
+    return int(text) if text.isdigit() else text

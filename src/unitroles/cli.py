@@ -6,9 +6,7 @@ error stream that says what, where and the remedy; 130 interrupted.
 
 from __future__ import annotations
 
-import os
 import sys
-import tempfile
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
+from unitroles import arguments
 from unitroles.arguments import (
     Autocast,
     Baseline,
@@ -24,12 +23,18 @@ from unitroles.arguments import (
     Budget,
     ChannelsLast,
     Classes,
+    Config,
     Device,
     DryRun,
     Equalize,
     Force,
+    GroupBy,
+    ImageColumn,
     ImageSize,
+    LabelColumn,
     LayerPath,
+    Loss,
+    MaxLength,
     MaxPerClass,
     Mean,
     Missing,
@@ -43,13 +48,17 @@ from unitroles.arguments import (
     Seed,
     Std,
     Test,
+    TextColumn,
+    Tokenizer,
     Tolerance,
     Train,
     Transform,
     Weights,
 )
+from unitroles.config import config_beside, config_text, used_tables
 from unitroles.errors import DataWarning, InputError, PlanWarning, unknown
 from unitroles.options import Compute, Method, Sample
+from unitroles.output import check_new, make_folder, write_whole
 
 # Only what parsing needs is imported here; the commands import what they run.
 
@@ -78,6 +87,7 @@ def root(
 def analyze(
     model: Model,
     *,
+    config: Config = None,
     weights: Weights = None,
     layer: LayerPath = None,
     train: Train,
@@ -87,14 +97,21 @@ def analyze(
     mean: Mean = None,
     std: Std = None,
     transform: Transform = None,
+    label_column: LabelColumn = None,
+    text_column: TextColumn = None,
+    image_column: ImageColumn = None,
+    tokenizer: Tokenizer = None,
+    max_length: MaxLength = None,
     score: Score = Method.score,  # pyright: ignore[reportArgumentType]
     order: Order = Method.order,
     tolerance: Tolerance = Method.tolerance,
     baseline: Baseline = Method.baseline,
+    loss: Loss = None,
     resolution: Resolution = "exact",
     classes: Classes = None,
     max_per_class: MaxPerClass = None,
     equalize: Equalize = False,
+    group_by: GroupBy = None,
     missing: Missing = Sample.missing,
     seed: Seed = Sample.seed,
     device: Device = None,
@@ -108,48 +125,52 @@ def analyze(
     quiet: Quiet = False,
 ) -> None:
     """Name the role of every unit of a layer for every class of your own model."""
-    steps = int(resolution) if resolution.isdigit() else resolution
-    method = Method(score, order, tolerance, baseline, None, steps)
+    options = used_tables(analyze, locals())
+    method = Method(score, order, tolerance, baseline, None, arguments.whole(resolution))
     sample = Sample(None, max_per_class, equalize, None, missing, seed)
-    budget = int(memory_budget) if memory_budget.isdigit() else memory_budget
+    budget = arguments.whole(memory_budget)
     compute = Compute(device, batch_size, budget, autocast, channels_last=channels_last)
-    if out is None and not dry_run:
-        raise InputError("Missing option '--out'; see unitroles analyze --help")
-    if out is not None and not dry_run:
-        _check_new([out], force)
+    beside = None
+    if not dry_run:
+        if out is None:
+            raise InputError("Missing option '--out'; see unitroles analyze --help")
+        check_new([out], force)
+        beside = config_beside(out, config, options, force)
     _check_device(device)
 
     import unitroles as ur
     from unitroles import text
-    from unitroles.inputs import Pictures, load_splits
-    from unitroles.weights import load_model, load_object, load_weights
-    from unitroles.weights import preset as preset_of
+    from unitroles.inputs import Pictures, load_groups, load_splits
+    from unitroles.models import known_of, load_object, trained_model
+    from unitroles.tables import Columns
+    from unitroles.texts import Tables
 
-    network = load_model(model)
-    if weights is not None:
-        load_weights(network, weights)
-    elif model.startswith("torchvision:"):
-        raise InputError(f"{model} comes without weights; give a file of them with --weights")
-    pictures = Pictures(
-        size=image_size,
-        scale=scale,
-        mean=_numbers("--mean", mean),
-        std=_numbers("--std", std),
-        transform=load_object(transform, "--transform must be module:function")
-        if transform
-        else None,
-        preset=preset_of(model),
+    change, own_loss = (
+        load_object(spec, f"{option} must be module:function") if spec else None
+        for option, spec in (("--transform", transform), ("--loss", loss))
     )
-    first, second, names = load_splits(train, test, pictures)
-    sample = replace(sample, classes=_classes(classes, names))
-    options = method, sample, compute
+    method = replace(method, loss=own_loss)
+    network = trained_model(model, weights)
+    known = known_of(model, network)
+    spread = arguments.numbers("--mean", mean), arguments.numbers("--std", std)
+    pictures = Pictures(image_size, scale, *spread, change, known.transform)
+    columns = Columns(label_column, text_column, image_column)
+    tables = Tables(columns, tokenizer, max_length, known)
+    first, second, names = load_splits(train, test, pictures, tables)
+    groups = load_groups(train, test, group_by) if group_by else None
+    chosen = arguments.classes(classes, names if groups is None else groups["train"].tolist())
+    sample = replace(sample, classes=chosen, group_by=groups)
+    given = method, sample, compute
     if out is None or dry_run:
-        typer.echo(str(ur.plan(network, first, second, layer, names, *options)))
+        typer.echo(str(ur.plan(network, first, second, layer, names, *given)))
         return
-    taxonomy = ur.analyze(network, first, second, layer, names, not quiet, *options)
+    taxonomy = ur.analyze(network, first, second, layer, names, not quiet, *given)
     taxonomy.save(out)
+    if beside is not None:
+        write_whole({beside: config_text(options, ur.__version__)})
     if not quiet:
-        typer.echo(f"{text.report(taxonomy)}\n\nwrote {out}")
+        written = f"{out} and {beside}" if beside else f"{out}"
+        typer.echo(f"{text.report(taxonomy)}\n\nwrote {written}")
 
 
 @app.command("layers")
@@ -157,26 +178,20 @@ def list_layers(
     model: Model,
     shape: Annotated[
         str | None,
-        typer.Option("--input", help="Shape of one input, such as 3,224,224; else the usual one."),
+        typer.Option(
+            "--input", help="Shape of one input, such as 3,224,224; else the model's own."
+        ),
     ] = None,
     batch: Annotated[int, typer.Option(min=2, help="Inputs in the example.")] = 2,
     csv: Annotated[bool, typer.Option("--csv", help="Print comma-separated values.")] = False,
 ) -> None:
     """List the layers of a model that have units, and what an analysis of each would cost."""
-    import torch
-
     import unitroles as ur
     from unitroles import text
-    from unitroles.weights import load_model, preset
+    from unitroles.models import example_of, load_model
 
-    network = load_model(model)
-    if shape is None:
-        usual = getattr(preset(model), "crop_size", [224])[0]
-        side = getattr(network, "image_size", usual)  # of torchvision's transformers
-        size = (3, side, side)
-    else:
-        size = _shape(shape)
-    example = torch.rand(batch, *size, generator=torch.Generator().manual_seed(0))
+    network = load_model(model, bare=True)
+    example = example_of(model, network, batch, arguments.shape(shape))
     frame = ur.layers(network, example)
     typer.echo(frame.to_csv(index=False).rstrip() if csv else text.layer_table(frame))
 
@@ -197,11 +212,11 @@ def report(
     names = ("proportions", "shares", "summary", "sensitivity", "regret", "curves", "to_frame")
     files = {} if csv is None else {csv / f"{n.removeprefix('to_')}.csv": n for n in names}
     if csv is not None:
-        _make_folder(csv)
-        _check_new(list(files), force)
+        make_folder(csv)
+        check_new(list(files), force)
     typer.echo(text.report(found))
     tables = {path: getattr(found, name)() for path, name in files.items()}
-    _write({p: t.to_csv(index=p.stem not in ("curves", "frame")) for p, t in tables.items()})
+    write_whole({p: t.to_csv(index=p.stem not in ("curves", "frame")) for p, t in tables.items()})
 
 
 @app.command("reproduce")
@@ -222,8 +237,10 @@ def run_again(
     for what, given, known in (("name", name, REPRODUCIBLE), ("ladder", ladder, LADDERS)):
         if given not in known:
             raise unknown(what, given, known)
-    numbers = None if seeds is None else tuple(map(int, _numbers("--seeds", seeds, whole=True)))
-    _make_folder(out)
+    numbers = (
+        None if seeds is None else tuple(map(int, arguments.numbers("--seeds", seeds, whole=True)))
+    )
+    make_folder(out)
     try:
         from unitroles.zoo.reproduce import reproduce
 
@@ -273,49 +290,6 @@ def _show_warning(message: Warning | str, *where: Any) -> None:
     typer.echo(f"warning: {' '.join(str(message).split())}", err=True)
 
 
-def _numbers(option: str, text: str | None, whole: bool = False) -> Any:
-    if text is None:
-        return None
-    try:
-        return tuple(map(int if whole else float, text.split(",")))
-    except ValueError:
-        kind = "whole numbers" if whole else "numbers"
-        raise InputError(f"{option} takes {kind} with commas between, not {text!r}") from None
-
-
-def _shape(text: str) -> tuple[int, ...]:
-    shape = _numbers("--input", text, whole=True)
-    if min(shape) < 1:
-        raise InputError(f"--input takes positive sizes such as 3,224,224, not {text!r}")
-    return shape
-
-
-def _classes(text: str | None, names: list[str] | None) -> tuple[int | str, ...] | None:
-    """Names where the data have them, else numbers."""
-    if text is None:
-        return None
-    words = [word.strip() for word in text.split(",")]
-    return tuple(int(w) if w.isdigit() and w not in (names or ()) else w for w in words)
-
-
-def _check_new(paths: list[Path], force: bool) -> None:
-    """Before anything is computed: the files can be written, and nothing is lost by it."""
-    for path in paths:
-        if path.is_dir():
-            raise InputError(f"{path} is a folder; give the name of a file")
-        if path.exists() and not force:
-            raise InputError(f"{path} exists; give another name, or --force to overwrite it")
-    folder = paths[0].parent
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise InputError(
-            f"cannot write in folder {folder}: {error.strerror}; choose a folder that exists and "
-            "is writable"
-        ) from error
-
-
 def _check_device(device: str | None) -> None:
     import torch
 
@@ -326,29 +300,3 @@ def _check_device(device: str | None) -> None:
         raise InputError(
             f"device {device!r} cannot be used: {reason}; leave --device out for the processor"
         ) from error
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"cannot make folder {folder}: {error.strerror}; choose another place"
-        ) from error
-
-
-def _write(files: dict[Path, str]) -> None:
-    """All under temporary names first, so that no half file is ever left."""
-    parts = {path: path.with_name(f".{path.name}.{os.getpid()}.part") for path in files}
-    try:
-        for path, text in files.items():
-            parts[path].write_text(text, encoding="utf-8")
-        for path, part in parts.items():
-            os.replace(part, path)
-    except OSError as error:
-        raise InputError(
-            f"cannot write {error.filename}: {error.strerror}; free some space"
-        ) from error
-    finally:
-        for part in parts.values():
-            part.unlink(missing_ok=True)

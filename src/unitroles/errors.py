@@ -29,3 +29,16 @@ def unknown(what: str, given: object, known: Iterable[str]) -> InputError:
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
     listed = ", ".join(names[:LISTED])
     return InputError(f"unknown {what} {given!r}; {hint}known: {listed}{more}")
+
+
+def no_name(what: str, name: str, known: list[str]) -> InputError:
+    """An error for a name among many, with the nearest that exist or the first few."""
+    near = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
+    said = f"did you mean {', '.join(near)}?" if near else f"there are {few(known)}"
+    return InputError(f"there is no {what} {name!r}; {said}")
+
+
+def few(items: list[str]) -> str:
+    """The first three, and how many more there are."""
+    more = f" and {len(items) - 3} more" if len(items) > 3 else ""
+    return ", ".join(items[:3]) + more

@@ -13,11 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unitroles.errors import InputError
+from unitroles.errors import InputError, few
+from unitroles.library import needed
 from unitroles.probe import first_line
-from unitroles.weights import few, torchvision
+from unitroles.tables import is_table, read_column, same_kind
+from unitroles.texts import Tables, load_tables
 
-_FORMS = "DATA is a folder of class folders, file.npz or file.npz::train"
+_FORMS = (
+    "DATA is a folder of class folders, file.npz, file.npz::train, file.csv, file.tsv, "
+    "file.parquet or a folder written by save_to_disk"
+)
 
 
 @dataclass(frozen=True)
@@ -26,11 +31,12 @@ class Pictures:
 
     Parameters
     ----------
-    size : folders: the shorter side after resizing, in pixels; then the centre is cropped square.
+    size : folders, tables: the shorter side after resizing, in pixels; then the centre is cropped
+        square.
     scale : uint8 arrays: divide by 255 and put the channels first.
     mean, std : per channel, subtracted and divided by after scaling to 0 ... 1.
-    transform : folders: a function of one PIL picture, in place of `size`, `mean` and `std`.
-    preset : folders: the transform where none of these is given.
+    transform : folders, tables: a function of one PIL picture, in place of `size`, `mean`, `std`.
+    preset : folders, tables: the transform where none of these is given.
     """
 
     size: int | None = None
@@ -48,22 +54,94 @@ class Pictures:
         if self.transform is not None and (self.size or self.mean):
             raise InputError("--transform replaces --image-size, --mean, --std; leave these out")
 
+    @property
+    def used(self) -> list[str]:
+        """The options that were given, as on the command line."""
+        given = {
+            "--image-size": self.size,
+            "--scale": self.scale,
+            "--mean": self.mean,
+            "--transform": self.transform,
+        }
+        return [option for option, value in given.items() if value]
 
-def load_splits(train: str, test: str, pictures: Pictures) -> tuple[Any, Any, list[str] | None]:
+
+def load_splits(
+    train: str, test: str, pictures: Pictures = Pictures(), tables: Tables = Tables()
+) -> tuple[Any, Any, list[str] | None]:
     """Both splits as `unitroles.analyze` takes them, and the class names where they are known.
 
     The class folders of both splits together, sorted, give the class numbers, so that a class
-    missing in one split does not shift the others.
+    missing in one split does not shift the others. Tables: see `number_labels`.
 
     Parameters
     ----------
-    train, test : a folder of class folders, "file.npz" or "file.npz::train", see `load_npz`.
+    train, test : a folder of class folders; "file.npz" or "file.npz::train", see `load_npz`; or a
+        table, see `read_rows`.
 
     Raises
     ------
-    InputError : the data cannot be read, or an option of `pictures` is needed or has no use.
+    InputError : the data cannot be read, or an option is needed or has no use.
     """
     specs = {"train": train, "test": test}
+    kinds = {name: is_table(spec) for name, spec in specs.items()}
+    if any(kinds.values()) and not all(kinds.values()):
+        table, other = sorted(specs, key=lambda name: not kinds[name])
+        raise InputError(
+            f"the {table} data {specs[table]} are a table, the {other} data {specs[other]} are "
+            "not; give both in the same form"
+        )
+    if not any(kinds.values()):
+        if tables.used:
+            raise InputError(
+                f"{', '.join(tables.used)} is for tables (csv, tsv, parquet); leave it out"
+            )
+        return _load_pictures(specs, pictures)
+    return load_tables(specs, tables, pictures.used, lambda: _transform(pictures, Path(train)))
+
+
+def load_groups(train: str, test: str, name: str) -> dict[str, np.ndarray]:
+    """Another label of every sample, for `Sample.group_by`: the column or array with that name.
+
+    Parameters
+    ----------
+    train, test : as for `load_splits`, but for class folders.
+    name : of a column; of an array in "file.npz"; in "file.npz::train" without its "train_".
+
+    Returns
+    -------
+    One array per split, of whole numbers or of texts.
+    """
+    found = []
+    for split, spec in {"train": train, "test": test}.items():
+        if is_table(spec):
+            found.append(read_column(spec, split, name))
+        elif Path(spec).is_dir():
+            raise InputError(
+                f"--group-by {name}: the class folders of {spec} carry no label but their name; "
+                "give a table or an npz file with a column or array for it"
+            )
+        else:
+            found.append(_npz_group(spec, split, name))
+    first, second = same_kind(found)
+    return {"train": first, "test": second}
+
+
+def _npz_group(spec: str, split: str, name: str) -> list[Any]:
+    file, _, inside = spec.partition("::")
+    key = f"{inside}_{name}" if inside else name
+    with _opened(file, split) as arrays:
+        if key not in arrays.files:
+            raise InputError(
+                f"{file} has no {key!r} for --group-by {name}; it holds {', '.join(arrays.files)}"
+            )
+        values = _array(arrays, key, file)
+    if values.ndim != 1 or values.dtype.kind not in "iubU":
+        raise _wrong(values, f"{key!r} in {file}", "one whole number or text per sample")
+    return (values.astype(np.int64) if values.dtype.kind == "b" else values).tolist()
+
+
+def _load_pictures(specs: dict[str, str], pictures: Pictures) -> tuple[Any, Any, list[str] | None]:
     folders = {name: Path(spec) for name, spec in specs.items() if Path(spec).is_dir()}
     if len(folders) == 2 and pictures.scale:
         raise InputError("--scale is for uint8 images in npz files; leave it out for folders")
@@ -98,11 +176,8 @@ def load_npz(
     InputError : no such file or array, or an array that holds something else than numbers.
     """
     file, _, split = spec.partition("::")
-    if not zipfile.is_zipfile(file):
-        what = f"{file} is no npz file" if Path(file).is_file() else f"there is no file {file}"
-        raise InputError(f"the {name} data cannot be read: {what}; {_FORMS}")
     keys = [f"{split}_{part}" if split else part for part in ("images", "labels")]
-    with np.load(file, allow_pickle=False) as arrays:
+    with _opened(file, name) as arrays:
         absent = [key for key in keys if key not in arrays.files]
         if absent:
             splits = [k.removesuffix("_images") for k in arrays.files if k.endswith("_images")]
@@ -118,6 +193,13 @@ def load_npz(
     inputs = _scaled(images, keys[0], file, pictures)
     names = None if classes is None else classes.ravel().astype(str).tolist()
     return (inputs, torch.from_numpy(labels.astype(np.int64))), names
+
+
+def _opened(file: str, name: str) -> Any:
+    if not zipfile.is_zipfile(file):
+        what = f"{file} is no npz file" if Path(file).is_file() else f"there is no file {file}"
+        raise InputError(f"the {name} data cannot be read: {what}; {_FORMS}")
+    return np.load(file, allow_pickle=False)
 
 
 def _array(arrays: Any, key: str, file: str) -> np.ndarray:
@@ -170,7 +252,7 @@ def _normalized(images: Tensor, pictures: Pictures, what: str) -> Tensor:
 
 
 def _folder(folder: Path, name: str, classes: list[str], pictures: Pictures) -> Any:
-    torchvision()
+    needed("torchvision.datasets", "vision")
     from torchvision.datasets import ImageFolder
     from torchvision.datasets.folder import default_loader
 
@@ -192,8 +274,6 @@ def _folder(folder: Path, name: str, classes: list[str], pictures: Pictures) -> 
 
 
 def _transform(pictures: Pictures, folder: Path) -> Callable[[Any], Any]:
-    from torchvision.transforms import v2
-
     if pictures.transform is not None:
         return pictures.transform
     if pictures.size is None:
@@ -203,6 +283,7 @@ def _transform(pictures: Pictures, folder: Path) -> Callable[[Any], Any]:
                 "--image-size with --mean and --std as in training, or --transform module:function"
             )
         return pictures.preset
+    v2 = needed("torchvision.transforms.v2", "vision")
     steps = [v2.Resize(pictures.size), v2.CenterCrop(pictures.size), v2.PILToTensor()]
     normalize = v2.Lambda(lambda image: _normalized(image, pictures, "the pictures"))
     return v2.Compose([*steps, v2.ToDtype(torch.float32, scale=True), normalize])
