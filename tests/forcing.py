@@ -55,6 +55,7 @@ def observe(function: Callable[..., Any], *args: Any, **options: Any) -> tuple[A
     """The result without bars, and the texts of the plan warnings on the way."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("error")
+        warnings.simplefilter("ignore", ur.LayerHint)
         warnings.simplefilter("always", ur.PlanWarning)
         found = function(*args, **{"progress": False, "compute": BATCH, **options})
     return found, [str(warning.message) for warning in caught]

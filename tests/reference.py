@@ -158,19 +158,29 @@ def performance(
     model: nn.Module,
     layer: str,
     inputs: Tensor,
-    label: int,
+    label: int | Tensor,
     active: Iterable[int],
     axis: int = 1,
     call: int = -1,
     silent: np.ndarray | None = None,
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> tuple[float, float]:
-    """Mean loss and accuracy of the samples of one label with only `active` awake."""
+    """Mean loss and accuracy of the samples of one label with only `active` awake.
+
+    `label` is one number for all samples, or what the loss compares each of them with; `loss` is a
+    function of the outputs and labels of some samples, None = cross-entropy.
+    """
     active = list(active)
     losses, hits = [], []
     for s in range(len(inputs)):
         logits = masked_logits(model, layer, inputs[s : s + 1], active, axis, call, silent)
-        losses.append(sample_loss(logits, label))
-        hits.append(correct(logits, label))
+        target = label[s] if isinstance(label, Tensor) else torch.tensor(label)
+        if loss is None:
+            losses.append(sample_loss(logits, int(target)))
+        else:
+            losses.append(loss(logits[None], target[None])[0].item())
+        whole = logits.ndim == 1 and target.ndim == 0 and not target.is_floating_point()
+        hits.append(correct(logits, int(target)) if whole else math.nan)
     return sum(losses) / len(losses), sum(hits) / len(hits)
 
 
@@ -178,18 +188,19 @@ def rof_curve(
     model: nn.Module,
     layer: str,
     inputs: Tensor,
-    label: int,
+    label: int | Tensor,
     order: np.ndarray,
     axis: int = 1,
     call: int = -1,
     silent: np.ndarray | None = None,
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Loss and accuracy, each (units + 1,), with the first n = 0 ... units of the order awake."""
     points = []
     for n in range(len(order) + 1):
-        points.append(performance(model, layer, inputs, label, order[:n], axis, call, silent))
-    loss, accuracy = zip(*points, strict=True)
-    return np.array(loss, dtype=np.float64), np.array(accuracy, dtype=np.float64)
+        points.append(performance(model, layer, inputs, label, order[:n], axis, call, silent, loss))
+    losses, accuracy = zip(*points, strict=True)
+    return np.array(losses, dtype=np.float64), np.array(accuracy, dtype=np.float64)
 
 
 def silent_units(
@@ -384,19 +395,25 @@ def regret(
 
 def analyze_label(
     splits: list[Tensor],
-    label: int,
+    targets: list[Tensor],
     scored: Callable[[Tensor], np.ndarray],
     curve: Callable[..., tuple[np.ndarray, np.ndarray]],
     under: Callable[..., tuple[float, float]],
     order_mode: str,
     tolerance: float,
 ) -> dict[str, list]:
-    """Everything about one label, one entry per split; `role` has no split."""
+    """Everything about one label, one entry per split; `role` has no split.
+
+    `targets` is what the loss compares the samples of each split with.
+    """
     orders = orders_of(scored, splits, order_mode)
-    curves = [curve(splits[i], label, orders[i]) for i in (TRAIN, TEST)]
+    curves = [curve(splits[i], targets[i], orders[i]) for i in (TRAIN, TEST)]
     n0 = [turning_point(loss, tolerance) for loss, _ in curves]
     active = [orders[i][: n0[i]] for i in (TRAIN, TEST)]
-    swapped = [under(splits[TRAIN], label, active[TEST]), under(splits[TEST], label, active[TRAIN])]
+    swapped = [
+        under(splits[TRAIN], targets[TRAIN], active[TEST]),
+        under(splits[TEST], targets[TEST], active[TRAIN]),
+    ]
     return {
         "score": [scored(inputs) for inputs in splits],
         "order": orders,
@@ -420,24 +437,32 @@ def analyze(
     tolerance: float = 1e-6,
     score: Callable[..., np.ndarray] = score,
     baseline: str = "zero",
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+    groups: tuple[Tensor, Tensor] | None = None,
 ) -> Reference:
-    """Sections 3, 4 and 6 for every label; `train` and `test` are (inputs, integer labels)."""
+    """Sections 3, 4 and 6 for every label; `train` and `test` are (inputs, labels).
+
+    `groups` class the samples of both splits where their labels do not.
+    """
     silent = silent_units(model, layer, train[0], baseline, axis, call)
 
     def scored(inputs: Tensor) -> np.ndarray:
         return score(model, layer, inputs, axis, call)
 
-    def curve(inputs: Tensor, label: int, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return rof_curve(model, layer, inputs, label, order, axis, call, silent)
+    def curve(inputs: Tensor, given: Tensor, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return rof_curve(model, layer, inputs, given, order, axis, call, silent, loss)
 
-    def under(inputs: Tensor, label: int, active: np.ndarray) -> tuple[float, float]:
-        return performance(model, layer, inputs, label, active, axis, call, silent)
+    def under(inputs: Tensor, given: Tensor, active: np.ndarray) -> tuple[float, float]:
+        return performance(model, layer, inputs, given, active, axis, call, silent, loss)
 
-    labels = sorted(set(train[1].tolist()) | set(test[1].tolist()))
+    group_of = groups if groups is not None else (train[1], test[1])
+    labels = sorted(set(group_of[TRAIN].tolist()) | set(group_of[TEST].tolist()))
     rows = []
     for label in labels:
-        splits = [inputs[given == label] for inputs, given in (train, test)]
-        rows.append(analyze_label(splits, label, scored, curve, under, order_mode, tolerance))
+        mine = [group_of[split] == label for split in (TRAIN, TEST)]
+        splits = [train[0][mine[TRAIN]], test[0][mine[TEST]]]
+        targets = [train[1][mine[TRAIN]], test[1][mine[TEST]]]
+        rows.append(analyze_label(splits, targets, scored, curve, under, order_mode, tolerance))
     role = np.array([row.pop("role") for row in rows])
     fields = {name: np.swapaxes([row[name] for row in rows], 0, 1) for name in rows[0]}
     return Reference(

@@ -322,7 +322,7 @@ def test_missing_numbers_in_the_data_are_no_change():
 def splits(train: list[int], test: list[int]) -> tuple[Samples, Samples]:
     """Two splits with these labels; their inputs are never read."""
     return tuple(
-        Samples(name, None, np.arange(len(labels)), np.array(labels))
+        Samples(name, None, np.arange(len(labels)), np.array(labels), torch.tensor(labels))
         for name, labels in (("train", train), ("test", test))
     )
 

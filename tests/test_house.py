@@ -17,13 +17,13 @@ PACKAGE = SRC / "unitroles"
 # A module imports only modules that stand before it.
 # fmt: off
 ARROWS = [
-    "errors", "options", "output", "config", "arguments", "progress", "memory", "probe",
+    "errors", "options", "output", "config", "arguments", "progress", "memory", "probe", "wrappers",
     "precision", "trace", "split", "functional", "graph", "hoist", "operations", "owners",
-    "separable", "head", "session", "additive", "masks", "sweep", "store", "data", "sampling",
-    "activity", "roles", "resolution", "plans", "check", "choice", "collect", "retrieval", "survey",
-    "prepare", "baseline", "provenance", "taxonomy", "analysis", "ablation", "plots", "weights",
-    "library", "hub", "models", "tables", "texts", "inputs", "text", "pace", "forecast", "cli",
-    "zoo",
+    "separable", "head", "session", "additive", "masks", "sweep", "criterion", "store", "data",
+    "columns", "groups", "sampling", "activity", "roles", "resolution", "plans", "check", "choice",
+    "collect", "retrieval", "survey", "prepare", "baseline", "provenance", "taxonomy", "analysis",
+    "ablation", "plots", "weights", "library", "hub", "models", "tables", "texts", "inputs", "text",
+    "pace", "forecast", "cli", "zoo",
 ]
 # fmt: on
 NOT_IN_INIT = {"plots", "cli", "zoo"}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from unitroles.ablation import cumulative_ablation, single_unit_ablation
     from unitroles.analysis import analyze, analyze_layers
-    from unitroles.errors import DataWarning, InputError, PlanWarning
+    from unitroles.errors import DataWarning, InputError, LayerHint, PlanWarning
     from unitroles.forecast import Forecast, plan
     from unitroles.options import Compute, Layer, Method, Sample
     from unitroles.roles import Role
@@ -24,6 +24,7 @@ _HOME = {
     "analyze_layers": "analysis",
     "DataWarning": "errors",
     "InputError": "errors",
+    "LayerHint": "errors",
     "PlanWarning": "errors",
     "Forecast": "forecast",
     "plan": "forecast",
@@ -44,6 +45,7 @@ __all__ = [
     "Forecast",
     "InputError",
     "Layer",
+    "LayerHint",
     "Method",
     "PlanWarning",
     "Role",

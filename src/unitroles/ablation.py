@@ -211,6 +211,7 @@ class _Run:
             ready.precision,
             self.ledger,
             ready.bars("activity", len(samples)),
+            ready.criterion,
         )
         self.clock.stop("body")
         return sums[0], kept[0]
@@ -267,7 +268,7 @@ def _running(
         run = _Run(ready, given, ledger, clock)
         yield run
         clock.stop("sweep")
-        run.provenance = record(model, (method, sample, compute))
+        run.provenance = record(run.ready.model, (method, sample, compute))
         clock.stop("plan")
         run.provenance.update(clock.record())
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from unitroles.errors import InputError, unknown
@@ -76,12 +77,38 @@ def by_unit(activation: Tensor, axis: int) -> Float[Tensor, "samples units posit
     return activation.movedim(axis, 1).flatten(1).unflatten(1, (activation.shape[axis], -1))
 
 
+def attended(
+    inputs: Any, shape: Sequence[int], axis: int
+) -> Bool[Tensor, "samples positions"] | None:
+    """Which positions of an output are no padding, from the attention mask of the inputs.
+
+    Parameters
+    ----------
+    inputs : a batch; its `attention_mask` (samples, tokens) is 1 where a token is real.
+    shape, axis : of the layer's output, and its unit axis.
+
+    Returns
+    -------
+    None where no such mask counts the output's positions, or no token is padding.
+    """
+    mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
+    if not isinstance(mask, Tensor) or mask.ndim != 2 or len(shape) != 3:
+        return None
+    real = mask != 0
+    positions = shape[3 - axis % 3]
+    if tuple(mask.shape) != (shape[0], positions) or bool(real.all()):
+        return None
+    # A mask that is added to attention scores is 0 where a token is real.
+    return real if bool((mask[real] == 1).all()) else None
+
+
 def score_sums(
     activation: Tensor,
     axis: int,
     score: SampleScore,
     classes: Int[Tensor, " samples"],
     labels: int,
+    real: Bool[Tensor, "samples positions"] | None = None,
 ) -> ScoreSums:
     """Score a batch of activations and sum by class, in float64.
 
@@ -89,11 +116,12 @@ def score_sums(
     ----------
     activation : a layer's output, samples first, units on `axis`.
     classes : for each sample the place of its class among the `labels` analysed classes.
+    real : the positions that count, for each sample; None = all.
     """
     units = by_unit(activation, axis)
     if units.dtype in (torch.float16, torch.bfloat16):
         units = units.to(torch.float32)
-    values = score(units)
+    values = score(units) if real is None else _of_real(units, score, real)
     if values.shape != units.shape[:2]:
         raise InputError(
             f"the score function must return (samples, units) = {tuple(units.shape[:2])}, it "
@@ -102,6 +130,21 @@ def score_sums(
     total = torch.zeros(labels, units.shape[1], dtype=torch.float64)
     total.index_add_(0, classes, values.cpu().to(torch.float64))
     return ScoreSums(total.numpy(), torch.bincount(classes, minlength=labels).numpy())
+
+
+def _of_real(
+    units: Float[Tensor, "samples units positions"],
+    score: SampleScore,
+    real: Bool[Tensor, "samples positions"],
+) -> Float[Tensor, "samples units"]:
+    """The scores of samples without their padding, all that have the same of it at once."""
+    kinds, kind = torch.unique(real.to(units.device), dim=0, return_inverse=True)
+    values = torch.zeros_like(units[:, :, 0])
+    for place, positions in enumerate(kinds):
+        mine = kind == place
+        if positions.any():
+            values[mine] = score(units[mine][:, :, positions])
+    return values
 
 
 def require_finite(output: Tensor, site: Site, name: str, rows: np.ndarray, labels: Tensor) -> None:

@@ -17,12 +17,12 @@ from unitroles.collect import Kept, collect
 from unitroles.errors import InputError
 from unitroles.options import Compute, Layer, Method, Sample
 from unitroles.prepare import Ready, prepared
-from unitroles.provenance import Clock, layer_record, record
+from unitroles.provenance import Clock, layer_record, name_of, record
 from unitroles.resolution import grid
 from unitroles.retrieval import CurveSums, adaptive_curve, at_points, rof_curve
 from unitroles.roles import turning_point
 from unitroles.store import Ledger
-from unitroles.taxonomy import Taxonomy, TaxonomySet, build
+from unitroles.taxonomy import CROSS_ENTROPY, Taxonomy, TaxonomySet, build
 
 
 def analyze(
@@ -111,7 +111,7 @@ def analyze_layers(
     sample_score(method.score)
     data = {"train": train, "test": test}
     with (
-        prepared(model, data, wanted, class_names, sample, compute, progress) as ready,
+        prepared(model, data, wanted, class_names, sample, compute, progress, method.loss) as ready,
         Ledger(compute.bytes) as ledger,
         torch.inference_mode(),
     ):
@@ -125,7 +125,7 @@ def analyze_layers(
             mine = (kept[0][place], kept[1][place])
             layer_results.append(_sweep(ready, method, scores[place], mine))
             clock.stop("sweep")
-        common = record(model, (method, sample, compute))
+        common = record(ready.model, (method, sample, compute))
         clock.stop("plan")
     return TaxonomySet(
         {
@@ -169,6 +169,7 @@ def _one_pass(
             ready.precision,
             ledger,
             done,
+            ready.criterion,
         )
         sums.append(found[0])
         kept.append(found[1])
@@ -247,6 +248,7 @@ def _taxonomy(
             "layer": ready.sites[place].path,
             "plan": choice.plan.name,
             "tolerance": method.tolerance,
+            "loss": CROSS_ENTROPY if method.loss is None else name_of(method.loss),
             "resolution": choice.plan.resolution(method.resolution),
             "train_accuracy": _overall(found.curves[0]),
             "test_accuracy": _overall(found.curves[1]),

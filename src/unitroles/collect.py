@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from unitroles.activity import SampleScore, ScoreSums, require_finite, score_sums
+from unitroles.activity import SampleScore, ScoreSums, attended, require_finite, score_sums
+from unitroles.criterion import CROSS_ENTROPY, Criterion
 from unitroles.data import Batch, Samples
 from unitroles.errors import PlanWarning
 from unitroles.memory import Pieces, slices
@@ -48,6 +49,7 @@ class Kept:
     size : samples per batch.
     precision : of the model's own forwards.
     store : the rows; None = they are computed again whenever they are asked for.
+    criterion : what outputs are compared with labels by.
     foreign : first sample of the batches of another form, which are run in full.
     places : which samples have rows, in their order.
     decided : whether it is known where the rows go.
@@ -58,6 +60,7 @@ class Kept:
     samples: Samples
     size: int
     precision: Precision
+    criterion: Criterion = CROSS_ENTROPY
     store: Store | None = None
     foreign: list[int] = field(default_factory=list)
     places: list[np.ndarray] = field(default_factory=list)
@@ -146,6 +149,7 @@ def collect(
     precision: Precision,
     ledger: Ledger,
     done: Callable[[int], None],
+    criterion: Criterion = CROSS_ENTROPY,
 ) -> tuple[list[ScoreSums], list[Kept]]:
     """Run the model once over a split, for all layers.
 
@@ -155,13 +159,14 @@ def collect(
     size : samples per forward.
     ledger : memory and disk for rows.
     done : told how many samples each batch added.
+    criterion : what the masks will be compared by.
 
     Raises
     ------
     InputError : an activation or a score is not finite, or the model cannot take some samples.
     """
     size = min(size, len(samples))
-    kept = [Kept(model, plan, samples, size, precision) for plan in plans]
+    kept = [Kept(model, plan, samples, size, precision, criterion) for plan in plans]
     sums = [ScoreSums.nothing(len(labels), plan.site.units) for plan in plans]
     if score is None and all(isinstance(plan, FullPlan) for plan in plans):
         return sums, kept
@@ -181,7 +186,9 @@ def collect(
             site, seen = plans[layer].site, output[: batch.count]
             if score is not None:
                 require_finite(seen, site, samples.name, batch.rows, batch.labels)
-                sums[layer] += score_sums(seen, site.axis, score, classes, len(labels))
+                real = attended(inputs, output.shape, site.axis)
+                real = None if real is None else real[: batch.count]
+                sums[layer] += score_sums(seen, site.axis, score, classes, len(labels), real)
             _add(kept[layer], rows, start, batch.count, ledger)
         done(batch.count)
     return sums, kept

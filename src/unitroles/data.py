@@ -26,11 +26,16 @@ from unitroles.errors import DataWarning, InputError
 from unitroles.probe import first_line, rows_of
 
 STABILITY_CHECK = 16
+LABELS = ("labels", "label")
+"""The columns that hold the class, the first one that is there."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Some samples as the model takes them; the last `len(inputs) - count` rows are padding."""
+    """Some samples as the model takes them; the last `len(inputs) - count` rows are padding.
+
+    The labels are those of the analysed classes, see `Samples`.
+    """
 
     inputs: Any
     labels: Int[Tensor, " samples"]
@@ -51,25 +56,30 @@ class Samples:
     name : "train" or "test".
     source : map-style dataset of (input, label) or of mappings with `label` or `labels`.
     rows : numbers of the analysed samples in `source`.
-    labels : their labels.
+    labels : their classes, or their groups where another column than the label groups them.
+    targets : what the loss compares the model's output with: the labels in the data.
     collate, workers : how samples become a batch, as in the user's DataLoader.
     class_names : names by label where the data set knows them.
+    fit : what is done with the inputs of a batch before the model takes them.
     """
 
     name: str
     source: Any
     rows: Int[np.ndarray, " samples"]
     labels: Int[np.ndarray, " samples"]
+    targets: Tensor
     collate: Callable[[list[Any]], Any] = default_collate
     workers: int = 0
     class_names: tuple[str, ...] | None = None
+    fit: Callable[[Any], Any] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def take(self, places: Int[np.ndarray, " samples"]) -> Samples:
         """The samples at these places, in this order."""
-        return replace(self, rows=self.rows[places], labels=self.labels[places])
+        targets = self.targets[torch.from_numpy(places)]
+        return replace(self, rows=self.rows[places], labels=self.labels[places], targets=targets)
 
     def sorted(self) -> Samples:
         """By label, then by number."""
@@ -80,22 +90,54 @@ class Samples:
         starts = range(0, len(self), size)
         chunks = [self.rows[start : start + size] for start in starts]
         padded = [np.append(c, np.repeat(c[:1], size - len(c))) for c in chunks]
-        for chunk, start, (inputs, labels) in zip(chunks, starts, self._read(padded), strict=True):
+        for chunk, start, (inputs, targets) in zip(chunks, starts, self._read(padded), strict=True):
             count = len(chunk)
-            expected = torch.from_numpy(self.labels[start : start + count])
-            if not torch.equal(labels[:count], expected):
-                where = int(chunk[int((labels[:count] != expected).nonzero()[0])])
+            changed = _differ(targets[:count], self.targets[start : start + count])
+            if changed.any():
+                where = int(chunk[int(changed.nonzero()[0])])
                 raise InputError(
                     f"the label of {self.name} sample {where} changed between two reads; give a "
                     "data set that returns the same samples every time"
                 )
-            yield Batch(inputs, labels[:count], chunk, count)
+            labels = torch.from_numpy(self.labels[start : start + count])
+            yield Batch(inputs if self.fit is None else self.fit(inputs), labels, chunk, count)
+
+    def column(self, name: str) -> list[Any]:
+        """A column beside the label, sample by sample, in the order of `source`.
+
+        Raises
+        ------
+        InputError : the samples have no such column.
+        """
+        source = self.source
+        if name in (getattr(source, "column_names", None) or ()):
+            return list(source.with_format(None)[name])
+        values = getattr(source, name, None)
+        if isinstance(values, (list, tuple, np.ndarray, Tensor)) and len(values) == len(source):
+            return list(values.tolist() if isinstance(values, (np.ndarray, Tensor)) else values)
+        found: list[Any] = []
+        everything = np.arange(len(source))
+        for batch in self._batches(np.array_split(everything, -(-len(source) // 256))):
+            if not isinstance(batch, Mapping) or name not in batch:
+                has = f"columns {sorted(map(str, batch))}" if isinstance(batch, Mapping) else "none"
+                raise InputError(
+                    f"the {self.name} samples have no column {name!r} to group by ({has}); name "
+                    "one that the samples or their data set have, or give the groups as arrays: "
+                    "Sample(group_by={'train': ..., 'test': ...})"
+                )
+            values = batch[name]
+            found += values.tolist() if isinstance(values, (np.ndarray, Tensor)) else list(values)
+        return found
 
     def _read(self, chunks: Sequence[np.ndarray]) -> Iterator[tuple[Any, Tensor]]:
         if isinstance(self.source, _Arrays):
             for chunk in chunks:
                 yield self.source.inputs[torch.from_numpy(chunk)], self.source.labels[chunk]
             return
+        for batch in self._batches(chunks):
+            yield _split_batch(batch, self.name)
+
+    def _batches(self, chunks: Sequence[np.ndarray]) -> Iterator[Any]:
         loader = DataLoader(
             self.source,
             batch_sampler=[chunk.tolist() for chunk in chunks],  # pyright: ignore[reportArgumentType]
@@ -108,7 +150,7 @@ class Samples:
                 batch = next(batches, None)
             if batch is None:
                 return
-            yield _split_batch(batch, self.name)
+            yield batch
 
 
 @contextmanager
@@ -138,22 +180,24 @@ class _Arrays(Dataset):
         return self.inputs[row], self.labels[row]
 
 
-def as_samples(data: Any, name: str) -> Samples:
+def as_samples(data: Any, name: str, any_labels: bool = False) -> Samples:
     """Read what a user calls a split.
 
     Parameters
     ----------
     data : a map-style data set, a DataLoader, or a pair of arrays or tensors (inputs, labels).
     name : "train" or "test", for messages.
+    any_labels : they need not be class numbers; the samples are then of no class yet.
 
     Raises
     ------
     InputError : the data cannot be read by number, are empty, or carry no labels.
     """
-    collate, workers = default_collate, 0
+    collate, workers = _collate, 0
     if isinstance(data, DataLoader):
         _check_loader(data, name)
         collate, workers, data = data.collate_fn, data.num_workers, data.dataset
+        collate = _collate if collate is default_collate else collate
     if isinstance(data, (tuple, list)) and len(data) == 2 and _is_array(data[0]):
         data = _pair(data[0], data[1], name)
     if isinstance(data, IterableDataset) or not (
@@ -166,8 +210,53 @@ def as_samples(data: Any, name: str) -> Samples:
     if len(data) == 0:
         raise InputError(f"the {name} data are empty; give at least one sample of each class")
     rows = np.arange(len(data))
-    samples = Samples(name, data, rows, rows, collate, workers, _class_names(data))
-    return replace(samples, labels=_read_labels(samples))
+    names = _class_names(data)
+    samples = Samples(name, data, rows, rows, torch.from_numpy(rows), collate, workers, names)
+    targets = _read_labels(samples)
+    if len(targets) != len(data):
+        raise InputError(
+            f"the {name} data hold {len(data)} samples but {len(targets)} labels; give one each"
+        )
+    samples = replace(samples, targets=targets)
+    return samples if any_labels else _classed(samples)
+
+
+def _collate(items: list[Any]) -> Any:
+    """torch's own, but lists of numbers in a column, as of token numbers, become one tensor."""
+    if items and isinstance(items[0], Mapping):
+        items = [{name: _as_row(value) for name, value in item.items()} for item in items]
+    return default_collate(items)
+
+
+def _as_row(value: Any) -> Any:
+    numbers = isinstance(value, list) and value and all(isinstance(v, (int, float)) for v in value)
+    return torch.tensor(value) if numbers else value
+
+
+def _differ(one: Tensor, other: Tensor) -> Tensor:
+    """Which samples' labels differ; not-a-number equals itself."""
+    if one.shape != other.shape:
+        return torch.ones(len(other), dtype=torch.bool)
+    differ = (one != other) & ~((one != one) & (other != other))
+    return differ.reshape(len(differ), -1).any(dim=1)
+
+
+def _classed(samples: Samples) -> Samples:
+    """The same samples, classed by their own labels.
+
+    Raises
+    ------
+    InputError : the labels are no class numbers.
+    """
+    targets = samples.targets
+    if targets.ndim != 1 or targets.is_floating_point() or targets.is_complex():
+        raise InputError(
+            f"the {samples.name} labels must be one whole number per sample, got "
+            f"{str(targets.dtype).removeprefix('torch.')} of shape {tuple(targets.shape)}; give "
+            "class numbers, or, for a loss of another kind, groups with Sample(group_by=...)"
+        )
+    targets = targets.to(torch.int64)
+    return replace(samples, labels=targets.numpy(), targets=targets)
 
 
 def _check_loader(loader: DataLoader, name: str) -> None:
@@ -206,13 +295,13 @@ def _pair(inputs: Any, labels: Any, name: str) -> _Arrays:
             f"the {name} images are uint8 and no transform is known; scale them to floating point "
             "exactly as in training"
         )
-    return _Arrays(inputs, _check_labels(labels, name))
+    return _Arrays(inputs, labels.cpu())
 
 
 def _split_batch(batch: Any, name: str) -> tuple[Any, Tensor]:
     """Inputs and labels of a collated batch."""
     if isinstance(batch, Mapping):
-        key = next((key for key in ("labels", "label") if key in batch), None)
+        key = next((key for key in LABELS if key in batch), None)
         if key is None:
             raise InputError(
                 f"the {name} samples have no 'label' or 'labels' among {sorted(batch)}; rename "
@@ -231,36 +320,40 @@ def _split_batch(batch: Any, name: str) -> tuple[Any, Tensor]:
         raise InputError(
             f"the {name} images are uint8; give the data set the transform used in training"
         )
-    return inputs, _check_labels(torch.as_tensor(labels), name)
+    return inputs, _as_labels(labels, name)
 
 
-def _check_labels(labels: Tensor, name: str) -> Tensor:
-    if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
+def _as_labels(labels: Any, name: str) -> Tensor:
+    try:
+        return torch.as_tensor(labels).cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(
-            f"the {name} labels must be one whole number per sample, got "
-            f"{str(labels.dtype).removeprefix('torch.')} of shape {tuple(labels.shape)}; give "
-            "class numbers"
-        )
-    return labels.cpu().to(torch.int64)
+            f"the {name} labels are no numbers ({first_line(error)}); give class numbers from 0 "
+            "and the names with class_names"
+        ) from error
 
 
 def _class_names(data: Any) -> tuple[str, ...] | None:
     names = getattr(data, "classes", None)
+    features = getattr(data, "features", None)
+    if names is None and isinstance(features, Mapping):
+        key = next((key for key in LABELS if key in features), None)
+        names = getattr(features.get(key), "names", None)
     if isinstance(names, (list, tuple)) and names and all(isinstance(n, str) for n in names):
         return tuple(names)
     return None
 
 
-def _read_labels(samples: Samples) -> Int[np.ndarray, " samples"]:
+def _read_labels(samples: Samples) -> Tensor:
     """All labels; a `targets` list saves reading every input, and each read is checked later."""
     if isinstance(samples.source, _Arrays):
-        return samples.source.labels.numpy()
+        return samples.source.labels
     targets = getattr(samples.source, "targets", None)
     plain = getattr(samples.source, "target_transform", None) is None
     if targets is not None and plain and len(targets) == len(samples):
-        return _check_labels(torch.as_tensor(targets), samples.name).numpy()
+        return _as_labels(targets, samples.name)
     chunks = np.array_split(samples.rows, -(-len(samples) // 256))
-    return np.concatenate([labels.numpy() for _, labels in samples._read(chunks)])
+    return torch.cat([labels for _, labels in samples._read(chunks)])
 
 
 def warn_if_changing(samples: Samples) -> None:

@@ -21,6 +21,10 @@ class PlanWarning(UserWarning):
     """The analysis went on in another way than planned, or the layer hardly matters."""
 
 
+class LayerHint(UserWarning):
+    """The layer can be analysed, but another one is more likely what the user meant."""
+
+
 def unknown(what: str, given: object, known: Iterable[str]) -> InputError:
     """An error for a name that does not exist, with the nearest that do and the first of all."""
     names = list(known)

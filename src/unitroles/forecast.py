@@ -158,7 +158,7 @@ def plan(
     scored = sample_score(method.score) is not None
     data = {"train": train, "test": test}
     with (
-        prepared(model, data, [layer], class_names, sample, compute, False) as ready,
+        prepared(model, data, [layer], class_names, sample, compute, False, method.loss) as ready,
         torch.inference_mode(),
     ):
         fixed = time.perf_counter() - ready.started

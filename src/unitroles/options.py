@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
@@ -59,7 +59,11 @@ class Method:
     tolerance : nats above the minimum of a curve that still count as the minimum.
     baseline : what a silenced unit gives. "zero"; or "mean", its mean activation over all analysed
         training samples and all positions.
-    loss : None, the cross-entropy of the sample's label.
+    loss : None, the cross-entropy of the sample's label; or a function of the model's output for
+        some samples, as the model gives it, and of their labels as the data give them, which
+        returns one number per sample, the lower the better: with `reduction="none"`, torch's own
+        losses are such. Samples are then classed by their labels or by `Sample.group_by`, and
+        accuracy is measured only where labels are class numbers of the output.
     resolution : at which numbers n of retrieved units the curves are evaluated, where each costs a
         run of the head. "exact": at all; "adaptive": on a coarse grid, then at all n around the
         minimum; a number: at 1 and every so many units from there, 0 and N. Other n are not a
@@ -72,7 +76,7 @@ class Method:
     order: str = "per_split"
     tolerance: float = 1e-6
     baseline: str = "zero"
-    loss: None = None
+    loss: Callable[[Any, Any], Any] | None = None
     resolution: str | int = "exact"
 
     def __post_init__(self) -> None:
@@ -83,7 +87,10 @@ class Method:
                 raise unknown("resolution", self.resolution, [*RESOLUTIONS, "a whole number"])
             _whole("resolution", self.resolution, 1)
             object.__setattr__(self, "resolution", operator.index(self.resolution))
-        _one_of("loss", self.loss, (None,))
+        if self.loss is not None and not callable(self.loss):
+            raise InputError(
+                f"loss must be a function of outputs and labels, or None, not {self.loss!r}"
+            )
         if not isinstance(self.tolerance, Real) or not 0 <= self.tolerance < float("inf"):
             raise InputError(f"tolerance must be 0 or more nats, not {self.tolerance!r}")
 
@@ -97,7 +104,10 @@ class Sample:
     classes : labels or class names to keep; None = all.
     max_per_class : at most so many samples of each class in each split, drawn with `seed`.
     equalize : draw the same number from both splits of a class (the smaller of the two).
-    group_by : None, samples are grouped by their label.
+    group_by : what classes the samples: None, their label; or another column of theirs, by name or
+        as arrays {"train": ..., "test": ...} with a number or a text for each sample. The loss
+        still compares with the label. Roles are then those of the groups, such as the true labels
+        of a training set with wrong ones, or an attribute.
     missing : "error" or "skip" a class that has samples in one split only.
     seed : of the draw, and of the score "random".
     """
@@ -105,7 +115,7 @@ class Sample:
     classes: Sequence[int | str] | None = None
     max_per_class: int | None = None
     equalize: bool = False
-    group_by: None = None
+    group_by: str | Mapping[str, Any] | None = None
     missing: str = "error"
     seed: int = 0
 
@@ -118,7 +128,11 @@ class Sample:
             # Numbers from NumPy become plain ones, which a saved result can hold.
             plain = (c if isinstance(c, str) else operator.index(c) for c in self.classes)
             object.__setattr__(self, "classes", tuple(plain))
-        _one_of("group_by", self.group_by, (None,))
+        if self.group_by is not None and not isinstance(self.group_by, (str, Mapping)):
+            raise InputError(
+                "group_by must be the name of a column, or arrays {'train': ..., 'test': ...}, not "
+                f"{type(self.group_by).__name__}"
+            )
         _one_of("missing", self.missing, ("error", "skip"))
         if self.max_per_class is not None:
             _whole("max_per_class", self.max_per_class, 1)

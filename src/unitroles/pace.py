@@ -21,7 +21,7 @@ from unitroles.prepare import Ready
 from unitroles.probe import blamed, forward, logits_of
 from unitroles.resolution import expected
 from unitroles.store import Ledger
-from unitroles.sweep import Logits, losses, margins
+from unitroles.sweep import Logits
 
 # Shorter runs tell little beyond their overhead.
 _LONG = 0.1
@@ -157,7 +157,7 @@ def _masks(ready: Ready, kept: Any, rows: int, one: float, more: int) -> float:
     """Seconds of one mask and `more` over some samples, from some masks and the seconds of one."""
     plan, units = ready.choices[0].plan, ready.sites[0].units
     half = Prefixes.of(_order(ready, rows), torch.tensor([-(-units // 2)]))
-    swapped = _second(lambda: _run(plan.masked(kept, half), rows))
+    swapped = _second(lambda: _run(ready, plan.masked(kept, half), rows))
     # Beside what a tile costs whatever the number of masks.
     points, longer = _grown(lambda points: _curve(ready, kept, rows, points) - one, units + 1)
     return swapped + one + more * max(0.0, longer) / (points - 1)
@@ -165,17 +165,16 @@ def _masks(ready: Ready, kept: Any, rows: int, one: float, more: int) -> float:
 
 def _curve(ready: Ready, kept: Any, rows: int, points: int) -> float:
     plan, order = ready.choices[0].plan, _order(ready, rows)
-    return _second(lambda: _run(plan.prefixes(kept, order, range(points)), rows))
+    return _second(lambda: _run(ready, plan.prefixes(kept, order, range(points)), rows))
 
 
 def _order(ready: Ready, rows: int) -> Tensor:
     return torch.arange(ready.sites[0].units, device=ready.precision.device).repeat(rows, 1)
 
 
-def _run(parts: Iterator[tuple[slice, Logits]], rows: int) -> None:
-    """As the sums of the curves are made, for any labels; nothing is kept."""
-    found = []
-    for _, logits in parts:
-        answers = torch.zeros(rows, dtype=torch.int64, device=logits.device)
-        found.append(margins(logits[:, :rows], answers)[0].cpu())
-    losses(torch.cat(found)).sum(dim=1)
+def _run(ready: Ready, parts: Iterator[tuple[slice, Logits]], rows: int) -> None:
+    """As the sums of the curves are made, for the labels of any samples; nothing is kept."""
+    given = ready.splits[0].targets
+    targets = given[torch.arange(rows) % len(given)].to(ready.precision.device)
+    found = [ready.criterion.look(logits[:, :rows], targets)[0].cpu() for _, logits in parts]
+    ready.criterion.losses(torch.cat(found)).sum(dim=1)

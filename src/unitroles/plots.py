@@ -49,6 +49,13 @@ _SMALL, _TEXT, _TITLE = 7.5, 8.5, 10.0
 _PLAIN: dict[str, Any] = {"frameon": False, "fontsize": _TEXT, "borderpad": 0}
 _NARROW: dict[str, Any] = {"handlelength": 1.2, "handletextpad": 0.5, "columnspacing": 1.2}
 _RESOLUTION = 1e-6  # nats
+# Whether it is cross-entropy and whether the scale is logarithmic.
+_LOSS = {
+    (True, False): "cross-entropy (nats)",
+    (True, True): "cross-entropy (nats, log scale)",
+    (False, False): "loss",
+    (False, True): "loss (log scale)",
+}
 _MAX_STEPS = 20
 _PANELS_PER_ROW = 6
 
@@ -73,7 +80,7 @@ def rof_curve(
     ax.plot(*_evaluated(loss), color=_INK, linewidth=1.6, gid="curve", **_points(loss))
     ax.axvline(point, color=_INK, linestyle="--", linewidth=0.9, gid="turning point")
     ax.plot([0, point, last], loss[[0, point, last]], "o", color=_INK, markersize=4, clip_on=False)
-    _finish_curves(ax, loss, _spans_decades([loss]))
+    _finish_curves(ax, loss, _spans_decades([loss]), taxonomy.loss_units)
     ax.set_xlabel("units retrieved", fontsize=_TEXT)
     top, title = ax.get_xaxis_transform(), f"{_name(taxonomy, place)}, {split}"
     ax.text(point, 1.02, f"$n_0$ = {point}", transform=top, ha="center", fontsize=_TEXT)
@@ -233,7 +240,7 @@ def _draw_roles(curves: Axes, strips: Axes, taxonomy: Taxonomy, place: int, log:
         strips.imshow(palette[role[order[i]]][None], interpolation="nearest", **image)
         strips.plot([point, point], [low, low + 1], **mark)
         _write_beside(strips, low + 0.5, f"$n_0$ = {point}", _SMALL)
-    _finish_curves(curves, losses, log)
+    _finish_curves(curves, losses, log, taxonomy.loss_units)
     curves.tick_params(labelbottom=False)
     _calm(strips, len(role))
     strips.spines[:].set_visible(False)
@@ -315,10 +322,10 @@ def _write_title(ax: Axes, title: str, notes: list[str], lines: int, below: floa
         ax.annotate("\n".join(notes), (0, 1), (0, top), gid="status", **place, **style)
 
 
-def _finish_curves(ax: Axes, losses: np.ndarray, log: bool) -> None:
+def _finish_curves(ax: Axes, losses: np.ndarray, log: bool, units: str) -> None:
     if log:
         ax.set_yscale("symlog", linthresh=_RESOLUTION)  # a loss may be exactly 0
-    ax.set_ylabel(f"cross-entropy (nats{', log scale' if log else ''})", fontsize=_TEXT)
+    ax.set_ylabel(_LOSS[units == "nats", log], fontsize=_TEXT)
     _calm(ax, losses.shape[-1] - 1)
 
 
@@ -341,6 +348,8 @@ def _name(taxonomy: Taxonomy, place: int) -> str:
 
 
 def _gap(taxonomy: Taxonomy) -> str:
+    if not taxonomy.scored:
+        return "gap not measured"
     return f"gap {round(taxonomy.gap, 2) + 0:.2f}".replace("0.", ".", 1)
 
 

@@ -6,7 +6,7 @@ import contextlib
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +17,13 @@ import numpy as np
 import torch
 from jaxtyping import Int
 from torch import nn
-from torch.nn.parameter import is_lazy
 
 from unitroles.choice import Choice, choose_plans
+from unitroles.columns import fitted
+from unitroles.criterion import CROSS_ENTROPY, Criterion, OwnLoss
 from unitroles.data import Samples, as_samples, warn_if_changing
-from unitroles.errors import DataWarning, InputError, PlanWarning
+from unitroles.errors import DataWarning, InputError, LayerHint, PlanWarning
+from unitroles.groups import grouped
 from unitroles.options import Compute, Layer, Sample
 from unitroles.precision import Precision, memory_format
 from unitroles.probe import (
@@ -32,12 +34,14 @@ from unitroles.probe import (
     forward,
     inputs_kept,
     logits_of,
+    no_logits,
     untouched,
 )
 from unitroles.progress import Track, track
 from unitroles.sampling import choose
-from unitroles.survey import resolve
+from unitroles.survey import hint, resolve
 from unitroles.trace import Call, Site, Trace, trace
+from unitroles.wrappers import unwrapped
 
 _PROBE_SAMPLES, _MORE_SAMPLES = 2, 32
 
@@ -52,6 +56,7 @@ class Ready:
     splits : the analysed samples.
     labels : the analysed classes.
     names : their names, or None.
+    criterion : what outputs are compared with labels by.
     sites : the layers.
     choices : the plan of every layer.
     calls : every module call of one forward.
@@ -66,6 +71,7 @@ class Ready:
     splits: tuple[Samples, ...]
     labels: Int[np.ndarray, " label"]
     names: list[str] | None
+    criterion: Criterion
     sites: tuple[Site, ...]
     choices: tuple[Choice, ...]
     calls: list[Call]
@@ -85,21 +91,23 @@ def prepared(
     sample: Sample,
     compute: Compute,
     progress: bool,
+    loss: Callable[[Any, Any], Any] | None = None,
 ) -> Iterator[Ready]:
     """Check model and data and choose the plans; the model comes back as it was.
 
     Parameters
     ----------
     data : splits by name, the first one being what class names and the probe are taken from.
+    loss : as in `Method`.
 
     Raises
     ------
     InputError : what is wrong with the model, the data or an option, and the remedy.
     """
     started = time.perf_counter()
-    _check_model(model)
     with (
         _own_warnings() as notes,
+        unwrapped(model) as model,
         _on_device(model, compute.device),
         untouched(model),
         memory_format(model, compute.channels_last),
@@ -108,20 +116,23 @@ def prepared(
     ):
         planned = bars("plan", 1)
         precision = Precision(device_of(model), compute.half, compute.channels_last)
-        sides = [as_samples(given, name) for name, given in data.items()]
-        names = _names(sides[0].class_names if class_names is None else class_names)
-        _require_same_names(sides)
+        sides, names = _classed(data, sample.group_by, class_names, loss is not None)
+        sides = [fitted(model, side, sample.group_by) for side in sides]
         inputs, *others = (_few(side, precision) for side in sides)
         with precision.on():
             seen = trace(model, inputs)
         stack.enter_context(inputs_kept(model, seen.writes))
         sites = [resolve(model, layer, seen) for layer in layers]
+        for layer, site in zip(layers, sites, strict=True):
+            if layer is not None and (better := hint(site, seen.calls)):
+                warnings.warn(better, LayerHint, stacklevel=3)
         outputs = seen.logits.shape[1]
         for side, some in zip(sides[1:], others, strict=True):
             if form_of(some) != form_of(inputs):
                 with blamed(f"the {side.name} data"):
                     outputs = logits_of(forward(model, some)).shape[1]
-        _check_labels(outputs, sides, names)
+        _check_names(outputs, sides, names, sample.group_by is None)
+        criterion = _criterion(loss, seen, outputs, sides)
         splits, labels = choose(sides, sample, names)
         for samples in splits:
             warn_if_changing(samples)
@@ -138,6 +149,7 @@ def prepared(
             tuple(splits),
             labels,
             None if names is None else [names[label] for label in labels],
+            criterion,
             tuple(sites),
             tuple(choices),
             seen.calls,
@@ -149,17 +161,45 @@ def prepared(
         )
 
 
-def _check_model(model: nn.Module) -> None:
-    if not isinstance(model, nn.Module):
-        raise InputError(f"model must be a torch.nn.Module, not {type(model).__name__}")
-    for path, module in model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):
-            raise InputError(
-                f"the model is scripted (module {path or 'itself'!r}) and cannot be hooked; give "
-                "the model it was scripted from"
-            )
-    if any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
-        raise InputError("the model has lazy parameters; run one batch through it first")
+def _classed(
+    data: Mapping[str, Any],
+    group_by: str | Mapping[str, Any] | None,
+    class_names: Sequence[str] | None,
+    own_loss: bool,
+) -> tuple[list[Samples], list[str] | None]:
+    """All splits with the classes of their samples, and the names of the classes."""
+    free = own_loss and group_by is not None
+    sides = [as_samples(given, name, free) for name, given in data.items()]
+    if group_by is None:
+        _require_same_names(sides)
+        return sides, _names(sides[0].class_names if class_names is None else class_names)
+    sides, names = grouped(sides, group_by)
+    return sides, _names(names if class_names is None else class_names)
+
+
+def _criterion(
+    loss: Callable[[Any, Any], Any] | None,
+    seen: Trace,
+    outputs: int,
+    sides: Sequence[Samples],
+) -> Criterion:
+    """What the outputs are compared with the labels by.
+
+    Raises
+    ------
+    InputError : for cross-entropy the output holds no logits, or a label is none of them.
+    """
+    shape = seen.shape
+    if loss is None:
+        if len(shape) != 1:
+            raise no_logits((seen.samples, *shape))
+        _check_labels(outputs, sides)
+        return CROSS_ENTROPY
+    scored = len(shape) == 1 and outputs > 1
+    for side in sides:
+        whole = side.targets.ndim == 1 and not side.targets.is_floating_point()
+        scored = scored and whole and bool(((side.targets >= 0) & (side.targets < outputs)).all())
+    return OwnLoss(loss, shape, scored)
 
 
 @contextmanager
@@ -180,7 +220,7 @@ def _own_warnings() -> Iterator[list[str]]:
 
 
 def _is_ours(warning: warnings.WarningMessage) -> bool:
-    return issubclass(warning.category, (DataWarning, PlanWarning))
+    return issubclass(warning.category, (DataWarning, PlanWarning, LayerHint))
 
 
 def _repeat(caught: list[warnings.WarningMessage]) -> None:
@@ -262,28 +302,34 @@ def _more(
     return None
 
 
-def _check_labels(outputs: int, splits: Sequence[Samples], names: Sequence[str] | None) -> None:
-    if outputs < 2:
-        raise InputError(
-            "the model has one output; roles need a logit for every class. Wrap a binary model in "
-            "a module that returns two logits, 0 and its output"
-        )
+def _check_names(
+    outputs: int, splits: Sequence[Samples], names: Sequence[str] | None, by_label: bool
+) -> None:
+    """Every analysed class has a name, where there are names."""
     top = max(int(samples.labels.max()) for samples in splits)
-    if names is not None and len(names) <= top < outputs:
+    if names is not None and len(names) <= top and (top < outputs or not by_label):
         raise InputError(
             f"there are {len(names)} class names but label {top} occurs; give one name per class"
         )
-    if names is not None and len(names) != outputs:
+    if by_label and names is not None and len(names) != outputs:
         warnings.warn(
             f"there are {len(names)} class names but the model has {outputs} outputs: label k is "
             "read as output k. Check that the labels are those the model was trained with",
             DataWarning,
             stacklevel=3,
         )
+
+
+def _check_labels(outputs: int, splits: Sequence[Samples]) -> None:
+    if outputs < 2:
+        raise InputError(
+            "the model has one output; roles need a logit for every class. Wrap a binary model in "
+            "a module that returns two logits, 0 and its output"
+        )
     for samples in splits:
-        for label in (samples.labels.min(), samples.labels.max()):
+        for label in (int(samples.targets.min()), int(samples.targets.max())):
             if not 0 <= label < outputs:
-                place = int((samples.labels == label).argmax())
+                place = int((samples.targets == label).nonzero()[0])
                 raise InputError(
                     f"label {label} of {samples.name} sample {samples.rows[place]} is out of "
                     f"range: the model has {outputs} outputs, labels go from 0 to {outputs - 1}; "

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from unitroles.errors import InputError
@@ -112,8 +113,8 @@ def forward(model: nn.Module, inputs: Any) -> Any:
     return model(inputs)
 
 
-def logits_of(output: Any) -> Tensor:
-    """The logits (samples, labels) in what a model returns.
+def answer_of(output: Any) -> Tensor:
+    """What counts in what a model returns: its logits, or what it returns first.
 
     Raises
     ------
@@ -125,13 +126,27 @@ def logits_of(output: Any) -> Tensor:
         output = output.logits
     elif isinstance(output, (tuple, list)) and output:
         output = output[0]
-    if not isinstance(output, Tensor) or output.ndim != 2 or not output.is_floating_point():
-        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise InputError(
-            f"the model's output must hold logits of shape (samples, classes), got {shape}; "
-            "wrap the model in a module that returns them"
+    if not isinstance(output, Tensor) or output.ndim == 0 or not output.is_floating_point():
+        raise no_logits(
+            tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         )
     return output
+
+
+def logits_of(output: Any) -> Float[Tensor, "samples labels"]:
+    """The same with all numbers of a sample in one row."""
+    answer = answer_of(output)
+    if answer.ndim == 2:
+        return answer
+    return answer[:, None] if answer.ndim == 1 else answer.flatten(1)
+
+
+def no_logits(found: object) -> InputError:
+    """What is said of an output that holds no logits."""
+    return InputError(
+        f"the model's output must hold logits of shape (samples, classes), got {found}; wrap the "
+        "model in a module that returns them"
+    )
 
 
 @contextmanager

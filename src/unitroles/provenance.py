@@ -35,16 +35,33 @@ class Clock:
         return {"seconds": round(self._last - self._first, 3), "stages": stages}
 
 
+def name_of(function: Any) -> str:
+    """A name as it is; of a function or an object that is called, where it comes from."""
+    if isinstance(function, str):
+        return function
+    return f"{function.__module__}.{getattr(function, '__qualname__', type(function).__qualname__)}"
+
+
+def grouped_by(sample: Sample) -> str | None:
+    """The column that classes the samples; None = their label."""
+    given = sample.group_by
+    return given if given is None or isinstance(given, str) else "given arrays"
+
+
 def record(model: nn.Module, options: tuple[Method, Sample, Compute]) -> dict[str, Any]:
     """Options, versions, machine and the model's fingerprint."""
     method, sample, compute = options
-    score = method.score
-    if not isinstance(score, str):
-        score = f"{score.__module__}.{getattr(score, '__qualname__', type(score).__qualname__)}"
     return {
         "options": {
-            "method": dataclasses.asdict(dataclasses.replace(method, score=score)),
-            "sample": dataclasses.asdict(sample),
+            "method": {
+                **dataclasses.asdict(dataclasses.replace(method, score="", loss=None)),
+                "score": name_of(method.score),
+                "loss": None if method.loss is None else name_of(method.loss),
+            },
+            "sample": {
+                **dataclasses.asdict(dataclasses.replace(sample, group_by=None)),
+                "group_by": grouped_by(sample),
+            },
             "compute": dataclasses.asdict(compute),
         },
         "versions": {name: version(name) for name in ("unitroles", "torch", "numpy", "xarray")},

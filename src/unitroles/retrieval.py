@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from unitroles.collect import Kept, Tile
+from unitroles.criterion import Criterion
 from unitroles.data import Samples
 from unitroles.errors import InputError
 from unitroles.masks import Prefixes
@@ -21,7 +22,7 @@ from unitroles.plans import FullPlan, Plan
 from unitroles.probe import blamed
 from unitroles.resolution import refinement
 from unitroles.roles import positions
-from unitroles.sweep import Logits, losses, margins
+from unitroles.sweep import Logits
 
 # Masks whose logits are held at once where every class has its own.
 _TOGETHER = 128
@@ -50,12 +51,12 @@ class CurveSums:
 
     @property
     def mean_loss(self) -> Float[np.ndarray, "label masks"]:
-        """Mean cross-entropy in nats."""
+        """Mean loss; cross-entropy in nats."""
         return self.loss / self.count[:, None]
 
     @property
     def accuracy(self) -> Float[np.ndarray, "label masks"]:
-        """Share of the class's samples answered correctly."""
+        """Share of the class's samples answered correctly; NaN where there are no answers."""
         return self.correct / self.count[:, None]
 
 
@@ -82,43 +83,44 @@ def mask_sums(
     loss = torch.zeros(len(labels), masks, dtype=torch.float64)
     correct = torch.zeros(len(labels), masks, dtype=torch.float64)
     own = np.searchsorted(labels, kept.samples.labels)
+    criterion = kept.criterion
     pieces = Pieces("the runs with masks")
     for tile in kept.tiles():
         classes = torch.from_numpy(own[tile.places])
         filled = _filled(tile, classes)
+        targets = _filled(tile, kept.samples.targets[torch.from_numpy(tile.places)])
 
-        def look(part: slice, tile: Tile = tile, filled: Tensor = filled) -> _Answers:
+        def look(
+            part: slice, tile: Tile = tile, filled: Tensor = filled, targets: Tensor = targets
+        ) -> _Answers:
             rows = tile.kept if part == slice(0, len(filled)) else tile.rows(part)
-            return _answers(tile.plan, rows, filled[part], labels, masks, run)
+            found = run(tile.plan, rows, filled[part])
+            return _answers(criterion, found, targets[part], masks)
 
         with _described(tile, kept.samples), _float32(tile.plan, kept):
             found = pieces.run(look, len(filled))
-        margin, right = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
-        values = losses(margin[:, : len(classes)])
+        numbers, right = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
+        values = criterion.losses(numbers[:, : len(classes)])
         if not bool(torch.isfinite(values).all()):
             raise _not_finite(values, kept, tile)
         loss.index_add_(0, classes, values.T)
         correct.index_add_(0, classes, right[:, : len(classes)].T.to(torch.float64))
         done(len(classes))
     count = np.bincount(own, minlength=len(labels))
+    if not criterion.scored:
+        correct.fill_(float("nan"))
     return CurveSums(loss.numpy(), correct.numpy(), count)
 
 
 def _answers(
-    plan: Plan,
-    rows: Any,
-    classes: Int[Tensor, " samples"],
-    labels: Int[np.ndarray, " label"],
-    masks: int,
-    run: Run,
+    criterion: Criterion, found: Iterator[tuple[slice, Logits]], targets: Tensor, masks: int
 ) -> _Answers:
-    """The margin of every sample under every mask, and whether its answer is right."""
-    margin = torch.zeros(masks, len(classes), dtype=torch.float64)
-    right = torch.zeros(masks, len(classes), dtype=torch.bool)
-    for part, logits in run(plan, rows, classes):
-        answers = torch.from_numpy(labels)[classes].to(logits.device)
-        margin[part], right[part] = margins(logits, answers)
-    return margin, right
+    """What the criterion sees in every sample under every mask, and whether its answer is right."""
+    number = torch.zeros(masks, len(targets), dtype=torch.float64)
+    right = torch.zeros(masks, len(targets), dtype=torch.bool)
+    for part, logits in found:
+        number[part], right[part] = criterion.look(logits, targets.to(logits.device))
+    return number, right
 
 
 def _described(tile: Tile, samples: Samples) -> AbstractContextManager[None]:
@@ -133,12 +135,12 @@ def _float32(plan: Plan, kept: Kept) -> AbstractContextManager[Any]:
     return torch.autocast(kept.precision.device.type, enabled=False)
 
 
-def _filled(tile: Tile, classes: Int[Tensor, " samples"]) -> Int[Tensor, " rows"]:
-    """The class of every row; padding takes that of the first."""
+def _filled(tile: Tile, values: Tensor) -> Tensor:
+    """The class or the target of every row; padding takes that of the first."""
     if not isinstance(tile.plan, FullPlan):
-        return classes
-    rows = tile.plan.rows(tile.kept)
-    return torch.cat([classes, classes[:1].expand(rows - len(classes))])
+        return values
+    padding = tile.plan.rows(tile.kept) - len(values)
+    return torch.cat([values, values[:1].expand(padding, *values.shape[1:])])
 
 
 def _not_finite(values: Float[Tensor, "masks samples"], kept: Kept, tile: Tile) -> InputError:

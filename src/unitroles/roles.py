@@ -132,11 +132,12 @@ def sensitivity(
     """Mean role proportions under other rules for the turning point, from the same curves.
 
     Returns one row per rule: the tolerances of `TOLERANCES` and the one in use, in nats, then the
-    best accuracy.
+    best accuracy, where accuracy is measured.
     """
     used = sorted({*TOLERANCES, tolerance})
     rules = {f"tolerance {nats:g}": turning_point(loss, nats) for nats in used}
-    rules["accuracy"] = accuracy_turning_point(accuracy)
+    if np.isfinite(accuracy).any():
+        rules["accuracy"] = accuracy_turning_point(accuracy)
     return {
         rule: proportions(assign_roles(*active_set(order, point))).mean(axis=0)
         for rule, point in rules.items()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -31,7 +31,8 @@ from unitroles.probe import (
     untouched,
 )
 from unitroles.separable import Head
-from unitroles.trace import Call, Site, Trace, find_site, trace
+from unitroles.trace import Call, Site, Trace, find_site, is_foreign_activation, trace
+from unitroles.wrappers import unwrapped
 
 _ACTIVATIONS = (
     nn.ReLU,
@@ -58,6 +59,7 @@ _PASSING = (
     nn.Identity,
 )
 _MAKERS = (nn.Linear, nn.modules.conv._ConvNd)
+_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm)
 
 
 def resolve(model: nn.Module, layer: str | nn.Module | Layer | None, seen: Trace) -> Site:
@@ -80,7 +82,7 @@ def resolve(model: nn.Module, layer: str | nn.Module | Layer | None, seen: Trace
         layer = Layer(paths[0])
     elif isinstance(layer, str):
         layer = Layer(layer)
-    site = find_site(model, layer, calls, batch)
+    site = find_site(model, replace(layer, path=_plain(layer.path, model)), calls, batch)
     if site.guessed:
         warnings.warn(
             f"axis {site.axis} of layer {site.path!r} is a guess: its output {site.shape} is made "
@@ -94,6 +96,47 @@ def resolve(model: nn.Module, layer: str | nn.Module | Layer | None, seen: Trace
             "not count the samples; name a layer whose output is (samples, units, ...)"
         )
     return site
+
+
+def _plain(path: str, model: nn.Module) -> str:
+    """A path without what wrappers put into it."""
+    if path in dict(model.named_modules()):
+        return path
+    return ".".join(part for part in path.removeprefix("module.").split(".") if part != "_orig_mod")
+
+
+def hint(site: Site, calls: list[Call]) -> str | None:
+    """Where the units of a convolution or linear layer are met after norm and activation."""
+    if not isinstance(site.module, (*_MAKERS, *_NORMS)):
+        return None
+    place = next(i for i, c in enumerate(calls) if (c.module, c.index) == (site.module, site.call))
+    passed = [calls[place]]
+    for call in calls[place + 1 :]:
+        takes = passed[-1].output in call.inputs
+        if takes and not any(call.module.children()):
+            same = (call.shape, call.axis) == (site.shape, site.axis)
+            if not same or (not isinstance(call.module, _NORMS) and not _activates(call.module)):
+                break
+            passed.append(call)
+            if _activates(call.module):
+                break
+    last = passed[-1]
+    norms = isinstance(site.module, _NORMS) and not _activates(last.module)
+    if len(passed) == 1 or norms:
+        return None
+    kinds = " and ".join(type(call.module).__name__ for call in passed[1:])
+    calls_of = sum(call.module is last.module for call in calls)
+    name = repr(last.path)
+    if last.index + 1 < calls_of:
+        name = f"unitroles.Layer({last.path!r}, call={last.index})"
+    return (
+        f"the output of layer {site.path!r} goes through {kinds} before the network uses it; to "
+        f"rank and silence units as it sees them, name layer {name}"
+    )
+
+
+def _activates(module: nn.Module) -> bool:
+    return isinstance(module, _ACTIVATIONS) or is_foreign_activation(module)
 
 
 def _rows_of_one(site: Site, seen: Trace) -> int:
@@ -130,7 +173,7 @@ def recommend(calls: list[Call], batch: int) -> Layer:
     found = candidates(calls, batch)
     spread = [call for call in found if call.shape is not None and len(call.shape) > 2]
     for group in (spread, found):
-        activations = [call for call in group if isinstance(call.module, _ACTIVATIONS)]
+        activations = [call for call in group if _activates(call.module)]
         others = [call for call in group if not isinstance(call.module, _PASSING)]
         chosen = activations or others
         if chosen:
@@ -173,8 +216,8 @@ def layers(model: nn.Module, example: Any) -> pd.DataFrame:
     """
     if batch_size(example) < 2:
         raise InputError("give an example batch of at least two inputs")
-    example = to_device(example, device_of(model))
-    with untouched(model):
+    with unwrapped(model) as model, untouched(model):
+        example = to_device(example, device_of(model))
         seen = trace(model, example)
         best = recommend(seen.calls, seen.samples).path
         found = candidates(seen.calls, seen.samples)

@@ -20,6 +20,9 @@ from unitroles.roles import ROLE_NAMES, Role
 
 FORMAT = "unitroles taxonomy 1"
 SPLITS = ("train", "test")
+CROSS_ENTROPY = "cross_entropy"
+OWN_UNITS = "units of the loss"
+"""In what a loss other than cross-entropy is measured."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +33,10 @@ class Taxonomy:
     ----------
     data : dims `split` (train, test), `label`, `unit`, `position` (0 ... N-1), `retrieved`
         (0 ... N); variables `score` (split, label, unit), `order` (split, label, position),
-        `loss` in nats and `accuracy` (split, label, retrieved), `samples`, `turning_point`,
-        `swapped_loss`, `swapped_accuracy`, `status` (split, label) and `role` (label, unit). Where
-        the attribute `resolution` is not "exact", `loss` and `accuracy` are not a number at the n
-        that were not evaluated, and turning points are read from the others.
+        `loss` in nats (see `loss_units`) and `accuracy` (split, label, retrieved), `samples`,
+        `turning_point`, `swapped_loss`, `swapped_accuracy`, `status` (split, label) and `role`
+        (label, unit). Where the attribute `resolution` is not "exact", `loss` and `accuracy` are
+        not a number at the n that were not evaluated, and turning points are read from the others.
     """
 
     data: xr.Dataset
@@ -54,8 +57,21 @@ class Taxonomy:
         return float(self.data.attrs["tolerance"])
 
     @property
+    def loss_units(self) -> str:
+        """In what losses and tolerance are measured: nats, but for a loss of the user's own."""
+        return str(self.data.loss.attrs.get("units", "nats"))
+
+    @property
+    def scored(self) -> bool:
+        """Whether accuracy was measured: not where labels are no class numbers of the output."""
+        return bool(np.isfinite(self.data.accuracy.values).any())
+
+    @property
     def gap(self) -> float:
-        """Training accuracy minus test accuracy of the intact model on the analysed samples."""
+        """Training accuracy minus test accuracy of the intact model on the analysed samples.
+
+        NaN where accuracy was not measured.
+        """
         return float(self.data.attrs["train_accuracy"] - self.data.attrs["test_accuracy"])
 
     @property
@@ -297,15 +313,16 @@ def build(
     active = roles.active_set(order, turning_point)
     role = roles.assign_roles(active[0], active[1])
     by_label, curve = ("split", "label"), ("split", "label", "retrieved")
+    nats = "nats" if attrs.get("loss", CROSS_ENTROPY) == CROSS_ENTROPY else OWN_UNITS
     data = xr.Dataset(
         {
             "score": (("split", "label", "unit"), score),
             "order": (("split", "label", "position"), order.astype(np.int32)),
-            "loss": (curve, loss, {"units": "nats"}),
+            "loss": (curve, loss, {"units": nats}),
             "accuracy": (curve, accuracy, {"units": "fraction"}),
             "samples": (by_label, samples.astype(np.int64)),
             "turning_point": (by_label, turning_point.astype(np.int32)),
-            "swapped_loss": (by_label, swapped_loss, {"units": "nats"}),
+            "swapped_loss": (by_label, swapped_loss, {"units": nats}),
             "swapped_accuracy": (by_label, swapped_accuracy, {"units": "fraction"}),
             "role": (("label", "unit"), role, _role_flags()),
             "status": (by_label, roles.status(loss).astype(object)),

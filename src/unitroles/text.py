@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from unitroles.roles import ROLE_NAMES
-from unitroles.taxonomy import SPLITS, Taxonomy
+from unitroles.taxonomy import CROSS_ENTROPY, SPLITS, Taxonomy
 
 FEW = 20
 """Samples; roles of a class with fewer are mostly chance."""
@@ -41,16 +41,24 @@ def header(taxonomy: Taxonomy) -> str:
     attrs, plan = taxonomy.data.attrs, taxonomy.provenance["plan"]
     method = taxonomy.provenance["options"]["method"]
     accuracy = ", ".join(f"{name} {attrs[f'{name}_accuracy']:.4f}" for name in SPLITS)
+    grouped, own = _groups(taxonomy), attrs.get("loss", CROSS_ENTROPY)
     sizes = taxonomy.data.sizes
     rows = {
-        "layer": f"{taxonomy.layer}: {sizes['unit']} units, {sizes['label']} classes",
+        "layer": f"{taxonomy.layer}: {sizes['unit']} units, {sizes['label']} classes{grouped}",
         "plan": f"{plan['name']}: {plan['reason']}",
         "method": f"score {method['score']}, order {method['order']}, "
-        f"tolerance {method['tolerance']:g} nats" + _beside_defaults(taxonomy),
+        f"tolerance {method['tolerance']:g} {taxonomy.loss_units}" + _beside_defaults(taxonomy),
+        **({} if own == CROSS_ENTROPY else {"loss": own}),
         "samples": ", ".join(_samples(taxonomy, name) for name in SPLITS),
-        "accuracy": f"{accuracy}, gap {taxonomy.gap:+.4f}",
+        "accuracy": f"{accuracy}, gap {taxonomy.gap:+.4f}" if taxonomy.scored else "not measured",
     }
     return "\n".join(f"{name:<9} {value}" for name, value in rows.items())
+
+
+def _groups(taxonomy: Taxonomy) -> str:
+    """What classes the samples, where that is not their label."""
+    given = taxonomy.provenance["options"].get("sample", {}).get("group_by")
+    return "" if given is None else f" (grouped by {given})"
 
 
 def _beside_defaults(taxonomy: Taxonomy) -> str:
@@ -100,7 +108,9 @@ def sensitivity(taxonomy: Taxonomy) -> str:
     coarse = taxonomy.data.attrs.get("resolution", "exact") != "exact"
     return (
         "Sensitivity: mean share of the units in % under other rules for the turning point\n"
-        "(tolerance in nats above the lowest loss; or the highest accuracy)\n"
+        f"(tolerance in {taxonomy.loss_units} above the lowest loss"
+        + "; or the highest accuracy" * taxonomy.scored
+        + ")\n"
         + "(read from the points evaluated for the rule in use; the others are coarser)\n" * coarse
         + _aligned(frame.reset_index())
     )
@@ -111,14 +121,13 @@ def regret(taxonomy: Taxonomy) -> str:
     frame = taxonomy.regret()
     rows = {}
     for split in SPLITS:
-        nats, points = frame[split], 100 * frame[f"{split}_accuracy"]
-        rows[split] = [
-            f"{nats.mean():+.4f}",
-            f"{nats.min():+.4f} to {nats.max():+.4f}",
-            f"{points.mean():+.2f}",
-            f"{points.min():+.2f} to {points.max():+.2f}",
-        ]
-    columns = ["loss (nats)", "over classes", "accuracy (points)", "over classes "]
+        lost, points = frame[split], 100 * frame[f"{split}_accuracy"]
+        rows[split] = [f"{lost.mean():+.4f}", f"{lost.min():+.4f} to {lost.max():+.4f}"]
+        if taxonomy.scored:
+            low, high = points.min(), points.max()
+            rows[split] += [f"{points.mean():+.2f}", f"{low:+.2f} to {high:+.2f}"]
+    columns = [f"loss ({taxonomy.loss_units})", "over classes"]
+    columns += ["accuracy (points)", "over classes "] if taxonomy.scored else []
     table = pd.DataFrame.from_dict(rows, orient="index", columns=pd.Index(columns))
     return (
         "Regret: what a split loses under the other split's active set (positive = worse)\n"
@@ -176,7 +185,8 @@ def _hangs_on(taxonomy: Taxonomy) -> str | None:
     if change <= 0.005 or (change <= 0.05 and max(tight, loose) <= 2 * min(tight, loose)):
         return None
     return (
-        f"the overfitted share hangs on the tolerance: {100 * tight:.1f} % at {used:g} nats, "
+        f"the overfitted share hangs on the tolerance: {100 * tight:.1f} % at {used:g} "
+        f"{taxonomy.loss_units}, "
         f"{100 * loose:.1f} % at {_LOOSE:g}; never compare models across tolerances"
     )
 

@@ -16,6 +16,7 @@ from unitroles.memory import out_of_memory, ran_out
 from unitroles.options import Layer
 from unitroles.probe import (
     FORWARD_ERRORS,
+    answer_of,
     batch_size,
     copied,
     describe,
@@ -49,6 +50,8 @@ KEEPING = (
     nn.GroupNorm,
 )
 _CHANNELS_LAST = (nn.Linear, nn.LayerNorm, nn.Embedding)
+# Where other libraries keep activation functions of their own.
+_ACTIVATIONS_OF_OTHERS = ("transformers.activations", "timm.layers.activations")
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,8 @@ class Trace:
     Parameters
     ----------
     calls : every module call, in the order in which the calls end.
-    logits : what the model returned.
+    logits : what the model returned, all numbers of a sample in one row.
+    shape : of what it returned for one sample.
     inputs : the batch.
     writes : whether the model wrote to its inputs.
     alone : the same for the first sample alone; None where the model refuses a single one.
@@ -119,6 +123,7 @@ class Trace:
 
     calls: list[Call]
     logits: Tensor
+    shape: tuple[int, ...]
     inputs: Any
     writes: bool
     alone: Trace | None = None
@@ -188,7 +193,8 @@ def _run(model: nn.Module, inputs: Any) -> Trace:
                 f"the model cannot take a batch of {describe(inputs)}: {first_line(error)}; give "
                 "samples of the shape and type the model was trained with"
             ) from error
-    return Trace(record.calls, logits_of(output).clone(), inputs, versions(given) != before)
+    logits, shape = logits_of(output).clone(), tuple(answer_of(output).shape[1:])
+    return Trace(record.calls, logits, shape, inputs, versions(given) != before)
 
 
 def _unit_axis(
@@ -211,11 +217,17 @@ def _unit_axis(
         alike = axis is not None and value.shape == output.shape
         if alike:
             # A module of one's own may have moved the axis to another of the same size.
-            return axis, not (whole or last or isinstance(module, KEEPING))
+            keeps = isinstance(module, KEEPING) or is_foreign_activation(module)
+            return axis, not (whole or last or keeps)
     for call in reversed(past):
         if call.shape == tuple(output.shape) and call.axis is not None:
             return call.axis, call.guessed
     return 2 if output.ndim == 3 else 1, True
+
+
+def is_foreign_activation(module: nn.Module) -> bool:
+    """Whether a module is an activation function of a known library that torch has none like."""
+    return type(module).__module__.startswith(_ACTIVATIONS_OF_OTHERS)
 
 
 def _moves_axes(module: nn.Module) -> bool:

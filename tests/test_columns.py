@@ -1,0 +1,75 @@
+"""Columns of samples, and what a model takes of them."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import unitroles as ur
+from forcing import quietly
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class Named(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3))
+
+    def forward(self, pixels: Tensor, scale: Tensor | None = None) -> Tensor:
+        return self.net(pixels if scale is None else pixels * scale)
+
+
+class Anything(Named):
+    def forward(self, **columns: Tensor) -> Tensor:
+        return self.net(columns["pixels"])
+
+
+def rows(**more):
+    draw = torch.Generator().manual_seed(1)
+    x = torch.randn(12, 5, generator=draw)
+    return [
+        {"pixels": x[i], "label": i % 3, **{k: v(i) for k, v in more.items()}} for i in range(12)
+    ]
+
+
+def loss_of(model, data, **options):
+    return quietly(ur.analyze, model, data, data, layer="net.1", **options).data.loss.values
+
+
+def test_texts_beside_the_input_are_left_out():
+    data = rows(name=lambda i: f"sample {i}")
+    np.testing.assert_array_equal(loss_of(Named(), data), loss_of(Named(), rows()))
+    np.testing.assert_array_equal(loss_of(Anything(), data), loss_of(Named(), rows()))
+
+
+def test_an_optional_input_is_given():
+    data = rows(scale=lambda i: torch.tensor([2.0]))
+    assert not np.allclose(loss_of(Named(), data), loss_of(Named(), rows()))
+
+
+def test_numbers_that_the_model_does_not_take_are_left_out_and_it_is_said():
+    data = rows(scal=lambda i: torch.tensor([2.0]))
+    with pytest.warns(ur.DataWarning, match="does not take 'scal' of the (train|test) samples"):
+        found = ur.analyze(Named(), data, data, layer="net.1", progress=False)
+    np.testing.assert_array_equal(found.data.loss, loss_of(Named(), rows()))
+
+
+def test_a_single_column_is_the_input_whatever_its_name():
+    data = [{"image": row["pixels"], "label": row["label"], "id": "a"} for row in rows()]
+    np.testing.assert_array_equal(loss_of(Named(), data), loss_of(Named(), rows()))
+
+
+def test_columns_that_the_model_does_not_know():
+    data = [{"a": row["pixels"], "b": row["pixels"], "label": row["label"]} for row in rows()]
+    with pytest.raises(ur.InputError, match="columns a, b, but the model's forward takes pixels"):
+        ur.analyze(Named(), data, data, layer="net.1")
+    texts = [{"text": "a", "label": row["label"]} for row in rows()]
+    with pytest.raises(ur.InputError, match="turn texts and pictures into tensors"):
+        ur.analyze(Named(), texts, texts, layer="net.1")
+
+
+def test_lists_of_numbers_are_rows():
+    data = [{**row, "pixels": row["pixels"].tolist()} for row in rows()]
+    np.testing.assert_allclose(loss_of(Named(), data), loss_of(Named(), rows()), rtol=1e-6)

@@ -1,0 +1,169 @@
+"""Samples classed by another column than their label."""
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+import networks
+import reference
+import unitroles as ur
+from forcing import layer_of, one_copy, quietly
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class Rows(Dataset):
+    """Samples as mappings, with a column beside the label."""
+
+    def __init__(self, split, column, values) -> None:
+        self.split, self.column, self.values = split, column, values
+
+    def __len__(self) -> int:
+        return len(self.split[0])
+
+    def __getitem__(self, row):
+        x, y = self.split
+        return {"x": x[row], "label": y[row], self.column: self.values[row]}
+
+
+class Attribute(Dataset):
+    """Samples as pairs; the true labels are an attribute of the data set."""
+
+    def __init__(self, split, values) -> None:
+        self.split, self.true_labels = split, values
+
+    def __len__(self) -> int:
+        return len(self.split[0])
+
+    def __getitem__(self, row):
+        return self.split[0][row], self.split[1][row]
+
+
+def corrupted(toy: networks.Toy) -> tuple[torch.Tensor, torch.Tensor]:
+    """The labels of the training set with a third of them moved on, and the true ones."""
+    true = toy.train[1]
+    wrong = torch.where(torch.arange(len(true)) % 3 == 0, (true + 1) % (true.max() + 1), true)
+    return wrong, true
+
+
+def analyze(toy, train, test, **options):
+    return quietly(ur.analyze, toy.model, train, test, layer=layer_of(toy), **options)
+
+
+@pytest.mark.parametrize("form", ["arrays", "column", "texts", "attribute"])
+def test_groups_equal_the_twin(form):
+    toy = one_copy("conv_pool_linear", torch.float64)
+    given, true = corrupted(toy)
+    (x, _), (u, v) = toy.train, toy.test
+    pairs = [((x, given), true), ((u, v), v)]
+    column: object = "true"
+    if form == "arrays":
+        train, test = (split for split, _ in pairs)
+        column = {"train": true.numpy(), "test": v}
+    elif form == "attribute":
+        train, test = (Attribute(split, groups.tolist()) for split, groups in pairs)
+        column = "true_labels"
+    else:
+        named = form == "texts"
+        train, test = (
+            Rows(split, "true", [f"kind {g}" for g in groups] if named else groups)
+            for split, groups in pairs
+        )
+    found = analyze(toy, train, test, sample=ur.Sample(group_by=column))
+    twin = reference.analyze(
+        toy.model,
+        toy.layer,
+        (x, given),
+        (u, v),
+        toy.axis,
+        toy.call,
+        groups=(true, v),
+    )
+    for name in ("loss", "accuracy", "score", "swapped_loss"):
+        np.testing.assert_allclose(found.data[name], getattr(twin, name), atol=1e-10)
+    np.testing.assert_array_equal(found.data.role, twin.role)
+    if form == "texts":
+        assert found.labels == [f"kind {g}" for g in sorted(set(v.tolist()))]
+    assert found.provenance["options"]["sample"]["group_by"] == (
+        "given arrays" if form == "arrays" else column
+    )
+
+
+def test_by_label_and_by_true_label_differ():
+    toy = one_copy("conv_pool_linear", torch.float64)
+    given, true = corrupted(toy)
+    train, groups = (toy.train[0], given), {"train": true, "test": toy.test[1]}
+    by_label = analyze(toy, train, toy.test)
+    by_truth = analyze(toy, train, toy.test, sample=ur.Sample(group_by=groups))
+    assert by_label.data.attrs["train_accuracy"] == by_truth.data.attrs["train_accuracy"]
+    assert not np.allclose(by_label.data.loss[0], by_truth.data.loss[0])
+    np.testing.assert_array_equal(by_label.data.loss[1], by_truth.data.loss[1])
+
+
+def test_draws_are_made_within_groups():
+    toy = one_copy("conv_pool_linear", torch.float32)
+    groups = {name: np.arange(len(split[0])) % 5 for name, split in both(toy).items()}
+    sample = ur.Sample(group_by=groups, max_per_class=3, classes=[4, 1], seed=3)
+    found = analyze(toy, toy.train, toy.test, sample=sample)
+    assert found.labels == [1, 4]
+    assert (found.data.samples.values == 3).all()
+
+
+def both(toy: networks.Toy):
+    return {"train": toy.train, "test": toy.test}
+
+
+def test_names_of_groups_are_given_or_unknown():
+    toy = one_copy("conv_pool_linear", torch.float32)
+    groups = {name: np.arange(len(split[0])) % 2 for name, split in both(toy).items()}
+    sample = ur.Sample(group_by=groups)
+    assert analyze(toy, *both(toy).values(), sample=sample).labels == [0, 1]
+    named = analyze(toy, *both(toy).values(), sample=sample, class_names=["even", "odd"])
+    assert named.labels == ["even", "odd"]
+    with pytest.raises(ur.InputError, match="there are 1 class names but label 1 occurs"):
+        analyze(toy, *both(toy).values(), sample=sample, class_names=["even"])
+
+
+@pytest.mark.parametrize(
+    ("group_by", "said"),
+    [
+        ({"train": [0, 1]}, "holds 2 values for"),
+        ({"test": [0, 1]}, "group_by has no 'train' among"),
+        ("colour", "have no column 'colour' to group by"),
+        ({"train": None}, "group_by"),
+    ],
+)
+def test_groups_that_cannot_be_used(group_by, said):
+    toy = one_copy("conv_pool_linear", torch.float32)
+    if isinstance(group_by, dict) and group_by.get("train", 0) is None:
+        group_by = {name: np.zeros(len(s[0]) or 1) + 0.5 for name, s in both(toy).items()}
+    with pytest.raises(ur.InputError, match=said):
+        analyze(toy, toy.train, toy.test, sample=ur.Sample(group_by=group_by))
+
+
+def test_texts_and_numbers_do_not_mix():
+    toy = one_copy("conv_pool_linear", torch.float32)
+    groups = {name: [0, "a"] * (len(split[0]) // 2) for name, split in both(toy).items()}
+    with pytest.raises(ur.InputError, match="texts and numbers"):
+        analyze(toy, toy.train, toy.test, sample=ur.Sample(group_by=groups))
+
+
+def test_group_by_is_a_name_or_arrays():
+    sample = ur.Sample()
+    object.__setattr__(sample, "group_by", [1, 2])  # past the checked types of the tests
+    with pytest.raises(ur.InputError, match="group_by must be the name of a column"):
+        sample.__post_init__()
+
+
+def test_ablation_by_group():
+    toy = one_copy("conv_pool_linear", torch.float32)
+    groups = {"data": np.arange(len(toy.train[0])) % 3}
+    found = quietly(
+        ur.single_unit_ablation,
+        toy.model,
+        toy.train,
+        layer=layer_of(toy),
+        sample=ur.Sample(group_by=groups),
+    )
+    assert found.sizes["label"] == 3

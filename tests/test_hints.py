@@ -1,0 +1,82 @@
+"""Naming a layer before its norm and activation gives a hint with the better name."""
+
+import warnings
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+
+import unitroles as ur
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class Net(nn.Module):
+    def __init__(self, inplace: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.bn = nn.BatchNorm2d(4)
+        self.relu = nn.ReLU(inplace)
+        self.second = nn.Conv2d(4, 5, 3)
+        self.norm = nn.BatchNorm2d(5)
+        self.plain = nn.Conv2d(5, 6, 1)
+        self.hidden = nn.Linear(6, 7)
+        self.out = nn.Linear(7, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.bn(self.conv(x)))
+        x = torch.relu(self.norm(self.second(x)))
+        x = self.plain(x).mean((2, 3))
+        return self.out(self.relu(self.hidden(x)))
+
+
+def hints(model: nn.Module, layer, side: int = 8) -> list[str]:
+    x, y = torch.randn(4, 3, side, side, generator=torch.Generator().manual_seed(0)), [0, 1, 0, 1]
+    split = x, torch.tensor(y)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("ignore", ur.PlanWarning)
+        warnings.simplefilter("always", ur.LayerHint)
+        found = ur.analyze(model, split, split, layer=layer, progress=False)
+    texts = [str(w.message) for w in caught if w.category is ur.LayerHint]
+    assert [text for text in found.provenance["warnings"] if text in texts] == texts
+    return texts
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize(
+    ("layer", "better"),
+    [
+        ("conv", "name layer unitroles.Layer('relu', call=0)"),
+        ("bn", "name layer unitroles.Layer('relu', call=0)"),
+        ("second", "name layer 'norm'"),
+        ("hidden", "name layer 'relu'"),
+        ("norm", None),
+        ("plain", None),
+        ("relu", None),
+        (None, None),
+    ],
+)
+def test_the_better_name_is_said(layer, better, inplace):
+    found = hints(Net(inplace), layer)
+    assert len(found) == (better is not None)
+    if better is not None:
+        assert found[0].endswith(better)
+        assert f"layer {layer!r} goes through" in found[0]
+
+
+def test_the_better_name_has_the_units():
+    model = Net(False)
+    found = hints(model, "conv")
+    layer = eval(found[0].rpartition("name layer ")[2], {"unitroles": ur})
+    assert hints(model, layer) == []
+
+
+def test_torchvision_overwrites_its_convolutions():
+    torch.manual_seed(0)
+    model = torchvision.models.vgg11(num_classes=2)
+    (found,) = hints(model, "features.18", side=32)
+    assert found.endswith("name layer 'features.19'")
+    assert "goes through ReLU" in found
+    assert hints(model, "features.19", side=32) == []
