@@ -126,7 +126,7 @@ def test_the_names_of_the_model_give_the_numbers() -> None:
         [[1, 0], [1]],
         ["where", "who", "what"],
     )
-    with pytest.raises(InputError, match="no class 'why'; its classes are who, where, what; give"):
+    with pytest.raises(InputError, match="no class 'why'; its classes are where, who, what; gi"):
         numbered(["who"], ["why"], numbers)
 
 

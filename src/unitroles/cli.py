@@ -56,7 +56,7 @@ from unitroles.arguments import (
     Weights,
 )
 from unitroles.config import config_beside, config_text, used_tables
-from unitroles.errors import DataWarning, InputError, PlanWarning, unknown
+from unitroles.errors import DataWarning, InputError, LayerHint, PlanWarning, unknown
 from unitroles.options import Compute, Method, Sample
 from unitroles.output import check_new, make_folder, write_whole
 
@@ -158,7 +158,10 @@ def analyze(
     tables = Tables(columns, tokenizer, max_length, known)
     first, second, names = load_splits(train, test, pictures, tables)
     groups = load_groups(train, test, group_by) if group_by else None
-    chosen = arguments.classes(classes, names if groups is None else groups["train"].tolist())
+    if groups is not None:
+        names = None  # those of the groups
+    known_names = names if groups is None else groups["train"].tolist()
+    chosen = arguments.classes(classes, known_names)
     sample = replace(sample, classes=chosen, group_by=groups)
     given = method, sample, compute
     if out is None or dry_run:
@@ -261,7 +264,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
-        for category in (DataWarning, PlanWarning):
+        for category in (DataWarning, LayerHint, PlanWarning):
             warnings.simplefilter("always", category)
         try:
             code = typer.main.get_command(app).main(words, "unitroles", standalone_mode=False)

@@ -85,11 +85,11 @@ def trained_model(spec: str, weights: str | os.PathLike[str] | None = None) -> n
     ------
     InputError : see `load_model` and `load_weights`; or the model needs a file of weights.
     """
-    if weights is None and spec.partition(":")[0] in ("torchvision", "timm"):
-        raise InputError(f"{spec} comes without weights; give a file of them with --weights")
     model = load_model(spec, bare=weights is not None)
     if weights is not None:
         load_weights(model, weights)
+    elif spec.startswith(("torchvision:", "timm:")):
+        raise InputError(f"{spec} comes without weights; give a file of them with --weights")
     return model
 
 

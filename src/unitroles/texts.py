@@ -110,7 +110,6 @@ def load_tables(
             "one of train and test holds texts, the other pictures; choose columns of one kind "
             "with --text-column or --image-column"
         )
-    labels, names = number_labels(splits, tables.known.numbers)
     if train.pictures is not None and test.pictures is not None:
         if tables.tokenizer or tables.max_length:
             raise InputError(
@@ -119,12 +118,14 @@ def load_tables(
         if "--scale" in picture_options:
             raise InputError("--scale is for uint8 images in npz files; leave it out for tables")
         change = transform()
+        labels, names = number_labels(splits, tables.known.numbers)
         pictures = (train.pictures, test.pictures)
         first, second = (Gallery(p, own, change) for p, own in zip(pictures, labels, strict=True))
         return first, second, names
     if picture_options:
         raise InputError(f"{', '.join(picture_options)} is for pictures; leave it out for texts")
     tokens = tokenise([rows.texts or [] for rows in splits], tables)
+    labels, names = number_labels(splits, tables.known.numbers)
     first, second = (Sentences(found, own) for found, own in zip(tokens, labels, strict=True))
     return first, second, names
 
@@ -160,7 +161,7 @@ def number_labels(
     if absent and numbers:
         raise InputError(
             f"the model has no class {few([repr(label) for label in absent])}; its classes are "
-            f"{few(list(numbers))}; give these names, or the numbers of the classes"
+            f"{few(own or [])}; give these names, or the numbers of the classes"
         )
     if absent:
         numbers = {label: number for number, label in enumerate(found)}

@@ -255,7 +255,7 @@ def find_site(model: nn.Module, layer: Layer, calls: list[Call], batch: int) -> 
     if not -len(mine) <= layer.call < len(mine):
         raise InputError(
             f"layer {layer.path!r} is called {len(mine)} time(s) in one forward, there is no call "
-            f"{layer.call}"
+            f"{layer.call}; count from 0, or from -1 backwards"
         )
     call = mine[layer.call]
     if call.shape is None or len(call.shape) < 2 or call.shape[0] != batch:
@@ -268,7 +268,7 @@ def find_site(model: nn.Module, layer: Layer, calls: list[Call], batch: int) -> 
     if axis is None or not -len(call.shape) < axis < len(call.shape) or axis % len(call.shape) == 0:
         raise InputError(
             f"axis {layer.axis} of layer {layer.path!r} cannot count units: its output has shape "
-            f"{call.shape} and axis 0 counts the samples"
+            f"{call.shape} and axis 0 counts the samples; give the axis that counts the units"
         )
     axis %= len(call.shape)
     guessed = call.guessed and layer.axis is None
