@@ -105,7 +105,7 @@ def _mean_std(mean: pd.Series, std: pd.Series) -> list[str]:
 def sensitivity(taxonomy: Taxonomy) -> str:
     """Mean shares under other rules for the turning point, from the same curves."""
     frame = (100 * taxonomy.sensitivity()).map("{:.1f}".format)
-    coarse = taxonomy.data.attrs.get("resolution", "exact") != "exact"
+    coarse = bool(taxonomy.data.attrs.get("resolution", "exact") != "exact")
     return (
         "Sensitivity: mean share of the units in % under other rules for the turning point\n"
         f"(tolerance in {taxonomy.loss_units} above the lowest loss"
