@@ -285,7 +285,7 @@ def _tensor(value: Any) -> Tensor:
 
 
 def _pair(inputs: Any, labels: Any, name: str) -> _Arrays:
-    inputs, labels = _tensor(inputs), _tensor(labels)
+    inputs, labels = _as_inputs(inputs, name), _as_labels(labels, name)
     if len(inputs) != len(labels):
         raise InputError(
             f"the {name} data hold {len(inputs)} inputs but {len(labels)} labels; give one each"
@@ -295,7 +295,7 @@ def _pair(inputs: Any, labels: Any, name: str) -> _Arrays:
             f"the {name} images are uint8 and no transform is known; scale them to floating point "
             "exactly as in training"
         )
-    return _Arrays(inputs, labels.cpu())
+    return _Arrays(inputs, labels)
 
 
 def _split_batch(batch: Any, name: str) -> tuple[Any, Tensor]:
@@ -323,9 +323,19 @@ def _split_batch(batch: Any, name: str) -> tuple[Any, Tensor]:
     return inputs, _as_labels(labels, name)
 
 
+def _as_inputs(inputs: Any, name: str) -> Tensor:
+    try:
+        return _tensor(inputs)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"the {name} inputs are no numbers ({first_line(error)}); turn texts into token numbers "
+            "and tables into one array of numbers"
+        ) from error
+
+
 def _as_labels(labels: Any, name: str) -> Tensor:
     try:
-        return torch.as_tensor(labels).cpu()
+        return _tensor(labels).cpu()
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(
             f"the {name} labels are no numbers ({first_line(error)}); give class numbers from 0 "
