@@ -220,11 +220,12 @@ def test_a_timm_model_and_its_own_preset() -> None:
 
 
 def test_a_tag_chooses_the_preset() -> None:
-    names = "vit_base_patch16_224.augreg_in1k", "vit_base_patch16_224.dino"
-    means = {known_of(f"timm:{name}", load_model(f"timm:{name}")).transform for name in names}
-    assert len(means) > 1
-    name = "resnet18.a1_in1k"
-    assert load_model(f"timm:{name}").pretrained_cfg["tag"] == "a1_in1k"
+    sides = []
+    for spec in ("timm:resnet18.a1_in1k", "timm:resnet18.a3_in1k"):
+        transform = known_of(spec, load_model(spec)).transform
+        assert transform is not None
+        sides.append(transform(Image.new("RGB", (300, 300))).shape[-1])
+    assert sides == [224, 160]
 
 
 @pytest.mark.parametrize(
@@ -275,6 +276,36 @@ def test_examples_have_the_form_of_the_model(texts: Path, pictures: Path) -> Non
     assert example_of(spec, model, 3, (5,))["input_ids"].shape == (3, 5)
     with pytest.raises(InputError, match="texts have one size, their number of tokens"):
         example_of(spec, model, 3, (5, 5))
+
+
+@pytest.mark.parametrize(
+    ("settings", "shape"),
+    [
+        (None, (3, 224, 224)),
+        ({"size": {"height": 20, "width": 30}, "do_center_crop": False}, (3, 20, 30)),
+        ({"size": {"shortest_edge": 40}, "do_center_crop": False}, (3, 40, 40)),
+        (
+            {
+                "size": {"shortest_edge": 40},
+                "crop_size": {"height": 32, "width": 32},
+                "do_center_crop": True,
+            },
+            (3, 32, 32),
+        ),
+    ],
+)
+def test_the_size_of_pictures_may_stand_in_the_processor(
+    settings: dict[str, Any] | None, shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    config = transformers.ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], layer_type="basic"
+    )
+    transformers.ResNetForImageClassification(config).save_pretrained(tmp_path)
+    if settings is not None:
+        file = {"image_processor_type": "BitImageProcessor", **settings}
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(file))
+    spec = f"hf:{tmp_path}"
+    assert tuple(example_of(spec, load_model(spec, bare=True)).shape) == (2, *shape)
 
 
 def test_layers_of_a_text_model(texts: Path) -> None:

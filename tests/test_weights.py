@@ -16,9 +16,10 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from unitroles.errors import InputError
+from unitroles.errors import DataWarning, InputError
 from unitroles.inputs import Pictures, load_npz, load_splits
-from unitroles.models import known_of, load_model, load_object
+from unitroles.models import Known, known_of, load_model, load_object
+from unitroles.texts import Tables
 from unitroles.weights import load_weights
 
 NETS = """
@@ -362,6 +363,30 @@ def test_a_missing_class_does_not_shift_the_others(folders: tuple[str, str]) -> 
     assert names == ["b", "c", "d"]
     assert train.targets == [0, 0, 1, 1, 2, 2]
     assert test.targets == [1, 1, 2, 2]
+
+
+def test_folders_have_the_numbers_of_the_model(folders: tuple[str, str]) -> None:
+    numbers = {"d": 0, "c": 1, "a": 2, "b": 3}
+    named = Tables(known=Known(numbers=numbers))
+    train, test, names = load_splits(*folders, Pictures(size=4), named)
+    assert names == ["d", "c", "a", "b"]
+    assert (train.targets, test.targets) == ([3, 3, 1, 1, 0, 0], [1, 1, 0, 0])
+    assert {train.classes[label] for _, label in train.samples} == {"b", "c", "d"}
+    for path, label in train.samples:
+        assert Path(path).parent.name == names[label]
+
+
+def test_folders_that_the_model_does_not_name(folders: tuple[str, str]) -> None:
+    named = Tables(known=Known(numbers={"c": 0, "b": 1}))
+    with pytest.warns(DataWarning, match="no class 'd': the class folders are numbered in the sor"):
+        train, _, names = load_splits(*folders, Pictures(size=4), named)
+    assert (names, train.targets) == (["b", "c", "d"], [0, 0, 1, 1, 2, 2])
+
+
+def test_arrays_without_names_have_those_of_the_model(tmp_path: Path) -> None:
+    spec = write(tmp_path / "a.npz", **GOOD)
+    named = Tables(known=Known(numbers={"y": 1, "x": 0}))
+    assert load_splits(spec, spec, tables=named)[2] == ["x", "y"]
 
 
 def test_pictures_are_resized_cropped_and_normalized(folders: tuple[str, str]) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unitroles.errors import InputError, few
+from unitroles.errors import DataWarning, InputError, few
 from unitroles.library import needed
 from unitroles.probe import first_line
 from unitroles.tables import is_table, read_column, same_kind
-from unitroles.texts import Tables, load_tables
+from unitroles.texts import Tables, by_number, load_tables
 
 _FORMS = (
     "DATA is a folder of class folders, file.npz, file.npz::train, file.csv, file.tsv, "
@@ -71,8 +72,9 @@ def load_splits(
 ) -> tuple[Any, Any, list[str] | None]:
     """Both splits as `unitroles.analyze` takes them, and the class names where they are known.
 
-    The class folders of both splits together, sorted, give the class numbers, so that a class
-    missing in one split does not shift the others. Tables: see `number_labels`.
+    Class folders have the numbers of the model where it names all of them; else those of both
+    splits together are sorted, so that a class missing in one split does not shift the others.
+    Tables: see `number_labels`.
 
     Parameters
     ----------
@@ -96,7 +98,7 @@ def load_splits(
             raise InputError(
                 f"{', '.join(tables.used)} is for tables (csv, tsv, parquet); leave it out"
             )
-        return _load_pictures(specs, pictures)
+        return _load_pictures(specs, pictures, tables.known.numbers)
     return load_tables(specs, tables, pictures.used, lambda: _transform(pictures, Path(train)))
 
 
@@ -141,14 +143,17 @@ def _npz_group(spec: str, split: str, name: str) -> list[Any]:
     return (values.astype(np.int64) if values.dtype.kind == "b" else values).tolist()
 
 
-def _load_pictures(specs: dict[str, str], pictures: Pictures) -> tuple[Any, Any, list[str] | None]:
+def _load_pictures(
+    specs: dict[str, str], pictures: Pictures, numbers: Mapping[str, int]
+) -> tuple[Any, Any, list[str] | None]:
     folders = {name: Path(spec) for name, spec in specs.items() if Path(spec).is_dir()}
     if len(folders) == 2 and pictures.scale:
         raise InputError("--scale is for uint8 images in npz files; leave it out for folders")
     if not folders and (pictures.size or pictures.transform):
         raise InputError("--image-size and --transform are for folders; npz files need none")
     inside = [path for folder in folders.values() for path in folder.iterdir() if path.is_dir()]
-    classes = sorted({path.name for path in inside if not path.name.startswith(".")})
+    classes = {path.name for path in inside if not path.name.startswith(".")}
+    classes = _ordered(sorted(classes), numbers)
     found, names = [], {}
     for name, spec in specs.items():
         if name in folders:
@@ -159,7 +164,22 @@ def _load_pictures(specs: dict[str, str], pictures: Pictures) -> tuple[Any, Any,
     if names["train"] and names["test"] and names["train"] != names["test"]:
         said = ", ".join(f"{name} classes {few(names[name])}" for name in specs)
         raise InputError(f"{said}; give both splits the same class names")
-    return found[0], found[1], names["train"] or names["test"]
+    return found[0], found[1], names["train"] or names["test"] or by_number(numbers)
+
+
+def _ordered(classes: list[str], numbers: Mapping[str, int]) -> list[str]:
+    """The classes by number."""
+    absent = [name for name in classes if name not in numbers]
+    if not absent:
+        return (by_number(numbers) or []) if classes else []
+    if numbers:
+        warnings.warn(
+            f"the model has no class {few([repr(name) for name in absent])}: the class folders are "
+            "numbered in the sorted order of their names. Check that the model was trained so",
+            DataWarning,
+            stacklevel=2,
+        )
+    return classes
 
 
 def load_npz(

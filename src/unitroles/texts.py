@@ -154,7 +154,7 @@ def number_labels(
         return [np.array(rows.labels, dtype=np.int64) for rows in splits], list(names[0])
     labels = [[rows.names[n] if rows.names else str(n) for n in rows.labels] for rows in splits]
     found = sorted({label for split in labels for label in split})
-    own = _by_number(numbers)
+    own = by_number(numbers)
     absent = [label for label in found if label not in numbers]
     if absent and all(map(is_whole, found)):
         return [np.array(split, dtype=np.int64) for split in labels], own
@@ -176,7 +176,8 @@ def number_labels(
     return [np.array([numbers[label] for label in split], np.int64) for split in labels], own
 
 
-def _by_number(numbers: Mapping[str, int]) -> list[str] | None:
+def by_number(numbers: Mapping[str, int]) -> list[str] | None:
+    """The class names in the order of their numbers; None where there are none."""
     if not numbers:
         return None
     names = {number: name for name, number in numbers.items()}
