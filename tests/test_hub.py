@@ -1,6 +1,7 @@
 """Models of timm and transformers by name: what is read, what is refused, and that no code runs."""
 
 import json
+import logging
 import os
 import pickle
 import shlex
@@ -73,12 +74,32 @@ def test_an_image_classifier_without_a_preset(pictures: Path) -> None:
 
 
 def test_what_transformers_keeps_is_as_before(texts: Path) -> None:
-    logging = transformers.utils.logging
-    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    def kept() -> tuple[Any, ...]:
+        own = transformers.utils.logging
+        levels = [logging.getLogger(name).level for name in ("transformers", "huggingface_hub")]
+        return own.get_verbosity(), own.is_progress_bar_enabled(), *levels
+
+    before = kept()
     hub_model(str(texts))
     with pytest.raises(InputError):
         hub_model(str(texts / "no"))
-    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
+    assert kept() == before
+
+
+def test_what_is_tried_again_is_not_told(
+    texts: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*given: Any, **more: Any) -> None:
+        logging.getLogger("huggingface_hub.utils._http").warning("Retrying in 8s")
+        transformers.utils.logging.get_logger("transformers.models").warning("a riddle")
+        raise OSError("no network.")
+
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", fail)
+    with pytest.raises(
+        InputError, match=r"hub did not give it: no network; .*\(HF_HUB_OFFLINE"
+    ):
+        load_model("hf:some/model")
+    assert capsys.readouterr() == ("", "")
 
 
 def test_names_that_nobody_gave_are_no_names() -> None:

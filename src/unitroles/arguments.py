@@ -38,8 +38,8 @@ Config = Annotated[
         metavar="FILE.toml",
         is_eager=True,
         callback=take_config,
-        help="Options from a file: tables [model], [data], ... as the groups here; those given "
-        "here win.",
+        help="Options from a TOML file, in tables named as the groups here: model, data, method, "
+        "...; what is given here wins.",
     ),
 ]
 Weights = Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -221,22 +222,28 @@ def _reading(name: str) -> Iterator[None]:
             reason, remedy = first_line(error), "give a folder written by save_pretrained"
         else:
             reason = f"there is no such folder, and the hub did not give it: {first_line(error)}"
-            remedy = "give a folder written by save_pretrained, or check name and network"
-        raise InputError(f"hf:{name} cannot be read: {reason}; {remedy}") from error
+            remedy = (
+                "give a folder written by save_pretrained, or check name and network "
+                "(HF_HUB_OFFLINE=1 takes what was downloaded before)"
+            )
+        raise InputError(f"hf:{name} cannot be read: {reason.rstrip('.')}; {remedy}") from error
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
     """What matters of its messages is an error here, in one line; no bars."""
-    logging = needed("transformers.utils.logging", "hf")
-    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
+    own = needed("transformers.utils.logging", "hf")
+    loggers = [logging.getLogger(name) for name in ("transformers", "huggingface_hub")]
+    levels, bars = [logger.level for logger in loggers], own.is_progress_bar_enabled()
+    own.disable_progress_bar()
     try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.set_verbosity(before)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
         if bars:
-            logging.enable_progress_bar()
+            own.enable_progress_bar()
