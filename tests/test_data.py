@@ -20,8 +20,9 @@ from torch.utils.data import (
 
 import networks
 import unitroles as ur
-from unitroles.data import Samples, as_samples, warn_if_changing
+from unitroles.data import Samples, as_samples
 from unitroles.sampling import choose
+from unitroles.stability import warn_if_changing
 
 # Every sample of class k has its own number in feature 0, so that a mix-up shows.
 LABELS = torch.tensor([2, 0, 1, 0, 2, 2, 1, 0, 1, 0])

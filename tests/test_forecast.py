@@ -90,6 +90,7 @@ def plan(toy: networks.Toy, **options: Any) -> Forecast:
     """The forecast; only plan warnings are let pass."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.simplefilter("ignore", ur.LayerHint)
         warnings.simplefilter("ignore", ur.PlanWarning)
         return ur.plan(toy.model, toy.train, toy.test, **options)
 

@@ -20,8 +20,8 @@ ARROWS = [
     "errors", "options", "output", "config", "arguments", "progress", "memory", "probe", "wrappers",
     "precision", "trace", "split", "functional", "graph", "hoist", "operations", "owners",
     "separable", "head", "session", "additive", "masks", "sweep", "criterion", "store", "data",
-    "columns", "groups", "sampling", "activity", "roles", "resolution", "plans", "check", "choice",
-    "collect", "retrieval", "survey", "prepare", "baseline", "provenance", "taxonomy", "analysis",
+    "columns", "stability", "groups", "sampling", "activity", "roles", "resolution", "plans",
+    "check", "choice", "collect", "retrieval", "survey", "prepare", "baseline", "provenance", "taxonomy", "analysis",
     "ablation", "plots", "weights", "library", "hub", "models", "tables", "texts", "inputs", "text",
     "pace", "forecast", "cli", "zoo",
 ]

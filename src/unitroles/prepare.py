@@ -21,7 +21,7 @@ from torch import nn
 from unitroles.choice import Choice, choose_plans
 from unitroles.columns import fitted
 from unitroles.criterion import CROSS_ENTROPY, Criterion, OwnLoss
-from unitroles.data import Samples, as_samples, warn_if_changing
+from unitroles.data import Samples, as_samples
 from unitroles.errors import DataWarning, InputError, LayerHint, PlanWarning
 from unitroles.groups import grouped
 from unitroles.options import Compute, Layer, Sample
@@ -39,6 +39,7 @@ from unitroles.probe import (
 )
 from unitroles.progress import Track, track
 from unitroles.sampling import choose
+from unitroles.stability import warn_if_changing
 from unitroles.survey import hint, resolve
 from unitroles.trace import Call, Site, Trace, trace
 from unitroles.wrappers import unwrapped
