@@ -21,9 +21,9 @@ ARROWS = [
     "precision", "trace", "split", "functional", "graph", "hoist", "operations", "owners",
     "separable", "head", "session", "additive", "masks", "sweep", "criterion", "store", "data",
     "columns", "stability", "groups", "sampling", "activity", "roles", "resolution", "plans",
-    "check", "choice", "collect", "retrieval", "survey", "prepare", "baseline", "provenance", "taxonomy", "analysis",
-    "ablation", "plots", "weights", "library", "hub", "models", "tables", "texts", "inputs", "text",
-    "pace", "forecast", "cli", "zoo",
+    "check", "choice", "collect", "retrieval", "survey", "prepare", "baseline", "provenance",
+    "taxonomy", "analysis", "ablation", "plots", "weights", "library", "hub", "models", "tables",
+    "texts", "inputs", "text", "pace", "forecast", "cli", "zoo",
 ]
 # fmt: on
 NOT_IN_INIT = {"plots", "cli", "zoo"}
