@@ -167,3 +167,34 @@ def test_ablation_by_group():
         sample=ur.Sample(group_by=groups),
     )
     assert found.sizes["label"] == 3
+
+
+def test_a_data_set_of_hugging_face_is_read_as_it_is():
+    datasets = pytest.importorskip("datasets", reason="needs Hugging Face datasets")
+    draw = np.random.default_rng(0)
+    found = datasets.Dataset.from_dict(
+        {
+            "row": draw.normal(size=(30, 5)).astype("float32").tolist(),
+            "label": [i % 3 for i in range(30)],
+            "colour": [("red", "blue")[i % 2] for i in range(30)],
+        },
+        features=datasets.Features(
+            {
+                "row": datasets.Sequence(datasets.Value("float32")),
+                "label": datasets.ClassLabel(names=["cat", "dog", "owl"]),
+                "colour": datasets.Value("string"),
+            }
+        ),
+    )
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(5, 6), torch.nn.ReLU(), torch.nn.Linear(6, 3))
+    x, y = torch.tensor(found["row"][:]), torch.tensor(found["label"][:])
+    wanted = quietly(ur.analyze, net, (x, y), (x, y), layer="1")
+    for data in (found, found.with_format("torch")):
+        named = quietly(ur.analyze, net, data, data, layer="1")
+        assert named.labels == ["cat", "dog", "owl"]
+        np.testing.assert_array_equal(named.data.loss, wanted.data.loss)
+        sample = ur.Sample(group_by="colour")
+        grouped = quietly(ur.analyze, net, data, data, layer="1", sample=sample)
+        assert grouped.labels == ["blue", "red"]
+        assert (grouped.data.samples.values == 15).all()
