@@ -9,6 +9,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision import models
 from torchvision.models import swin_transformer, vision_transformer
 
@@ -255,10 +256,15 @@ def network(name: str) -> nn.Module:
     with torch.random.fork_rng([]):
         torch.manual_seed(_SEED)
         net = FAMILIES[name].build().requires_grad_(False).eval()
-        for path, weight in net.named_parameters():
-            _draw(path, weight)
-    _take_statistics(net, images(name, 32, seed=1))
+        draw(net)
+    take_statistics(net, images(name, 32, seed=1))
     return net
+
+
+def draw(net: nn.Module) -> None:
+    """Draw all weights anew so that every branch of a model counts."""
+    for path, weight in net.named_parameters():
+        _draw(path, weight)
 
 
 def _draw(path: str, weight: Tensor) -> None:
@@ -273,9 +279,9 @@ def _draw(path: str, weight: Tensor) -> None:
         weight.normal_(std=0.3)
 
 
-def _take_statistics(net: nn.Module, batch: Tensor) -> None:
+def take_statistics(net: nn.Module, batch: Tensor) -> None:
     """Give every batch norm the mean and variance of a batch."""
-    norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+    norms = [module for module in net.modules() if isinstance(module, _BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
