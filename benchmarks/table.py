@@ -83,10 +83,10 @@ def section(title: str, *parts: str) -> str:
     return "\n\n".join([f"## {title}", *parts])
 
 
-def machine(threads: int) -> str:
+def machine(threads: int, packages: Iterable[str] = PACKAGES) -> str:
     """Processor, cores, threads and versions; nothing that names this computer."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    versions = ", ".join(f"{name} {version(name)}" for name in packages)
     return (
         f"Machine: {_processor()}, {os.cpu_count()} cores, {memory:.0f} GiB, "
         f"{torch.backends.cpu.get_cpu_capability()}, {platform.system()}; threads used: {threads}. "
