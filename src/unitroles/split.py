@@ -126,7 +126,7 @@ def run_body(model: nn.Module, places: Sequence[Place], inputs: Any) -> list[Ten
     wanted = set(places)
     calls: Counter[nn.Module] = Counter()
 
-    def catch(place: Place, value: Tensor) -> None:
+    def catch(place: Place, value: Any) -> None:
         if place in wanted:
             last = len(caught) + 1 == len(wanted)
             caught[place] = value if last else value.clone()
