@@ -86,6 +86,7 @@ def fit(head: nn.Module, inputs: Tensor, labels: Tensor) -> None:
         optimizer.step()
 
 
+@pytest.mark.xdist_group("trec")  # one training for both
 @pytest.mark.parametrize(
     ("layer", "options"),
     [
@@ -177,6 +178,7 @@ def crops(photographs: list[Image.Image], seed: int) -> tuple[Tensor, Tensor]:
     return torch.stack(inputs), torch.tensor([PALACE, DAISY]).repeat_interleave(FEW)
 
 
+@pytest.mark.xdist_group("lite")
 @pytest.mark.parametrize(("layer", "units"), [("bn2", 1280), ("blocks.6.0.bn2", 1152)])
 def test_curves_of_an_imagenet_network_are_those_of_zeroed_clones(
     layer: str, units: int, lite: nn.Module, photographs: list[Image.Image]

@@ -42,9 +42,6 @@ class Pictured:
     encoded: Any
     column: str
 
-    def __len__(self) -> int:
-        return len(self.encoded)
-
     def __getitem__(self, row: int) -> Any:
         from PIL import Image, ImageOps
 
