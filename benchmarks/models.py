@@ -2,6 +2,8 @@
 
 pip install -e '.[vision]'
 python benchmarks/models.py --out docs/models.md
+
+With `--rows FILE` a run can be stopped and goes on where it was, or several processes share it.
 """
 
 from __future__ import annotations
@@ -164,7 +166,7 @@ def document(rows: Sequence[Row], threads: int, seconds: float) -> str:
         "that every branch of every block counts: fresh layer scales and classifiers are so small "
         "that no mask would move a logit. Batch-norm statistics from 32 images; float32.",
         machine(threads, _PACKAGES),
-        f"The models took {seconds / 60:.1f} minutes, one after the other.",
+        f"The models took {seconds / 60:.1f} minutes in all.",
     ]
     parts = [_summary(rows)]
     for library in dict.fromkeys(row.member.library for row in rows):
@@ -217,6 +219,9 @@ def _summary(rows: Sequence[Row]) -> str:
         f"- Silently wrong, that is a difference no check has told: {len(wrong)} (goal: 0).",
         f"- Models with a layer on plan full or refused: {len(slow)} of {len(named)}, "
         f"{_percent(len(slow), len(named))} (goal: at most 25 %).",
+        f"- Largest difference {max(row.loss for row in rows):.1e}, of scores "
+        f"{max(row.score for row in rows):.1e}; the masks moved the logits by at least "
+        f"{number(min(row.moved for row in rows))} of the largest.",
         *(f"- {_why(row)}" for row in rows if row.plan not in _CUT),
     ]
     return section("Summary", "\n".join(lines))
