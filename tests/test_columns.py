@@ -73,3 +73,41 @@ def test_columns_that_the_model_does_not_know():
 def test_lists_of_numbers_are_rows():
     data = [{**row, "pixels": row["pixels"].tolist()} for row in rows()]
     np.testing.assert_allclose(loss_of(Named(), data), loss_of(Named(), rows()), rtol=1e-6)
+
+
+class Domain(Named):
+    def forward(self, pixels: Tensor, domain: Tensor | None = None) -> Tensor:
+        return self.net(pixels if domain is None else pixels * (1.0 + domain[:, None]))
+
+
+def test_a_column_that_groups_is_an_input_too_where_the_model_takes_it():
+    data = rows(domain=lambda i: i % 2)
+    groups = {name: [row["domain"] for row in data] for name in ("train", "test")}
+    by_name, by_array = (
+        loss_of(Domain(), data, sample=ur.Sample(group_by=given)) for given in ("domain", groups)
+    )
+    np.testing.assert_array_equal(by_name, by_array)
+    assert not np.allclose(by_name, loss_of(Named(), data, sample=ur.Sample(group_by="domain")))
+
+
+@pytest.mark.parametrize(
+    ("collate", "said"),
+    [
+        (lambda rows: {"pixels": ["a"] * len(rows)}, "column 'pixels' of the train samples hold"),
+        (lambda rows: {"pixels": np.zeros((len(rows), 5))}, "holds ndarray values"),
+        (lambda rows: {"pixels": torch.zeros(1, 5)}, "its first axis must count the samples"),
+        (lambda rows: {"pixels": torch.tensor(1.0)}, "its first axis must count the samples"),
+    ],
+)
+def test_batches_that_hold_no_rows(collate, said):
+    def whole(found):
+        return {**collate(found), "label": torch.tensor([row["label"] for row in found])}
+
+    loader = torch.utils.data.DataLoader(rows(), batch_size=4, collate_fn=whole)
+    with pytest.raises(ur.InputError, match=said):
+        ur.analyze(Named(), loader, loader, layer="net.1")
+
+
+def test_nothing_in_a_column_that_nobody_needs():
+    data = rows(note=lambda i: None if i % 2 else "a")
+    np.testing.assert_array_equal(loss_of(Named(), data), loss_of(Named(), rows()))

@@ -1,5 +1,7 @@
 """Samples classed by another column than their label."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -198,3 +200,68 @@ def test_a_data_set_of_hugging_face_is_read_as_it_is():
         grouped = quietly(ur.analyze, net, data, data, layer="1", sample=sample)
         assert grouped.labels == ["blue", "red"]
         assert (grouped.data.samples.values == 15).all()
+
+
+def test_names_of_groups_are_not_replaced():
+    toy = one_copy("conv_pool_linear", torch.float32)
+    groups = {name: ["sun", "rain"] * (len(split[0]) // 2) for name, split in both(toy).items()}
+    with pytest.raises(ur.InputError, match="the groups have names of their own .rain, sun"):
+        analyze(
+            toy,
+            toy.train,
+            toy.test,
+            sample=ur.Sample(group_by=groups),
+            class_names=["cat", "dog"],
+        )
+
+
+def test_a_number_below_zero_has_no_name():
+    toy = one_copy("conv_pool_linear", torch.float32)
+    groups = {name: [-1, 0] * (len(split[0]) // 2) for name, split in both(toy).items()}
+    sample = ur.Sample(group_by=groups)
+    assert analyze(toy, toy.train, toy.test, sample=sample).labels == [-1, 0]
+    with pytest.raises(ur.InputError, match="label -1 occurs and has no name"):
+        analyze(toy, toy.train, toy.test, sample=sample, class_names=["a", "b"])
+
+
+def test_a_number_that_is_also_a_name_is_asked_about():
+    toy = one_copy("conv_pool_linear", torch.float32)
+    groups = {name: ["1", "2"] * (len(split[0]) // 2) for name, split in both(toy).items()}
+    named = ur.Sample(group_by=groups, classes=["1"])
+    assert analyze(toy, toy.train, toy.test, sample=named).labels == ["1"]
+    with pytest.raises(ur.InputError, match="may be a number or the name '1'"):
+        analyze(toy, toy.train, toy.test, sample=ur.Sample(group_by=groups, classes=[1]))
+
+
+@pytest.mark.parametrize("values", [5, [2**70]])
+def test_groups_that_are_no_numbers_of_samples(values):
+    toy = one_copy("conv_pool_linear", torch.float32)
+    groups = {n: values if values == 5 else values * len(s[0]) for n, s in both(toy).items()}
+    with pytest.raises(ur.InputError, match="group_by of the train samples"):
+        analyze(toy, toy.train, toy.test, sample=ur.Sample(group_by=groups))
+
+
+class Featured(Rows):
+    """With the features of a Hugging Face data set."""
+
+    def __init__(self, split, values, **names) -> None:
+        super().__init__(split, "weather", values)
+        self.features = {name: SimpleNamespace(names=known) for name, known in names.items()}
+
+
+def test_names_that_differ_between_the_data_sets_are_refused():
+    toy = one_copy("conv_pool_linear", torch.float32)
+    by_label = [str(k) for k in range(int(toy.train[1].max()) + 1)]
+
+    def pair(*names, labels=(by_label, by_label)):
+        return [
+            Featured(split, torch.arange(len(split[0])) % 2, weather=known, label=given)
+            for split, known, given in zip(both(toy).values(), names, labels, strict=True)
+        ]
+
+    sample, weather = ur.Sample(group_by="weather"), ["rain", "sun"]
+    assert analyze(toy, *pair(weather, weather), sample=sample).labels == weather
+    with pytest.raises(ur.InputError, match="names of the groups 'weather' differ"):
+        analyze(toy, *pair(weather, weather[::-1]), sample=sample)
+    with pytest.raises(ur.InputError, match="the classes of the two data sets differ"):
+        analyze(toy, *pair(weather, weather, labels=(by_label, by_label[::-1])), sample=sample)

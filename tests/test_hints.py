@@ -80,3 +80,29 @@ def test_torchvision_overwrites_its_convolutions():
     assert found.endswith("name layer 'features.19'")
     assert "goes through ReLU" in found
     assert hints(model, "features.19", side=32) == []
+
+
+class Skip(nn.Module):
+    """The ReLU is given the sum, in place, not what the norm gave."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.relu = nn.Conv2d(3, 4, 1), nn.ReLU(inplace=True)
+        self.conv, self.bn = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+        self.out = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.stem(x))
+        h = self.bn(self.conv(x))
+        h += x
+        return self.out(self.relu(h).mean((2, 3)))
+
+
+def test_a_sum_in_place_is_not_what_the_norm_gave():
+    (found,) = hints(Skip(), "conv")
+    assert found.endswith("name layer 'bn'")
+    assert hints(Skip(), "bn") == []
+    split = torch.randn(4, 3, 8, 8), torch.arange(4) % 2
+    with pytest.raises(ur.InputError, match="'weight_l1' needs a module with one row"):
+        ur.analyze(Skip(), split, split, "relu", method=ur.Method(score="weight_l1"))

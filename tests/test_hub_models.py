@@ -172,3 +172,85 @@ def test_the_hidden_units_of_the_last_block_are_recommended(kind):
     given = [rows(images(seed), "pixel_values") for seed in (1, 2)]
     found = quietly(ur.analyze, hub_model(kind), *given)
     assert found.layer == image_layers(kind)[-1]
+
+
+@cache
+def text_model() -> nn.Module:
+    config = transformers.BertConfig(
+        vocab_size=40,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=24,
+        max_position_embeddings=16,
+        num_labels=3,
+    )
+    with torch.random.fork_rng([]):
+        return matter(transformers.AutoModelForSequenceClassification.from_config(config))
+
+
+TEXT = ("input_ids", "attention_mask")
+
+
+def texts(seed: int, padded: bool) -> tuple[Tensor, Tensor]:
+    """Word numbers and attention masks (samples, 2, words); texts of 3 to 8 words if padded."""
+    draw = torch.Generator().manual_seed(seed)
+    words = torch.randint(1, 40, (len(LABELS), 8), generator=draw)
+    mask = torch.ones_like(words)
+    if padded:
+        length = torch.randint(3, 9, (len(LABELS), 1), generator=draw)
+        mask = (torch.arange(8) < length).long()
+    return torch.stack([words * mask, mask], dim=1), LABELS
+
+
+def score_of_words(model: nn.Module, layer: str, inputs: Tensor, axis: int) -> np.ndarray:
+    """L1 norm over the words, without the padding."""
+    found = []
+    for x in inputs:
+        (output,) = reference.activation(model, layer, x[None])
+        found.append(sum(word.abs() for word, real in zip(output, x[1], strict=True) if real))
+    return torch.stack(found).mean(0).numpy()
+
+
+@cache
+def text_layers() -> list[str]:
+    inputs = texts(1, padded=True)[0][:2]
+    return hidden_layers(text_model(), dict(zip(TEXT, inputs.unbind(1), strict=True)))
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("bert")
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_text_model_equals_clone_and_zero(place, padded):
+    """Hidden units of the first and the last block; padding counts for nothing in the scores."""
+    model, splits = text_model(), (texts(1, padded), texts(2, padded))
+    layer = text_layers()[place]
+    found = quietly(ur.analyze, model, *(rows(split, *TEXT) for split in splits), layer=layer)
+    assert found.provenance["layer"]["axis"] == 2
+    assert found.data.attrs["plan"] != "full"
+    plain = Plain(model, *TEXT)
+    assert_clone_and_zero(found.data, plain, f"inner.{layer}", splits, 2, score_of_words)
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("bert")
+def test_a_batch_without_padding_among_padded_ones():
+    """Transformers leave a mask out that hides nothing; what the first batch had is then absent."""
+    words, labels = texts(1, padded=True)
+    words[2:4] = texts(1, padded=False)[0][2:4]
+    given = rows((words, labels), *TEXT)
+    pairs, whole = (
+        quietly(
+            ur.analyze,
+            text_model(),
+            given,
+            given,
+            layer=text_layers()[0],
+            compute=ur.Compute(batch_size=size),
+        ).data
+        for size in (2, 6)
+    )
+    assert pairs.attrs["plan"] == "additive"
+    np.testing.assert_allclose(pairs.loss, whole.loss, rtol=1e-9, atol=1e-9)
+    np.testing.assert_array_equal(pairs.role, whole.role)

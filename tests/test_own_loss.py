@@ -200,3 +200,90 @@ def test_a_plan_knows_the_loss():
     )
     assert (found.plan, found.labels) == ("additive", 2)
     assert found.seconds > 0
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda outputs, labels: squares(outputs - outputs.mean(dim=0), labels),
+        lambda outputs, labels: squares(outputs, labels) + torch.rand(len(outputs)),
+    ],
+)
+def test_a_loss_that_couples_or_draws_is_refused(loss):
+    (x, y, g), (u, v, h) = halves((3,))
+    with pytest.raises(ur.InputError, match="differs between two calls, or alone and among others"):
+        ur.analyze(
+            Regression((3,)),
+            (x, y),
+            (u, v),
+            layer="relu",
+            method=ur.Method(loss=loss),
+            sample=ur.Sample(group_by={"train": g, "test": h}),
+        )
+
+
+class Probabilities(nn.Module):
+    """No output of it is 0, as the logarithm of a loss demands."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Sequential(nn.Linear(6, 24), nn.ReLU())
+        self.out = nn.Sequential(nn.Linear(24, 24), nn.Tanh(), nn.Linear(24, 4), nn.Softmax(dim=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.layer(x))
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_points_that_no_one_asked_for_do_not_reach_the_loss(plan):
+    def log_loss(outputs: Tensor, labels: Tensor) -> Tensor:
+        assert bool((outputs > 0).all())
+        return -outputs[torch.arange(len(labels)), labels].log()
+
+    draw = torch.Generator().manual_seed(3)
+    split = torch.randn(40, 6, generator=draw), torch.arange(40) % 4
+    with forced(plan):
+        exact, adaptive = (
+            quietly(
+                ur.analyze,
+                Probabilities(),
+                split,
+                split,
+                layer="layer.1",
+                method=ur.Method(loss=log_loss, resolution=resolution),
+            )
+            for resolution in ("exact", "adaptive")
+        )
+    seen = np.isfinite(adaptive.data.loss.values)
+    assert seen.mean() < 1
+    np.testing.assert_allclose(
+        adaptive.data.loss.values[seen], exact.data.loss.values[seen], atol=1e-6
+    )
+
+
+def test_names_for_more_labels_than_outputs():
+    (x, _, _), (u, _, _) = halves((1,))
+    labels = torch.arange(20) % 5
+    for names, said in ((["a"] * 3, "must differ"), (["a", "b", "c"], "label 4 occurs")):
+        with pytest.raises(ur.InputError, match=said):
+            ur.analyze(
+                Regression((1,)),
+                (x, labels),
+                (u, labels),
+                layer="relu",
+                class_names=names,
+                method=ur.Method(loss=lambda outputs, labels: squares(outputs, labels[:, None])),
+            )
+
+
+@pytest.mark.parametrize("kind", [torch.int32, torch.uint8])
+def test_small_whole_labels_are_whole_labels(kind):
+    x, _, g = halves((3,))[0]
+    split = x, (torch.arange(20) % 3).to(kind)
+    sample = ur.Sample(group_by={"train": g, "test": g})
+    method = ur.Method(loss=cross_entropy)
+    found = quietly(
+        ur.analyze, Regression((3,)), split, split, layer="relu", method=method, sample=sample
+    )
+    assert found.scored

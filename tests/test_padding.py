@@ -96,9 +96,10 @@ def test_a_layer_without_tokens_is_not_masked():
         (torch.tensor([[1, 1, 0], [1, 0, 0]]), (2, 5, 3), 1, True),
         (torch.tensor([[True, False, False], [True, True, True]]), (2, 3, 5), 2, True),
         (torch.tensor([[1, 1, 1], [1, 1, 1]]), (2, 3, 5), 2, False),  # nothing to leave out
-        (torch.tensor([[1, 1, 0], [1, 0, 0]]), (2, 4, 5), 2, False),  # other positions
         (torch.tensor([[1, 1, 0], [1, 0, 0]]), (2, 5), 1, False),
-        (torch.tensor([[0.0, -1e9, -1e9], [0.0, 0.0, -1e9]]), (2, 3, 5), 2, False),  # added
+        (torch.tensor([[1, 2, 0], [1, 0, 0]]), (2, 3, 5), 2, True),  # segments
+        (torch.tensor([[0.0, -1e9, -1e9], [0.0, 0.0, -1e9]]), (2, 3, 5), 2, True),  # added
+        (torch.tensor([[1, 1, 0], [1, 0, 0]])[:, None, None], (2, 3, 5), 2, True),
         (torch.ones(2, 1, 3, 3), (2, 3, 5), 2, False),
         (None, (2, 3, 5), 2, False),
     ],
@@ -107,7 +108,8 @@ def test_which_masks_count_positions(mask, shape, axis, counts):
     found = attended({"input_ids": torch.zeros(2, 3), "attention_mask": mask}, shape, axis)
     assert (found is not None) == counts
     if counts:
-        assert torch.equal(found, mask != 0)
+        added = bool((mask < 0).any())
+        assert torch.equal(found, (mask == 0 if added else mask > 0).reshape(2, 3))
     assert attended(torch.zeros(shape), shape, axis) is None
 
 
@@ -142,3 +144,37 @@ def test_batches_of_other_lengths_run_in_full():
     whole = quietly(ur.analyze, model, data, data, layer="relu", compute=BATCH)
     for name in ("score", "loss"):
         np.testing.assert_allclose(found.data[name], whole.data[name], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("mask", "shape"),
+    [
+        (torch.tensor([[1, 1, 0], [1, 0, 0]]), (2, 4, 5)),
+        (torch.tensor([[1, 1, 0], [1, 0, 0]]), (2, 3, 4, 5)),
+        (torch.tensor([[1, 1, 0], [1, 0, 0]])[:, None].expand(2, 3, 3), (2, 3, 5)),
+    ],
+)
+def test_padding_that_cannot_be_left_out_is_said(mask, shape):
+    with pytest.warns(ur.DataWarning, match="padding counts in its scores"):
+        assert attended({"attention_mask": mask}, shape, 2) is None
+
+
+@pytest.mark.parametrize("cast", [torch.int64, torch.float64])
+def test_a_score_of_another_type_leaves_padding_out(cast):
+    def count(activation: Tensor) -> Tensor:
+        return (activation > 0).sum(dim=2).to(cast)
+
+    model, tokens = Tagger(), texts()
+    data = padded(tokens, 8)
+    found = quietly(ur.analyze, model, data, data, layer="relu", method=ur.Method(score=count))
+    with torch.no_grad():
+        alone = [(model.relu(model.hidden(model.embed(t))) > 0).sum(dim=0) for t in tokens]
+    wanted = [torch.stack(alone[k::3]).double().mean(dim=0) for k in range(3)]
+    np.testing.assert_allclose(found.data.score[0], torch.stack(wanted))
+
+
+def test_a_score_of_another_shape_is_refused_with_padding_too():
+    data = padded(texts(), 8)
+    method = ur.Method(score=lambda activation: activation.abs().sum(dim=(0, 2)))
+    with pytest.raises(ur.InputError, match="the score function must return"):
+        quietly(ur.analyze, Tagger(), data, data, layer="relu", method=method)

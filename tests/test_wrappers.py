@@ -61,6 +61,11 @@ def compiled_in_place(model):
     return model
 
 
+def parallel_inside(model):
+    model[0] = nn.DataParallel(model[0])
+    return model
+
+
 def twice(model):
     return nn.DataParallel(compiled(model))
 
@@ -70,6 +75,7 @@ WRAPPERS = {
     compiled: "_orig_mod.0.1",
     compiled_inside: "0._orig_mod.1",
     compiled_in_place: "0.1",
+    parallel_inside: "0.module.1",
     twice: "module._orig_mod.0.1",
 }
 
@@ -125,3 +131,10 @@ def test_wrappers_come_back_after_an_error():
     with pytest.raises(ur.InputError):
         ur.analyze(model, (x[:, :3], y), (x[:, :3], y), layer="0.1")
     assert model[0] is child
+
+
+def test_a_wrapper_inside_can_be_named_as_the_layer():
+    x, y = data()
+    model = parallel_inside(build())
+    found = quietly(ur.analyze, model, (x, y), (x, y), layer=model[0])
+    assert found.layer == "0"

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
-from unitroles.errors import InputError, unknown
+from unitroles.errors import DataWarning, InputError, unknown
 from unitroles.trace import KEEPING, Call, Site
 
 SampleScore = Callable[[Float[Tensor, "samples units positions"]], Float[Tensor, "samples units"]]
@@ -90,16 +91,29 @@ def attended(
     Returns
     -------
     None where no such mask counts the output's positions, or no token is padding.
+
+    Warns
+    -----
+    DataWarning : there is padding that cannot be left out.
     """
     mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
-    if not isinstance(mask, Tensor) or mask.ndim != 2 or len(shape) != 3:
+    if not isinstance(mask, Tensor) or len(shape) < 3:
         return None
-    real = mask != 0
-    positions = shape[3 - axis % 3]
-    if tuple(mask.shape) != (shape[0], positions) or bool(real.all()):
+    if mask.ndim == 4 and mask.shape[1:3] == (1, 1):
+        mask = mask[:, 0, 0]
+    # A mask that is added to attention scores is 0 where a token is real, and below elsewhere.
+    real = mask == 0 if bool((mask < 0).any()) else mask > 0
+    if bool(real.all()):
         return None
-    # A mask that is added to attention scores is 0 where a token is real.
-    return real if bool((mask[real] == 1).all()) else None
+    if len(shape) == 3 and tuple(mask.shape) == (shape[0], shape[3 - axis % 3]):
+        return real
+    warnings.warn(
+        f"the attention mask {tuple(mask.shape[1:])} does not count the positions of the layer's "
+        f"output {tuple(shape[1:])}: padding counts in its scores",
+        DataWarning,
+        stacklevel=2,
+    )
+    return None
 
 
 def score_sums(
@@ -121,12 +135,7 @@ def score_sums(
     units = by_unit(activation, axis)
     if units.dtype in (torch.float16, torch.bfloat16):
         units = units.to(torch.float32)
-    values = score(units) if real is None else _of_real(units, score, real)
-    if values.shape != units.shape[:2]:
-        raise InputError(
-            f"the score function must return (samples, units) = {tuple(units.shape[:2])}, it "
-            f"returned {tuple(values.shape)}"
-        )
+    values = _scored(units, score) if real is None else _of_real(units, score, real)
     total = torch.zeros(labels, units.shape[1], dtype=torch.float64)
     total.index_add_(0, classes, values.cpu().to(torch.float64))
     return ScoreSums(total.numpy(), torch.bincount(classes, minlength=labels).numpy())
@@ -139,11 +148,24 @@ def _of_real(
 ) -> Float[Tensor, "samples units"]:
     """The scores of samples without their padding, all that have the same of it at once."""
     kinds, kind = torch.unique(real.to(units.device), dim=0, return_inverse=True)
-    values = torch.zeros_like(units[:, :, 0])
+    values = torch.zeros(units.shape[:2], dtype=torch.float64)
     for place, positions in enumerate(kinds):
         mine = kind == place
         if positions.any():
-            values[mine] = score(units[mine][:, :, positions])
+            some = units[mine][:, :, positions]
+            values[mine.cpu()] = _scored(some, score).cpu().to(torch.float64)
+    return values
+
+
+def _scored(
+    units: Float[Tensor, "samples units positions"], score: SampleScore
+) -> Shaped[Tensor, "samples units"]:
+    values = score(units)
+    if values.shape != units.shape[:2]:
+        raise InputError(
+            f"the score function must return (samples, units) = {tuple(units.shape[:2])}, it "
+            f"returned {tuple(values.shape)}"
+        )
     return values
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import operator
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
@@ -25,7 +24,8 @@ def fitted(model: nn.Module, samples: Samples, spare: object = None) -> Samples:
 
     Parameters
     ----------
-    spare : the name of a column that serves another purpose and is no input.
+    spare : the name of a column that serves another purpose, and is an input only where the
+        model's forward has a parameter of this name.
 
     Raises
     ------
@@ -38,13 +38,14 @@ def fitted(model: nn.Module, samples: Samples, spare: object = None) -> Samples:
     inputs = next(samples.take(np.arange(1)).batches(1)).inputs
     if not isinstance(inputs, Mapping):
         return samples
-    inputs = {name: value for name, value in inputs.items() if name != spare}
-    tensors = [str(name) for name, value in inputs.items() if isinstance(value, Tensor)]
     known = _parameters(model)
+    if spare not in (known or ()):
+        inputs = {name: value for name, value in inputs.items() if name != spare}
+    tensors = [str(name) for name, value in inputs.items() if isinstance(value, Tensor)]
     taken = tensors if known is None else [str(name) for name in inputs if name in known]
     if not taken and len(tensors) == 1:
         (only,) = tensors
-        return replace(samples, fit=operator.itemgetter(only))
+        return replace(samples, fit=partial(_column, name=only))
     if not taken:
         raise InputError(
             f"the {samples.name} samples have the columns {', '.join(map(str, inputs))}, but the "
@@ -59,11 +60,47 @@ def fitted(model: nn.Module, samples: Samples, spare: object = None) -> Samples:
             DataWarning,
             stacklevel=3,
         )
-    return replace(samples, fit=partial(_some, tuple(taken)))
+    return replace(samples, fit=partial(_columns, names=tuple(taken)))
 
 
-def _some(names: tuple[str, ...], inputs: Any) -> Any:
-    return {name: inputs[name] for name in names}
+def _columns(inputs: Any, names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: _column(inputs, name) for name in names}
+
+
+def _column(inputs: Any, name: str) -> Any:
+    if name not in inputs:
+        raise InputError(
+            f"some samples have nothing in the column {name!r}, which the model takes; fill it in "
+            "or remove them"
+        )
+    return inputs[name]
+
+
+def require_rows(inputs: Any, count: int, name: str, where: str = "inputs") -> None:
+    """Refuse a batch of inputs whose tensors do not hold one row for every sample.
+
+    Raises
+    ------
+    InputError : a value that is no tensor, or one with another number of rows.
+    """
+    if isinstance(inputs, Mapping):
+        for key, value in inputs.items():
+            require_rows(value, count, name, f"column {key!r}")
+    elif isinstance(inputs, (tuple, list)):
+        for value in inputs:
+            require_rows(value, count, name, where)
+    elif isinstance(inputs, Tensor):
+        if inputs.ndim == 0 or len(inputs) != count:
+            raise InputError(
+                f"the {where} of {count} {name} samples is a tensor of shape "
+                f"{tuple(inputs.shape)}; its first axis must count the samples: mend the collate "
+                "function"
+            )
+    elif inputs is not None and not isinstance(inputs, (bool, int, float)):
+        raise InputError(
+            f"the {where} of the {name} samples holds {type(inputs).__name__} values, which no "
+            "model takes; turn them into tensors in the data set or in its collate function"
+        )
 
 
 def _parameters(model: nn.Module) -> list[str] | None:

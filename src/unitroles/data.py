@@ -215,6 +215,8 @@ def as_samples(data: Any, name: str, any_labels: bool = False) -> Samples:
         raise InputError(
             f"the {name} data hold {len(data)} samples but {len(targets)} labels; give one each"
         )
+    kinds = (torch.uint8, torch.int8, torch.int16, torch.int32)
+    targets = targets.to(torch.int64) if targets.dtype in kinds else targets
     samples = replace(samples, targets=targets)
     return samples if any_labels else _classed(samples)
 
@@ -222,7 +224,8 @@ def as_samples(data: Any, name: str, any_labels: bool = False) -> Samples:
 def _collate(items: list[Any]) -> Any:
     """torch's own, but lists of numbers in a column, as of token numbers, become one tensor."""
     if items and isinstance(items[0], Mapping):
-        items = [{name: _as_row(value) for name, value in item.items()} for item in items]
+        empty = {name for item in items for name, value in item.items() if value is None}
+        items = [{k: _as_row(v) for k, v in item.items() if k not in empty} for item in items]
     return default_collate(items)
 
 
@@ -360,5 +363,10 @@ def _read_labels(samples: Samples) -> Tensor:
     plain = getattr(samples.source, "target_transform", None) is None
     if targets is not None and plain and len(targets) == len(samples):
         return _as_labels(targets, samples.name)
+    key = next(
+        (k for k in LABELS if k in (getattr(samples.source, "column_names", None) or ())), None
+    )
+    if key is not None:  # of Hugging Face: without the pictures beside them
+        return _as_labels(np.array(samples.source.with_format(None)[key]), samples.name)
     chunks = np.array_split(samples.rows, -(-len(samples) // 256))
     return torch.cat([labels for _, labels in samples._read(chunks)])

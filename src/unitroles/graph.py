@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,8 +117,10 @@ def prune(
     run = build.head(tap, live, [n for n in graph.nodes if n in after], logits)
     if not live:
         return Cut(run, None, (), axis)
-    # A boundary without rows would be cut where the padding of a last batch is.
-    usable = {n: mark for n, mark in boundaries.items() if _is_tensor(n) and _rows(n, tap)}
+    # A boundary without rows would be cut where the padding of a last batch is. What the inputs
+    # alone decide is cheap, and a model may leave it out: transformers drop a mask that hides none.
+    learned = _made_with(graph, program.graph_signature.inputs_to_parameters)
+    usable = {n: mark for n, mark in boundaries.items() if n in learned and _rows(n, tap)}
     context, sources = build.context(live, usable)
     return Cut(run, context, sources, axis)
 
@@ -130,6 +132,15 @@ def _downstream(tap: fx.Node, logits: fx.Node) -> set[fx.Node]:
         if node in needed and not after.isdisjoint(node.all_input_nodes):
             after.add(node)
     return after - {tap}
+
+
+def _made_with(graph: fx.Graph, names: Collection[str]) -> set[fx.Node]:
+    """The tensors that are computed from the placeholders of these names, weights for one."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.name in names or not found.isdisjoint(node.all_input_nodes):
+            found.add(node)
+    return {node for node in found if _is_tensor(node)}
 
 
 def ancestors(*nodes: fx.Node) -> set[fx.Node]:

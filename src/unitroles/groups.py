@@ -39,7 +39,7 @@ def grouped(
     texts = {value for found in values for value in found if isinstance(value, str)}
     if not texts:
         labels = [np.array(found, dtype=np.int64) for found in values]
-        names = _known(splits[0], group_by)
+        names = _known(splits, group_by)
     elif all(isinstance(value, str) for found in values for value in found):
         names = sorted(texts)
         place = {name: number for number, name in enumerate(names)}
@@ -63,7 +63,10 @@ def _values(samples: Samples, group_by: str | Mapping[str, Any]) -> list[int | s
             f"group_by has no {samples.name!r} among {sorted(map(str, group_by))}; give the groups "
             "of every split"
         )
-    plain = given.tolist() if isinstance(given, (np.ndarray, Tensor)) else list(given)
+    try:
+        plain = given.tolist() if isinstance(given, (np.ndarray, Tensor)) else list(given)
+    except TypeError:
+        raise InputError(f"{what} is {given!r}; give one value for each sample") from None
     if len(plain) != len(samples):
         raise InputError(
             f"{what} holds {len(plain)} values for {len(samples)} samples; give one for each"
@@ -79,13 +82,30 @@ def _plain(value: Any, what: str) -> int | str:
     if isinstance(value, str):
         return value
     try:
-        return operator.index(value)
+        number = operator.index(value)
+        if abs(number) < 2**63:
+            return number
     except TypeError:
-        raise InputError(f"{what} holds {value!r}; give {_KINDS}") from None
+        pass
+    raise InputError(f"{what} holds {value!r}; give {_KINDS}")
 
 
-def _known(samples: Samples, group_by: str | Mapping[str, Any]) -> list[str] | None:
-    """The names that a Hugging Face data set has for the numbers of a column."""
+def _known(splits: Sequence[Samples], group_by: str | Mapping[str, Any]) -> list[str] | None:
+    """The names that Hugging Face data sets have for the numbers of a column, the same in all."""
+    found = [_names(samples, group_by) for samples in splits]
+    if any(names != found[0] for names in found):
+        said = "; ".join(
+            f"{samples.name}: {', '.join(names or ['none'])}"
+            for samples, names in zip(splits, found, strict=True)
+        )
+        raise InputError(
+            f"the names of the groups {group_by!r} differ between the data sets ({said}); give "
+            "both the same features, or the groups as texts"
+        )
+    return found[0]
+
+
+def _names(samples: Samples, group_by: str | Mapping[str, Any]) -> list[str] | None:
     features = getattr(samples.source, "features", None)
     if not isinstance(group_by, str) or not isinstance(features, Mapping):
         return None

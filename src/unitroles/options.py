@@ -57,8 +57,8 @@ class Method:
     order : whose scores rank the units. "per_split": each split by its own; "train", "test",
         "pooled": one order for both.
     tolerance : nats above the minimum of a curve that still count as the minimum.
-    baseline : what a silenced unit gives. "zero"; or "mean", its mean activation over all analysed
-        training samples and all positions.
+    baseline : what a silenced unit gives. "zero"; or "mean", the mean over all analysed training
+        samples of its mean activation over the positions of a sample.
     loss : None, the cross-entropy of the sample's label; or a function of the model's output for
         some samples, as the model gives it, and of their labels as the data give them, which
         returns one number per sample, the lower the better: with `reduction="none"`, torch's own

@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Int
-from torch import nn
+from torch import Tensor, nn
 
 from unitroles.choice import Choice, choose_plans
-from unitroles.columns import fitted
+from unitroles.columns import fitted, require_rows
 from unitroles.criterion import CROSS_ENTROPY, Criterion, OwnLoss
 from unitroles.data import Samples, as_samples
 from unitroles.errors import DataWarning, InputError, LayerHint, PlanWarning
@@ -132,7 +132,7 @@ def prepared(
             if form_of(some) != form_of(inputs):
                 with blamed(f"the {side.name} data"):
                     outputs = logits_of(forward(model, some)).shape[1]
-        _check_names(outputs, sides, names, sample.group_by is None)
+        _check_names(outputs, sides, names, sample.group_by is None and loss is None)
         criterion = _criterion(loss, seen, outputs, sides)
         splits, labels = choose(sides, sample, names)
         for samples in splits:
@@ -171,10 +171,14 @@ def _classed(
     """All splits with the classes of their samples, and the names of the classes."""
     free = own_loss and group_by is not None
     sides = [as_samples(given, name, free) for name, given in data.items()]
+    _require_same_names(sides)
     if group_by is None:
-        _require_same_names(sides)
         return sides, _names(sides[0].class_names if class_names is None else class_names)
     sides, names = grouped(sides, group_by)
+    if names is not None and class_names is not None and list(class_names) != names:
+        raise InputError(
+            f"the groups have names of their own ({', '.join(names[:5])}); leave class_names out"
+        )
     return sides, _names(names if class_names is None else class_names)
 
 
@@ -196,11 +200,27 @@ def _criterion(
             raise no_logits((seen.samples, *shape))
         _check_labels(outputs, sides)
         return CROSS_ENTROPY
+    own = OwnLoss(loss, shape, False)
+    _check_loss(own, seen.logits, sides[0].targets[torch.from_numpy(_spread(sides[0]))])
     scored = len(shape) == 1 and outputs > 1
     for side in sides:
         whole = side.targets.ndim == 1 and not side.targets.is_floating_point()
         scored = scored and whole and bool(((side.targets >= 0) & (side.targets < outputs)).all())
-    return OwnLoss(loss, shape, scored)
+    return replace(own, scored=scored)
+
+
+def _check_loss(loss: OwnLoss, logits: Tensor, targets: Tensor) -> None:
+    """A sample's loss is its own: the same at every call, and alone as among others."""
+    targets = targets.to(logits.device)
+    first, again = (loss.look(logits[None], targets)[0][0] for _ in range(2))
+    rows = range(len(logits))
+    alone = [loss.look(logits[None, i : i + 1], targets[i : i + 1])[0][0, 0] for i in rows]
+    for other in (again, torch.stack(alone)):
+        if not torch.allclose(first, other, rtol=1e-3, atol=1e-5, equal_nan=True):
+            raise InputError(
+                "the loss of a sample differs between two calls, or alone and among others; give a "
+                "function that looks at every sample by itself and draws nothing"
+            )
 
 
 @contextmanager
@@ -285,9 +305,15 @@ def _require_same_names(sides: Sequence[Samples]) -> None:
         )
 
 
+def _spread(samples: Samples, count: int = _PROBE_SAMPLES) -> np.ndarray:
+    """Places from the first to the last sample."""
+    return np.linspace(0, len(samples) - 1, count).astype(np.int64)
+
+
 def _few(samples: Samples, precision: Precision, count: int = _PROBE_SAMPLES) -> Any:
-    few = np.linspace(0, len(samples) - 1, count).astype(np.int64)
-    return precision.place(next(samples.take(few).batches(count)).inputs)
+    inputs = next(samples.take(_spread(samples, count)).batches(count)).inputs
+    require_rows(inputs, count, samples.name)
+    return precision.place(inputs)
 
 
 def _more(
@@ -308,6 +334,12 @@ def _check_names(
 ) -> None:
     """Every analysed class has a name, where there are names."""
     top = max(int(samples.labels.max()) for samples in splits)
+    low = min(int(samples.labels.min()) for samples in splits)
+    if names is not None and low < 0:
+        raise InputError(
+            f"label {low} occurs and has no name: names count from 0; leave such samples out, or "
+            "number the classes from 0"
+        )
     if names is not None and len(names) <= top and (top < outputs or not by_label):
         raise InputError(
             f"there are {len(names)} class names but label {top} occurs; give one name per class"

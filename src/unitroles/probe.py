@@ -121,7 +121,9 @@ def answer_of(output: Any) -> Tensor:
     InputError : the output is neither a tensor, a tuple led by one, nor something with `logits`.
     """
     if isinstance(output, Mapping):
-        output = output.get("logits")
+        if "logits" not in output:
+            raise no_logits(f"a mapping with {', '.join(map(str, output)) or 'nothing'}")
+        output = output["logits"]
     elif not isinstance(output, Tensor) and hasattr(output, "logits"):
         output = output.logits
     elif isinstance(output, (tuple, list)) and output:
@@ -226,10 +228,7 @@ def form_of(inputs: Any) -> tuple[Any, ...]:
 
 def batch_size(inputs: Any) -> int:
     """How many samples a batch of inputs holds."""
-    if isinstance(inputs, Tensor):
-        return inputs.shape[0]
-    values = list(inputs.values()) if isinstance(inputs, Mapping) else list(inputs)
-    return batch_size(values[0])
+    return next(tensor.shape[0] for tensor in _tensors(inputs) if tensor.ndim)
 
 
 def fingerprint(model: nn.Module) -> str:

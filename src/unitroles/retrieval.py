@@ -149,7 +149,7 @@ def _not_finite(values: Float[Tensor, "masks samples"], kept: Kept, tile: Tile) 
     return InputError(
         f"the loss of {samples.name} sample {samples.rows[place]} (label "
         f"{samples.labels[place]}) is not finite with units of layer {kept.plan.site.path!r} "
-        "silenced or awake; check the weights and the scaling of this input"
+        "silenced or awake; check the weights, the scaling of this input and a loss of your own"
     )
 
 
@@ -263,6 +263,7 @@ def _gathered(
 ) -> Iterator[tuple[slice, Logits]]:
     """The masks of every class on its own samples, put together; nothing where none has any."""
     whole: Tensor | None = None
+    idle = torch.ones(len(classes), dtype=torch.bool)
     for place in classes.unique().tolist():
         if not len(points[place]):
             continue
@@ -273,5 +274,12 @@ def _gathered(
                 size = part.stop - part.start
                 whole = logits.new_zeros(size, len(classes), logits.shape[2])
             whole[masks, mine] = logits
+        assert whole is not None
+        # What no one asked for must be fit for any loss, as real outputs are.
+        done = len(points[place])
+        whole[done:, mine] = whole[done - 1, mine]
+        idle[classes == place] = False
     if whole is not None:
+        some = int((~idle).nonzero()[0])
+        whole[:, idle.to(whole.device)] = whole[:, some : some + 1].clone()
         yield part, whole

@@ -72,6 +72,11 @@ def _wanted(sample: Sample, names: Sequence[str] | None, present: np.ndarray) ->
     if sample.classes is None:
         return present.tolist()
     table = {name: number for number, name in enumerate(names or ())}
+    for given in sample.classes:
+        if not isinstance(given, str) and str(given) in table:
+            raise InputError(
+                f"class {given} may be a number or the name {str(given)!r}; give the name as a text"
+            )
     numbers = [table.get(c, c) if isinstance(c, str) else c for c in sample.classes]
     for number in numbers:
         if isinstance(number, str) or number not in present:

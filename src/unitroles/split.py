@@ -127,7 +127,7 @@ def run_body(model: nn.Module, places: Sequence[Place], inputs: Any) -> list[Ten
     calls: Counter[nn.Module] = Counter()
 
     def catch(place: Place, value: Any) -> None:
-        if place in wanted:
+        if place in wanted and isinstance(value, Tensor):
             last = len(caught) + 1 == len(wanted)
             caught[place] = value if last else value.clone()
             if last:

@@ -32,7 +32,7 @@ from unitroles.probe import (
 )
 from unitroles.separable import Head
 from unitroles.trace import Call, Site, Trace, find_site, is_foreign_activation, trace
-from unitroles.wrappers import unwrapped
+from unitroles.wrappers import inside, unwrapped
 
 _ACTIVATIONS = (
     nn.ReLU,
@@ -75,7 +75,8 @@ def resolve(model: nn.Module, layer: str | nn.Module | Layer | None, seen: Trace
     if layer is None:
         layer = recommend(calls, batch)
     elif isinstance(layer, nn.Module):
-        paths = [path for path, module in model.named_modules() if module is layer and path]
+        inner = inside(layer)
+        paths = [path for path, module in model.named_modules() if module is inner and path]
         if not paths:
             raise InputError(
                 f"the {type(layer).__name__} given as layer is no part of the model; name it"
@@ -103,7 +104,11 @@ def _plain(path: str, model: nn.Module) -> str:
     """A path without what wrappers put into it."""
     if path in dict(model.named_modules()):
         return path
-    return ".".join(part for part in path.removeprefix("module.").split(".") if part != "_orig_mod")
+    for wrappers in (("_orig_mod",), ("_orig_mod", "module")):
+        plain = ".".join(part for part in path.split(".") if part not in wrappers)
+        if plain in dict(model.named_modules()):
+            return plain
+    return path
 
 
 def hint(site: Site, calls: list[Call]) -> str | None:
@@ -131,8 +136,8 @@ def hint(site: Site, calls: list[Call]) -> str | None:
     if last.index + 1 < calls_of:
         name = f"unitroles.Layer({last.path!r}, call={last.index})"
     return (
-        f"the output of layer {site.path!r} goes through {kinds} before the network uses it; to "
-        f"rank and silence units as it sees them, name layer {name}"
+        f"the output of layer {site.path!r} goes through {kinds}; to rank and silence units after "
+        f"that, name layer {name}"
     )
 
 

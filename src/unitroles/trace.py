@@ -66,8 +66,8 @@ class Call:
     shape : shape of its output; None where that is not one floating-point tensor.
     axis : the axis that counts the units; None where there is none.
     guessed : whether the axis was taken from the number of axes alone.
-    output : identity of the output tensor.
-    inputs : identities of the tensors it was called with.
+    output : identity and version of the output tensor.
+    inputs : identities and versions of the tensors it was called with.
     dtype : of its output.
     """
 
@@ -77,8 +77,8 @@ class Call:
     shape: tuple[int, ...] | None
     axis: int | None
     guessed: bool = False
-    output: int = 0
-    inputs: tuple[int, ...] = ()
+    output: tuple[int, int] = (0, 0)
+    inputs: tuple[tuple[int, int], ...] = ()
     dtype: torch.dtype | None = None
 
     @property
@@ -160,6 +160,11 @@ class _Record:
         self._met: Counter[nn.Module] = Counter()
         self._axes: dict[int, int] = {}
         self._keep: list[Any] = []  # an identity means something only while its tensor lives
+        self._took: dict[nn.Module, tuple[tuple[int, int], ...]] = {}
+
+    def enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Before the call: a module may write to what it is given."""
+        self._took[module] = tuple(_identity(v) for v in args if isinstance(v, Tensor))
 
     def note(self, path: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         shape, axis, guessed, dtype = None, None, False, None
@@ -170,18 +175,24 @@ class _Record:
                 self._axes[id(output)] = axis
         tensors = [value for value in args if isinstance(value, Tensor)]
         self._keep.extend([output, *tensors])
-        took, index = tuple(map(id, tensors)), self._met[module]
+        took, index = self._took[module], self._met[module]
         self._met[module] += 1
-        found = Call(path, index, module, shape, axis, guessed, id(output), took, dtype)
+        found = Call(path, index, module, shape, axis, guessed, _identity(output), took, dtype)
         self.calls.append(found)
+
+
+def _identity(value: Any) -> tuple[int, int]:
+    """Which tensor it is, and how often it was written to: an addition in place makes another."""
+    counted = isinstance(value, Tensor) and not value.is_inference()
+    return id(value), value._version if counted else 0
 
 
 def _run(model: nn.Module, inputs: Any) -> Trace:
     record = _Record()
     with ExitStack() as stack:
         for path, module in model.named_modules():
-            handle = module.register_forward_hook(partial(record.note, path))
-            stack.callback(handle.remove)
+            stack.callback(module.register_forward_pre_hook(record.enter).remove)
+            stack.callback(module.register_forward_hook(partial(record.note, path)).remove)
         given = copied(inputs)
         before = versions(given)
         try:

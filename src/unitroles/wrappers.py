@@ -25,13 +25,13 @@ def unwrapped(model: nn.Module) -> Iterator[nn.Module]:
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a torch.nn.Module, not {type(model).__name__}")
-    inner = _inside(model)
+    inner = inside(model)
     _check(inner)
     with ExitStack() as stack:
         for parent in list(inner.modules()):
             for name, child in list(parent.named_children()):
-                if _inside(child) is not child:
-                    parent._modules[name] = _inside(child)
+                if inside(child) is not child:
+                    parent._modules[name] = inside(child)
                     stack.callback(parent._modules.__setitem__, name, child)
         for module in inner.modules():
             compiled = vars(module).get("_compiled_call_impl")
@@ -41,7 +41,8 @@ def unwrapped(model: nn.Module) -> Iterator[nn.Module]:
         yield inner
 
 
-def _inside(model: nn.Module) -> nn.Module:
+def inside(model: nn.Module) -> nn.Module:
+    """What a wrapper wraps; anything else as it is."""
     while True:
         if isinstance(model, (DataParallel, DistributedDataParallel)):
             model = model.module
