@@ -71,7 +71,7 @@ ANALYZE = {
 }
 
 
-def arrays(seed: int = 0, count: int = 75) -> dict[str, np.ndarray]:
+def arrays(seed: int = 0, count: int = 75) -> dict[str, Any]:
     """Three classes that a network can tell apart."""
     rng = np.random.default_rng(seed)
     centres = rng.normal(size=(3, 1, 4, 4))
@@ -229,6 +229,19 @@ def test_a_number_is_a_name_where_the_data_have_it() -> None:
     assert arguments.classes("3, cat,1", ["3", "cat"]) == ("3", "cat", 1)
     assert arguments.classes("3", None) == (3,)
     assert arguments.classes(None, ["3"]) is None
+
+
+def test_a_number_is_the_name_of_a_group_of_either_split(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kinds = np.array(["a", "b", "c"])[np.arange(75) % 3]
+    found: dict[str, Any] = {"train_kind": kinds, "test_kind": np.where(kinds == "c", "1", kinds)}
+    np.savez(here / "d.npz", **arrays(), **found)
+    given = {**ANALYZE, "group-by": "kind", "missing": "skip"}
+    assert main(words({**given, "classes": "1"})) == 2
+    refused(capsys.readouterr().err, "class '1' has no train samples")
+    assert main(words({**given, "classes": "1,b"})) == 0
+    assert ur.load("a.nc").labels == ["b"]
 
 
 def test_layers(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -128,11 +128,11 @@ def test_the_file_of_a_run_repeats_it(here: Path, capsys: pytest.CaptureFixture[
 
 def test_a_configuration_is_not_overwritten(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = files(here)
-    for more in ([], ["--force"]):
-        assert main(["analyze", "--config", "run.toml", "--out", "run.nc", *more]) == 2
-        assert "run.toml would be overwritten by all options used; give another name" in (
-            capsys.readouterr().err
-        )
+    assert main(["analyze", "--config", "run.toml", "--out", "run.nc"]) == 2
+    assert (
+        "run.toml would be overwritten by all options used; give another name for --out, or "
+        "--force to overwrite it\n"
+    ) in capsys.readouterr().err
     (here / "b.toml").write_text("mine")
     assert main(["analyze", "--config", "run.toml", "--out", "b.nc"]) == 2
     assert "b.toml exists; give another name, or --force" in capsys.readouterr().err
@@ -140,6 +140,19 @@ def test_a_configuration_is_not_overwritten(here: Path, capsys: pytest.CaptureFi
     assert main(["analyze", "--config", "run.toml", "--out", "b.toml"]) == 2
     assert "b.toml is the place of the options used; end --out with .nc" in capsys.readouterr().err
     assert files(here) == before
+
+
+def test_a_configuration_is_overwritten_on_demand(here: Path) -> None:
+    given = ["analyze", "--config", "run.toml", "--out", "run.nc", "--force"]
+    assert main([*given, "--seed", "5"]) == 0
+    assert used("run.nc")["sample"]["seed"] == 5
+    tables = tomllib.loads((here / "run.toml").read_text())
+    assert (
+        tables["sample"] | {"seed": 5, "max_per_class": 9, "classes": "cat,2"} == (tables["sample"])
+    )
+    assert tables["output"] == {"out": "run.nc", "quiet": True}
+    assert main(["analyze", "--config", "run.toml", "--out", "again.nc"]) == 0
+    assert same("run.nc", "again.nc")
 
 
 def test_a_dry_run_writes_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -409,3 +409,57 @@ def test_groups_that_are_not_there(spec: str, name: str, message: str, tmp_path:
     given = str(tmp_path / spec)
     with pytest.raises(InputError, match=message):
         load_groups(given, given, name)
+
+
+def test_booleans_and_texts_of_numbers_as_groups(datasets: Any, tmp_path: Path) -> None:
+    columns = {"flag": [True, False], "text": ["7", " 8"], "gap": ["None", "NA"]}
+    datasets.Dataset.from_dict(columns).to_parquet(tmp_path / "a.parquet")
+    spec = str(tmp_path / "a.parquet")
+    assert load_groups(spec, spec, "flag")["train"].tolist() == ["True", "False"]
+    assert load_groups(spec, spec, "text")["train"].tolist() == [7, 8]
+    assert load_groups(spec, spec, "gap")["train"].tolist() == ["None", "NA"]
+
+
+@pytest.mark.parametrize("values", [[3, 4, None], [True, True, None], ["a", "b", None], [None] * 3])
+def test_groups_that_are_null(values: list[Any], datasets: Any, tmp_path: Path) -> None:
+    columns = {"kind": values, "other": ["a", "b", " "]}
+    datasets.Dataset.from_dict(columns).to_parquet(tmp_path / "a.parquet")
+    spec = str(tmp_path / "a.parquet")
+    row = values.index(None)
+    message = f"sample {row} in .*a.parquet has no 'kind'; fill it in or remove the sample"
+    with pytest.raises(InputError, match=message):
+        load_groups(spec, spec, "kind")
+    with pytest.raises(InputError, match="sample 2 in .*a.parquet has no 'other'; fill it in"):
+        load_groups(spec, spec, "other")
+
+
+@pytest.mark.parametrize("cell", ["", "  "])
+def test_empty_cells_as_groups(cell: str, tmp_path: Path) -> None:
+    full = write(tmp_path / "a.csv", "label,text,kind\n0,a,x\n")
+    gap = write(tmp_path / "b.csv", f"label,text,kind\n0,a,x\n\n1,b,{cell}\n0,c,{cell}\n")
+    with pytest.raises(InputError, match="sample 1 in .*b.csv has no 'kind'; fill it in or remove"):
+        load_groups(full, gap, "kind")
+
+
+@pytest.mark.parametrize("missing", [-1, None])
+def test_unlabelled_rows_as_groups(missing: int | None, datasets: Any, tmp_path: Path) -> None:
+    features = datasets.Features({"kind": datasets.ClassLabel(names=["x", "y"])})
+    data = datasets.Dataset.from_dict({"kind": [0, 1, missing, -1]}, features=features)
+    data.to_parquet(tmp_path / "a.parquet")
+    spec = str(tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="sample 2 in .*a.parquet has no 'kind'; fill it in or"):
+        load_groups(spec, spec, "kind")
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [([0.5, 1.0], "float"), ([1.0, None], "float"), ([[0], [1]], "list"), ([b"a", b"b"], "bytes")],
+)
+def test_groups_of_another_kind(
+    values: list[Any], kind: str, datasets: Any, tmp_path: Path
+) -> None:
+    datasets.Dataset.from_dict({"kind": values}).to_parquet(tmp_path / "a.parquet")
+    spec = str(tmp_path / "a.parquet")
+    message = f"column 'kind' of .*a.parquet holds {kind}, not one whole number, boolean or text"
+    with pytest.raises(InputError, match=message):
+        load_groups(spec, spec, "kind")

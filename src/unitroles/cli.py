@@ -160,7 +160,7 @@ def analyze(
     groups = load_groups(train, test, group_by) if group_by else None
     if groups is not None:
         names = None  # those of the groups
-    known_names = names if groups is None else groups["train"].tolist()
+    known_names = names if groups is None else {n for own in groups.values() for n in own.tolist()}
     chosen = arguments.classes(classes, known_names)
     sample = replace(sample, classes=chosen, group_by=groups)
     given = method, sample, compute

@@ -144,19 +144,22 @@ def config_beside(
 
     Raises
     ------
-    InputError : it would overwrite the result, or another configuration that the run was given.
+    InputError : it would overwrite the result; or, without `force`, another file or the
+        configuration that the run was given.
     """
     path = out.with_suffix(".toml")
     if path == out:
         raise InputError(f"{out} is the place of the options used; end --out with .nc")
-    if config is None or not path.exists() or not path.samefile(config):
-        check_new([path], force)
-        return path
-    if tomllib.loads(path.read_text(encoding="utf-8")) == tables:
-        return None
-    raise InputError(
-        f"{path} would be overwritten by all options used; give another name for --out"
-    )
+    if config is not None and path.exists() and path.samefile(config):
+        if tomllib.loads(path.read_text(encoding="utf-8")) == tables:
+            return None
+        if not force:
+            raise InputError(
+                f"{path} would be overwritten by all options used; give another name for --out, "
+                "or --force to overwrite it"
+            )
+    check_new([path], force)
+    return path
 
 
 def config_text(tables: Mapping[str, Any], version: str) -> str:

@@ -116,7 +116,12 @@ def read_rows(spec: str, split: str, columns: Columns = Columns()) -> Rows:
 
 
 def read_column(spec: str, split: str, name: str) -> list[Any]:
-    """One column: numbers, or texts; those of a class feature by their names."""
+    """One column: whole numbers, booleans or texts; those of a class feature by their names.
+
+    Raises
+    ------
+    InputError : there is no such column, it holds something else, or a sample has no value.
+    """
     if Path(spec).suffix.lower() in SEPARATORS and not Path(spec).is_dir():
         lines = _lines(spec, split)
         header = [cell.strip() for cell in lines[0]]
@@ -125,11 +130,29 @@ def read_column(spec: str, split: str, name: str) -> list[Any]:
                 f"{spec} has no column {name!r} in its first line ({few(header)}); name one of "
                 "these, or add a header line"
             )
-        return [cells[header.index(name)] for cells in lines[1:]]
+        return _complete([cells[header.index(name)] for cells in lines[1:]], name, spec)
     data = _data_set(spec, split)
-    feature = data.features[_existing(name, data.column_names, spec)]
+    known = getattr(data.features[_existing(name, data.column_names, spec)], "names", None)
     values = data[name][:]
-    return [feature.int2str(value) for value in values] if hasattr(feature, "int2str") else values
+    kinds = {type(value) for value in values if value is not None}
+    if not any(kinds <= {kind} for kind in (int, bool, str)):
+        raise InputError(
+            f"column {name!r} of {spec} holds {few(sorted(k.__name__ for k in kinds))}, not one "
+            "whole number, boolean or text per sample; name the one that does with --group-by"
+        )
+    if known is not None:
+        values = [known[n] if n is not None and 0 <= n < len(known) else None for n in values]
+    return _complete(values, name, spec)
+
+
+def _complete(values: list[Any], name: str, spec: str) -> list[Any]:
+    """The same, if all samples have one."""
+    for row, value in enumerate(values):
+        if value is None or (isinstance(value, str) and not value.strip()):
+            raise InputError(
+                f"sample {row} in {spec} has no {name!r}; fill it in or remove the sample"
+            )
+    return values
 
 
 def _separated(spec: str, split: str, columns: Columns) -> Rows:
