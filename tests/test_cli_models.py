@@ -134,7 +134,9 @@ def test_a_timm_model_with_its_own_preset(here: Path, capsys: pytest.CaptureFixt
     assert found.labels == ["a", "b"]
 
 
-@pytest.mark.parametrize("model", ["hf:model", "timm:test_vit"])
+@pytest.mark.parametrize(
+    "model", ["hf:model", pytest.param("timm:test_vit", marks=pytest.mark.slow)]
+)
 def test_layers_makes_its_own_example(
     model: str, texts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -518,7 +518,9 @@ def test_logits_are_found_in_what_the_model_returns(wrap):
     ("wrap", "said"),
     [
         pytest.param(lambda logits: logits.sum(dim=1), r"got \(2,\)", id="one number"),
-        pytest.param(lambda logits: {"scores": logits}, "got NoneType", id="another name"),
+        pytest.param(
+            lambda logits: {"scores": logits}, "got a mapping with scores", id="another name"
+        ),
         pytest.param(
             lambda logits: logits.argmax(dim=1, keepdim=True), r"got \(2, 1\)", id="classes"
         ),

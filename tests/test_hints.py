@@ -73,6 +73,7 @@ def test_the_better_name_has_the_units():
     assert hints(model, layer) == []
 
 
+@pytest.mark.slow
 def test_torchvision_overwrites_its_convolutions():
     torch.manual_seed(0)
     model = torchvision.models.vgg11(num_classes=2)
