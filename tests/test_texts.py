@@ -13,7 +13,7 @@ import tiny
 from unitroles.errors import DataWarning, InputError
 from unitroles.inputs import Pictures, load_groups, load_splits
 from unitroles.models import Known
-from unitroles.tables import Columns, Rows, is_table, read_rows
+from unitroles.tables import Columns, Rows, is_table, read_rows, same_kind
 from unitroles.texts import Tables, number_labels
 
 NAMED = "label,text\nwho,who is the king ?\nwhere,where is the city ?\n"
@@ -463,3 +463,10 @@ def test_groups_of_another_kind(
     message = f"column 'kind' of .*a.parquet holds {kind}, not one whole number, boolean or text"
     with pytest.raises(InputError, match=message):
         load_groups(spec, spec, "kind")
+
+
+def test_numbers_too_long_to_count_are_names():
+    first, second = same_kind([["1", "2"], ["99999999999999999999", "2"]])
+    assert first.tolist() == ["1", "2"]
+    assert second.tolist() == ["99999999999999999999", "2"]
+    assert [found.tolist() for found in same_kind([["-1", 2], [" 3"]])] == [[-1, 2], [3]]

@@ -314,4 +314,5 @@ def same_kind(values: Sequence[Sequence[Any]]) -> list[np.ndarray]:
 
 
 def is_whole(text: str) -> bool:
-    return text.removeprefix("-").isdecimal()
+    """Whether a text is a whole number; longer ones are names, such as those of files."""
+    return text.removeprefix("-").isdecimal() and abs(int(text)) < 2**63
