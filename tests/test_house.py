@@ -18,7 +18,7 @@ PACKAGE = SRC / "unitroles"
 # fmt: off
 ARROWS = [
     "errors", "options", "output", "config", "arguments", "progress", "memory", "probe", "wrappers",
-    "precision", "trace", "split", "functional", "graph", "hoist", "operations", "owners",
+    "precision", "trace", "split", "nodes", "functional", "graph", "hoist", "operations", "owners",
     "separable", "head", "session", "additive", "masks", "sweep", "criterion", "store", "data",
     "columns", "stability", "groups", "sampling", "activity", "roles", "resolution", "plans",
     "check", "choice", "collect", "retrieval", "survey", "prepare", "baseline", "provenance",

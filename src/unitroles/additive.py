@@ -20,7 +20,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, fx
 
 from unitroles.graph import CannotCut
-from unitroles.hoist import is_pointwise_convolution, value_of
+from unitroles.hoist import is_pointwise_convolution
+from unitroles.nodes import args_of, value_of
 from unitroles.separable import Head
 
 _aten = torch.ops.aten
@@ -164,14 +165,14 @@ def _weight(
     kind = str(mix.target).removeprefix("aten.").split(".")[0]
     if mix.args[0] is not edge or mix.args.count(edge) != 1:
         raise CannotCut(f"units meet in an op that is not linear ({kind})")
-    weight = mix.args[1] if len(mix.args) > 1 else None
+    weight: Any = mix.args[1] if len(mix.args) > 1 else None
     constant = isinstance(weight, fx.Node) and weight.op == "get_attr"
     if mix.target is _aten.linear.default and constant:
-        return getattr(module, str(weight.target)).t(), value.ndim - 1  # type: ignore[union-attr]
+        return getattr(module, str(weight.target)).t(), value.ndim - 1
     if mix.target is _aten.conv2d.default and constant:
         if not is_pointwise_convolution(module, mix):
             raise CannotCut("units meet in a convolution over positions")
-        return getattr(module, str(weight.target)).flatten(1).t(), 1  # type: ignore[union-attr]
+        return getattr(module, str(weight.target)).flatten(1).t(), 1
     raise CannotCut(f"units meet in an op that is not linear ({kind})")
 
 
@@ -303,8 +304,8 @@ def _eps(node: fx.Node) -> float:
     layer = node.target is _aten.layer_norm.default
     place = 4 if layer else 3
     default = 1e-5 if layer else torch.finfo(value_of(node).dtype).eps
-    given = node.args[place] if len(node.args) > place else node.kwargs.get("eps")
-    return float(default if given is None else given)  # type: ignore[arg-type]
+    given: Any = node.args[place] if len(node.args) > place else node.kwargs.get("eps")
+    return float(default if given is None else given)
 
 
 def _is_affine(node: fx.Node) -> bool:
@@ -355,7 +356,7 @@ def _cut_at(tail: fx.GraphModule, norm: fx.Node) -> tuple[fx.GraphModule, fx.Gra
     copies: dict[fx.Node, fx.Node] = {}
     for node in tail.graph.nodes:
         if node is norm:
-            first.output(copies[norm.args[0]])  # type: ignore[index]
+            first.output(copies[args_of(norm)[0]])
             break
         copies[node] = first.node_copy(node, copies.__getitem__)
     first.eliminate_dead_code()

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
+from unitroles.nodes import args_of
+
 _aten = torch.ops.aten
 
 # May give back the very tensor they were given, which their schemas do not say.
@@ -92,7 +94,7 @@ def _fixed_values(
         elif node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
             if not _is_fixed(node, values):
                 continue
-            written = values[node.args[0]] if writes(node) else None  # type: ignore[index]
+            written = values[args_of(node)[0]] if writes(node) else None
             if written is not None:
                 started = True
                 if written.untyped_storage().data_ptr() in kept or _read_before(node, values):
@@ -103,7 +105,7 @@ def _fixed_values(
 
 def _is_fixed(node: fx.Node, values: dict[fx.Node, Any]) -> bool:
     if node.target in _MAKERS:
-        return not any(isinstance(size, fx.Node) for size in node.args[1])  # type: ignore[union-attr]
+        return not any(isinstance(size, fx.Node) for size in args_of(node)[1])
     sources = node.all_input_nodes
     return bool(sources) and all(source in values for source in sources)
 
@@ -120,7 +122,7 @@ def _run(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
 
 def _read_before(node: fx.Node, values: dict[fx.Node, Any]) -> bool:
     """Whether something that hangs on samples reads a value before it is written to."""
-    storage = values[node.args[0]].untyped_storage().data_ptr()  # type: ignore[index]
+    storage = values[args_of(node)[0]].untyped_storage().data_ptr()
     past = set()
     for other in node.graph.nodes:
         if other is node:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from unitroles.nodes import args_of, value_of
+
 _aten = torch.ops.aten
 
 _SAME = {
@@ -54,18 +56,13 @@ def hoist(module: fx.GraphModule) -> None:
     module.recompile()
 
 
-def value_of(node: Any) -> Any:
-    """What a node is known to hold while tracing, a tensor of shapes without numbers."""
-    return node.meta.get("val") if isinstance(node, fx.Node) else node
-
-
 def _keeping_axes(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     """Split a selection or mean into one that keeps the axis and the removal of the axis."""
     value = value_of(node.args[0]) if node.args else None
     if not isinstance(value, Tensor):
         return None
     if node.target is _aten.select.int:
-        dim, index = node.args[1] % value.ndim, node.args[2]  # type: ignore[operator]
+        dim, index = args_of(node)[1] % value.ndim, args_of(node)[2]
         if dim == 0 or not isinstance(index, int):
             return None
         end = sys.maxsize if index == -1 else index + 1
@@ -73,7 +70,7 @@ def _keeping_axes(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
             kept = _call(graph, _aten.slice.Tensor, (node.args[0], dim, index, end))
             bare = _call(graph, _aten.squeeze.dim, (kept, dim))
     elif node.target is _aten.mean.dim and isinstance(node.args[1], (list, tuple)):
-        dims = [dim % value.ndim for dim in node.args[1]]  # type: ignore[operator]
+        dims = [dim % value.ndim for dim in args_of(node)[1]]
         if not dims or 0 in dims:
             return None
         with graph.inserting_before(node):
@@ -81,7 +78,7 @@ def _keeping_axes(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
             keeps = (len(node.args) > 2 and node.args[2]) or node.kwargs.get("keepdim", False)
             bare = kept if keeps else _call(graph, _aten.squeeze.dims, (kept, dims))
     elif node.target is _aten.adaptive_avg_pool2d.default and value.ndim == 4:
-        if list(node.args[1]) != [1, 1]:  # type: ignore[call-overload]
+        if list(args_of(node)[1]) != [1, 1]:
             return None
         with graph.inserting_before(node):
             kept = bare = _call(graph, _aten.mean.dim, (node.args[0], [2, 3], True))
@@ -117,7 +114,8 @@ def _lift(module: fx.GraphModule, reduction: fx.Node) -> list[fx.Node]:
             rest = (axes, True) if mean else (axes[0], *reduction.args[2:])
             args[place] = _call(graph, reduction.target, (node.args[place], *rest))
             added.append(args[place])
-        new = graph.call_function(node.target, tuple(args), node.kwargs)  # type: ignore[arg-type]
+        target: Any = node.target
+        new = graph.call_function(target, tuple(args), node.kwargs)
         new.meta["val"] = value_of(reduction)
     reduction.replace_all_uses_with(new)
     graph.erase_node(reduction)
@@ -140,12 +138,12 @@ def _operands(
     if node.target is _aten.linear.default:
         return {0: dims} if max(dims) < ndim - 1 else None
     if node.target is _aten.layer_norm.default and not mean:
-        return {0: dims} if max(dims) < ndim - len(node.args[1]) else None  # type: ignore[arg-type]
+        return {0: dims} if max(dims) < ndim - len(args_of(node)[1]) else None
     if node.target is _aten.permute.default:
-        order = [axis % ndim for axis in node.args[1]]  # type: ignore[union-attr]
+        order = [axis % ndim for axis in args_of(node)[1]]
         return {0: [order[dim] for dim in dims]} if order[0] == 0 else None
     if node.target is _aten.transpose.int:
-        one, two = (axis % ndim for axis in node.args[1:3])  # type: ignore[operator]
+        one, two = (axis % ndim for axis in args_of(node)[1:3])
         swap = {one: two, two: one}
         return {0: [swap.get(dim, dim) for dim in dims]} if 0 not in (one, two) else None
     if node.target is _aten.conv2d.default and set(dims) <= {2, 3} and first.ndim == 4:
@@ -183,8 +181,8 @@ def is_pointwise_convolution(module: fx.GraphModule, node: fx.Node) -> bool:
     weight = node.args[1]
     if not isinstance(weight, fx.Node) or weight.op != "get_attr" or node.kwargs:
         return False
-    defaults = (None, None, None, [1], [0], [1], 1)
-    stride, padding, _, groups = (*node.args, *defaults[len(node.args) :])[3:]
+    defaults: tuple[Any, ...] = (None, None, None, [1], [0], [1], 1)
+    stride, padding, _, groups = (*args_of(node), *defaults[len(node.args) :])[3:]
     kernel = getattr(module, str(weight.target)).shape[2:]
-    plain = set(kernel) == {1} and set(stride) == {1} and set(padding) == {0}  # type: ignore[arg-type]
+    plain = set(kernel) == {1} and set(stride) == {1} and set(padding) == {0}
     return plain and bool(groups == 1)

@@ -9,7 +9,7 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 from torch.utils.flop_counter import FlopCounterMode
 
-from unitroles.hoist import value_of
+from unitroles.nodes import value_of
 
 ROWS = 2
 """The samples that operations are counted for."""

@@ -15,7 +15,7 @@ from jaxtyping import Int
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
-from unitroles.hoist import value_of
+from unitroles.nodes import value_of
 from unitroles.operations import ROWS, plain
 
 _aten = torch.ops.aten

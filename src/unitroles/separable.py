@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor, fx
 
 from unitroles.graph import CannotCut, Cut, ancestors, require_rows_first
-from unitroles.hoist import value_of
+from unitroles.nodes import value_of
 from unitroles.owners import owners
 from unitroles.split import Place
 

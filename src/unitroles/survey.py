@@ -17,7 +17,7 @@ from unitroles.choice import additive_reason, suffix_reason
 from unitroles.errors import InputError, PlanWarning
 from unitroles.graph import CannotCut
 from unitroles.head import export
-from unitroles.hoist import value_of
+from unitroles.nodes import value_of
 from unitroles.operations import ROWS, Operations
 from unitroles.options import Layer
 from unitroles.probe import (
