@@ -14,7 +14,7 @@ import networks
 import unitroles as ur
 from forcing import PLANS, best, forced, layer_of, one_copy, quietly
 from unitroles import roles
-from unitroles.activity import activation_l1, order_units, score_sums
+from unitroles.activity import activation_l1, order_units, sample_scores, score_sums
 from unitroles.collect import collect
 from unitroles.data import as_samples
 from unitroles.prepare import prepared
@@ -445,8 +445,8 @@ def test_some_points_of_a_curve_are_those_of_the_whole(name, data):
 )
 def test_score_sums_of_any_partition_add_up_to_the_whole(activation, classes, parts):
     activation, classes = torch.from_numpy(activation), torch.from_numpy(classes)
-    whole = score_sums(activation, 1, activation_l1, classes, 3)
-    total = summed([score_sums(activation[p], 1, activation_l1, classes[p], 3) for p in parts])
+    whole = score_sums(sample_scores(activation, 1, activation_l1), classes, 3)
+    total = summed([score_sums(sample_scores(activation[p], 1, activation_l1), classes[p], 3) for p in parts])
     np.testing.assert_array_equal(total.count, whole.count)
     np.testing.assert_allclose(total.total, whole.total, rtol=1e-12, atol=1e-12)
     for label in range(3):
@@ -461,6 +461,6 @@ def test_score_sums_of_any_partition_add_up_to_the_whole(activation, classes, pa
 def test_positions_are_everything_but_samples_and_units(axis):
     activation = torch.randn(5, 2, 3, 4, generator=torch.Generator().manual_seed(0)).double()
     classes = torch.zeros(5, dtype=torch.int64)
-    sums = score_sums(activation, axis, activation_l1, classes, 1)
+    sums = score_sums(sample_scores(activation, axis, activation_l1), classes, 1)
     expected = [activation.select(axis, unit).abs().sum() for unit in range(activation.shape[axis])]
     np.testing.assert_allclose(sums.total[0], torch.stack(expected), rtol=1e-12)

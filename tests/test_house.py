@@ -20,9 +20,10 @@ ARROWS = [
     "errors", "options", "output", "config", "arguments", "progress", "memory", "probe", "wrappers",
     "precision", "trace", "split", "nodes", "functional", "graph", "hoist", "operations", "owners",
     "separable", "head", "session", "additive", "masks", "sweep", "criterion", "store", "data",
-    "columns", "stability", "groups", "sampling", "activity", "roles", "resolution", "plans",
-    "check", "choice", "collect", "retrieval", "survey", "prepare", "baseline", "provenance",
-    "taxonomy", "analysis", "ablation", "plots", "weights", "library", "hub", "models", "tables",
+    "columns", "stability", "groups", "sampling", "activity", "roles", "agreement", "minima",
+    "resolution", "draws", "evidence", "plans", "check", "choice", "collect", "retrieval",
+    "resample", "confidence", "inquiry", "survey", "prepare", "baseline", "provenance", "verdict",
+    "taxonomy", "relation", "analysis", "ablation", "plots", "weights", "library", "hub", "models", "tables",
     "texts", "inputs", "text", "pace", "forecast", "cli", "zoo",
 ]
 # fmt: on

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 import unitroles as ur
 from forcing import BATCH, quietly
-from unitroles.activity import SAMPLE_SCORES, attended, score_sums
+from unitroles.activity import SAMPLE_SCORES, attended, sample_scores, score_sums
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -116,9 +116,8 @@ def test_which_masks_count_positions(mask, shape, axis, counts):
 def test_a_sample_of_padding_alone_has_no_score():
     activation = torch.ones(2, 3, 4)
     real = torch.tensor([[True, True, False], [False, False, False]])
-    sums = score_sums(
-        activation, 2, SAMPLE_SCORES["activation_mean"], torch.tensor([0, 1]), 2, real
-    )
+    values = sample_scores(activation, 2, SAMPLE_SCORES["activation_mean"], real)
+    sums = score_sums(values, torch.tensor([0, 1]), 2)
     np.testing.assert_array_equal(sums.total, [[1.0] * 4, [0.0] * 4])
 
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from unitroles.analysis import analyze, analyze_layers
     from unitroles.errors import DataWarning, InputError, LayerHint, PlanWarning
     from unitroles.forecast import Forecast, plan
-    from unitroles.options import Compute, Layer, Method, Sample
+    from unitroles.options import Compute, Evidence, Layer, Method, Sample
     from unitroles.roles import Role
     from unitroles.survey import layers
     from unitroles.taxonomy import Taxonomy, TaxonomySet, load
@@ -30,6 +30,7 @@ _HOME = {
     "plan": "forecast",
     "layers": "survey",
     "Compute": "options",
+    "Evidence": "options",
     "Layer": "options",
     "Method": "options",
     "Sample": "options",
@@ -42,6 +43,7 @@ _HOME = {
 __all__ = [
     "Compute",
     "DataWarning",
+    "Evidence",
     "Forecast",
     "InputError",
     "Layer",

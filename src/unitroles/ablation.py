@@ -268,7 +268,7 @@ def _running(
         run = _Run(ready, given, ledger, clock)
         yield run
         clock.stop("sweep")
-        run.provenance = record(run.ready.model, (method, sample, compute))
+        run.provenance = record(run.ready.model, (method, sample, compute, None))
         clock.stop("plan")
         run.provenance.update(clock.record())
 

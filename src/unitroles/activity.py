@@ -116,28 +116,37 @@ def attended(
     return None
 
 
-def score_sums(
+def sample_scores(
     activation: Tensor,
     axis: int,
     score: SampleScore,
-    classes: Int[Tensor, " samples"],
-    labels: int,
     real: Bool[Tensor, "samples positions"] | None = None,
-) -> ScoreSums:
-    """Score a batch of activations and sum by class, in float64.
+) -> Shaped[Tensor, "samples units"]:
+    """Score every sample of a batch of activations.
 
     Parameters
     ----------
     activation : a layer's output, samples first, units on `axis`.
-    classes : for each sample the place of its class among the `labels` analysed classes.
     real : the positions that count, for each sample; None = all.
     """
     units = by_unit(activation, axis)
     if units.dtype in (torch.float16, torch.bfloat16):
         units = units.to(torch.float32)
     values = _scored(units, score) if real is None else _of_real(units, score, real)
-    total = torch.zeros(labels, units.shape[1], dtype=torch.float64)
-    total.index_add_(0, classes, values.cpu().to(torch.float64))
+    return values.cpu()
+
+
+def score_sums(
+    values: Shaped[Tensor, "samples units"], classes: Int[Tensor, " samples"], labels: int
+) -> ScoreSums:
+    """Sum the scores of samples by class, in float64.
+
+    Parameters
+    ----------
+    classes : for each sample the place of its class among the `labels` analysed classes.
+    """
+    total = torch.zeros(labels, values.shape[1], dtype=torch.float64)
+    total.index_add_(0, classes, values.to(torch.float64))
     return ScoreSums(total.numpy(), torch.bincount(classes, minlength=labels).numpy())
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,14 @@ from unitroles.activity import mean_scores, order_units, sample_score
 from unitroles.baseline import with_baseline
 from unitroles.collect import Kept, collect
 from unitroles.errors import InputError
-from unitroles.options import Compute, Layer, Method, Sample
+from unitroles.inquiry import Found, Inquiry, findings, inquire, require_points
+from unitroles.options import Compute, Evidence, Layer, Method, Sample
 from unitroles.prepare import Ready, prepared
+from unitroles.progress import announce
 from unitroles.provenance import Clock, layer_record, name_of, record
+from unitroles.resample import Setting
 from unitroles.resolution import grid
-from unitroles.retrieval import CurveSums, adaptive_curve, at_points, rof_curve
+from unitroles.retrieval import CurveSums, adaptive_curve, at_points, nobody, rof_curve
 from unitroles.roles import turning_point
 from unitroles.store import Ledger
 from unitroles.taxonomy import CROSS_ENTROPY, Taxonomy, TaxonomySet, build
@@ -35,7 +39,7 @@ def analyze(
     method: Method = Method(),
     sample: Sample = Sample(),
     compute: Compute = Compute(),
-    evidence: None = None,
+    evidence: Evidence | None = None,
 ) -> Taxonomy:
     """Run the retrieval-of-function test and name the role of every unit for every class.
 
@@ -48,6 +52,8 @@ def analyze(
     class_names : names by class number; None takes those of the training set if it has any.
     progress : draw bars on the error stream of a terminal.
     method, sample, compute : see `Method`, `Sample`, `Compute`.
+    evidence : which noise floors, tests and intervals are measured too, see `Evidence`; None =
+        none.
 
     Returns
     -------
@@ -95,7 +101,7 @@ def analyze_layers(
     method: Method = Method(),
     sample: Sample = Sample(),
     compute: Compute = Compute(),
-    evidence: None = None,
+    evidence: Evidence | None = None,
 ) -> TaxonomySet:
     """`analyze` for several layers of one model, which runs once over the data for all of them.
 
@@ -106,8 +112,9 @@ def analyze_layers(
     Other parameters, errors and results are those of `analyze`.
     """
     wanted = _listed(layers)
-    if evidence is not None:
-        raise InputError("evidence must be None in this version")
+    if not isinstance(evidence, (Evidence, NoneType)):
+        raise InputError(f"evidence must be an Evidence or None, not {evidence!r}")
+    require_points(evidence, method.resolution)
     sample_score(method.score)
     data = {"train": train, "test": test}
     with (
@@ -118,20 +125,35 @@ def analyze_layers(
         clock = Clock(ready.started)
         clock.stop("plan")
         ready = with_baseline(ready, method.baseline, compute.batch_size)
-        scores, kept = _one_pass(ready, method, compute, ledger)
+        each = evidence is not None
+        scores, kept = _one_pass(ready, method, compute, ledger, each)
         clock.stop("body")
         layer_results = []
         for place in range(len(wanted)):
             mine = (kept[0][place], kept[1][place])
-            layer_results.append(_sweep(ready, method, scores[place], mine))
-            clock.stop("sweep")
-        common = record(ready.model, (method, sample, compute))
+            inquiry = _inquiry(ready, method, compute, evidence, scores[place], mine)
+            swept = _sweep(ready, method, scores[place], mine, inquiry)
+            seconds = clock.stop("sweep")
+            if inquiry is not None:
+                say = partial(_cost, seconds) if progress else None
+                found = findings(inquiry, swept.order, swept.point, say)
+                swept = replace(swept, evidence=found)
+                clock.stop("evidence")
+            layer_results.append(swept)
+        common = record(ready.model, (method, sample, compute, evidence))
         clock.stop("plan")
     return TaxonomySet(
         {
             site.path: _taxonomy(ready, method, place, result, {**common, **clock.record()})
             for place, (site, result) in enumerate(zip(ready.sites, layer_results, strict=True))
         }
+    )
+
+
+def _cost(seconds: float, sweeps: float) -> None:
+    announce(
+        f"full confidence does scores, orders and curves anew: about {sweeps:.1f} times the curves "
+        f"of the layer, which took {seconds:.1f} s"
     )
 
 
@@ -151,9 +173,12 @@ def _listed(
 
 
 def _one_pass(
-    ready: Ready, method: Method, compute: Compute, ledger: Ledger
+    ready: Ready, method: Method, compute: Compute, ledger: Ledger, each: bool
 ) -> tuple[list[np.ndarray], list[list[Kept]]]:
-    """The score (split, label, unit) of every layer, and what its masks need of both splits."""
+    """The score (split, label, unit) of every layer, and what its masks need of both splits.
+
+    `each` keeps the scores of every sample too.
+    """
     rank_by = sample_score(method.score)
     done = ready.bars("activity", sum(map(len, ready.splits)))
     plans = [choice.plan for choice in ready.choices]
@@ -170,6 +195,7 @@ def _one_pass(
             ledger,
             done,
             ready.criterion,
+            each,
         )
         sums.append(found[0])
         kept.append(found[1])
@@ -189,14 +215,39 @@ class _Swept:
     point: np.ndarray
     curves: list[CurveSums]
     swapped: list[CurveSums]
+    evidence: Found = ({}, {})
 
 
-def _sweep(ready: Ready, method: Method, score: np.ndarray, kept: tuple[Kept, Kept]) -> _Swept:
+def _inquiry(
+    ready: Ready,
+    method: Method,
+    compute: Compute,
+    evidence: Evidence | None,
+    score: np.ndarray,
+    kept: tuple[Kept, Kept],
+) -> Inquiry | None:
+    if evidence is None:
+        return None
+    plan = kept[0].plan
+    points = grid(plan.site.units, plan.resolution(method.resolution))
+    fixed = score if sample_score(method.score) is None else None
+    room = compute.bytes // 4
+    setting = Setting(kept, ready.labels, points, method.order, method.tolerance, fixed, room)
+    return inquire(setting, evidence, ready.bars)
+
+
+def _sweep(
+    ready: Ready,
+    method: Method,
+    score: np.ndarray,
+    kept: tuple[Kept, Kept],
+    inquiry: Inquiry | None,
+) -> _Swept:
     """Both curves of every class, their turning points, and each split under the other's set."""
     labels, total = ready.labels, sum(map(len, ready.splits))
     order = order_units(score, _counts(ready), method.order)
     name = kept[0].plan.site.path
-    curves = _curves(ready, method, order, kept)
+    curves = _curves(ready, method, order, kept, inquiry)
     point = turning_point(np.stack([curve.mean_loss for curve in curves]), method.tolerance)
     done = ready.bars(f"swapped sets {name}", total)
     swapped = [
@@ -207,7 +258,11 @@ def _sweep(ready: Ready, method: Method, score: np.ndarray, kept: tuple[Kept, Ke
 
 
 def _curves(
-    ready: Ready, method: Method, order: np.ndarray, kept: tuple[Kept, Kept]
+    ready: Ready,
+    method: Method,
+    order: np.ndarray,
+    kept: tuple[Kept, Kept],
+    inquiry: Inquiry | None,
 ) -> list[CurveSums]:
     """The curves of every class on both splits, at the n that the resolution asks for."""
     labels, plan = ready.labels, kept[0].plan
@@ -221,7 +276,10 @@ def _curves(
 
         return [curve(i) for i in range(len(kept))]
     done = ready.bars(name, sum(map(len, ready.splits)))
-    return [rof_curve(mine, labels, order[i], done, points) for i, mine in enumerate(kept)]
+    watch = [nobody if inquiry is None else inquiry.observer(i) for i in range(len(kept))]
+    return [
+        rof_curve(mine, labels, order[i], done, points, watch[i]) for i, mine in enumerate(kept)
+    ]
 
 
 def _counts(ready: Ready) -> np.ndarray:
@@ -258,6 +316,7 @@ def _taxonomy(
             **layer_record(ready.sites[place], choice),
             "warnings": ready.notes,
         },
+        evidence=found.evidence,
     )
 
 

@@ -12,16 +12,27 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from unitroles.activity import SampleScore, ScoreSums, attended, require_finite, score_sums
+from unitroles.activity import (
+    SampleScore,
+    ScoreSums,
+    attended,
+    require_finite,
+    sample_scores,
+    score_sums,
+)
 from unitroles.criterion import CROSS_ENTROPY, Criterion
 from unitroles.data import Batch, Samples
-from unitroles.errors import PlanWarning
+from unitroles.errors import InputError, PlanWarning
 from unitroles.memory import Pieces, slices
 from unitroles.plans import FullPlan, Plan
 from unitroles.precision import Precision
 from unitroles.probe import batch_size, blamed, rows_of
 from unitroles.split import Place, output_of, run_body
 from unitroles.store import Ledger, Rows, Store
+
+
+SCORE_TILE = 4096
+"""Samples whose scores are read together."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +64,7 @@ class Kept:
     foreign : first sample of the batches of another form, which are run in full.
     places : which samples have rows, in their order.
     decided : whether it is known where the rows go.
+    scores : the scores of every sample (samples, units), where they were asked for.
     """
 
     model: nn.Module
@@ -65,6 +77,7 @@ class Kept:
     foreign: list[int] = field(default_factory=list)
     places: list[np.ndarray] = field(default_factory=list)
     decided: bool = False
+    scores: Store | None = None
 
     @property
     def where(self) -> str:
@@ -150,6 +163,7 @@ def collect(
     ledger: Ledger,
     done: Callable[[int], None],
     criterion: Criterion = CROSS_ENTROPY,
+    each: bool = False,
 ) -> tuple[list[ScoreSums], list[Kept]]:
     """Run the model once over a split, for all layers.
 
@@ -160,6 +174,7 @@ def collect(
     ledger : memory and disk for rows.
     done : told how many samples each batch added.
     criterion : what the masks will be compared by.
+    each : whether the scores of every sample are kept too.
 
     Raises
     ------
@@ -188,7 +203,10 @@ def collect(
                 require_finite(seen, site, samples.name, batch.rows, batch.labels)
                 real = attended(inputs, output.shape, site.axis)
                 real = None if real is None else real[: batch.count]
-                sums[layer] += score_sums(seen, site.axis, score, classes, len(labels), real)
+                values = sample_scores(seen, site.axis, score, real)
+                sums[layer] += score_sums(values, classes, len(labels))
+                if each:
+                    _remember(kept[layer], values, ledger)
             _add(kept[layer], rows, start, batch.count, ledger)
         done(batch.count)
     return sums, kept
@@ -230,3 +248,22 @@ def _add(kept: Kept, rows: Rows | None, start: int, count: int, ledger: Ledger) 
     kept.places.append(np.arange(start, start + count))
     if kept.store is not None:
         kept.store.add(mine)
+
+
+def _remember(kept: Kept, values: Tensor, ledger: Ledger) -> None:
+    """Keep the scores of some samples.
+
+    Raises
+    ------
+    InputError : they fit neither into memory nor on the disk.
+    """
+    if kept.scores is None:
+        kept.scores = ledger.open(len(kept.samples), [values], SCORE_TILE)
+    if kept.scores is None:
+        needed = len(kept.samples) * values.shape[1] * values.element_size() / 2**30
+        raise InputError(
+            f"evidence keeps the scores of every sample, {needed:.1f} GiB for {kept.samples.name}, "
+            "which fit neither into the memory_budget nor on the disk; give more of either, or "
+            "fewer samples by max_per_class"
+        )
+    kept.scores.add((values,))

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 BASELINES = ("zero", "mean")
 RESOLUTIONS = ("exact", "adaptive")
 ORDERS = ("per_split", "train", "test", "pooled")
+CONFIDENCES = {"given_order": 100, "full": 25}
+"""Replicates where none are asked for."""
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -199,3 +201,49 @@ class Compute:
                 "something like '500MB' or '2GiB'"
             )
         return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """How sure a result is of itself: floors, an exchangeability test, confidence, controls.
+
+    Parameters
+    ----------
+    floors : random splits inside the training and inside the test set, whose roles are what
+        sampling alone gives; 0 = none.
+    resplits : new splits of all samples into two sets of the sizes of training and test set; 0 =
+        no test. The smallest possible p is 1 / (resplits + 1).
+    confidence : None; "given_order", intervals from samples weighted anew, with each unit keeping
+        its place in the order; or "full", with scores, orders and curves computed anew for every
+        replicate, as P(role) of a unit needs.
+    replicates : how many; None = 100 for "given_order" and 25 for "full".
+    level : of the intervals.
+    controls : also random and reversed orders, scaled logits, and what the retrieved sets do to
+        the other classes.
+    seed : of every draw.
+    """
+
+    floors: int = 20
+    resplits: int = 20
+    confidence: str | None = "given_order"
+    replicates: int | None = None
+    level: float = 0.9
+    controls: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _whole("floors", self.floors, 0)
+        _whole("resplits", self.resplits, 0)
+        _whole("seed", self.seed, 0)
+        _one_of("confidence", self.confidence, (None, *CONFIDENCES))
+        if self.replicates is not None:
+            _whole("replicates", self.replicates, 2)
+        if not isinstance(self.level, Real) or not 0 < self.level < 1:
+            raise InputError(f"level must lie between 0 and 1, not {self.level!r}")
+
+    @property
+    def draws(self) -> int:
+        """How many replicates the confidence takes."""
+        if self.confidence is None:
+            return 0
+        return CONFIDENCES[self.confidence] if self.replicates is None else self.replicates

@@ -13,6 +13,13 @@ def _silent(stage: str, steps: int) -> Callable[[int], None]:
     return lambda done: None
 
 
+def announce(text: str) -> None:
+    """A line on the error stream, before something that takes long."""
+    from rich.console import Console
+
+    Console(stderr=True, soft_wrap=True).print(text, markup=False, highlight=False)
+
+
 @contextmanager
 def track(show: bool) -> Iterator[Track]:
     """Give a `Track` that draws one bar per stage while the block runs."""

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from unitroles.choice import Choice
-from unitroles.options import Compute, Method, Sample
+from unitroles.options import Compute, Evidence, Method, Sample
 from unitroles.probe import device_of, fingerprint
 from unitroles.trace import Site
 
@@ -23,11 +23,12 @@ class Clock:
         self._first = self._last = started
         self._stages: dict[str, float] = {}
 
-    def stop(self, stage: str) -> None:
-        """Count the time since the last mark for this stage."""
+    def stop(self, stage: str) -> float:
+        """Count the time since the last mark for this stage; returns it."""
         now = time.perf_counter()
         self._stages[stage] = self._stages.get(stage, 0.0) + now - self._last
-        self._last = now
+        passed, self._last = now - self._last, now
+        return passed
 
     def record(self) -> dict[str, Any]:
         """All seconds, and those of each stage."""
@@ -48,9 +49,11 @@ def grouped_by(sample: Sample) -> str | None:
     return given if given is None or isinstance(given, str) else "given arrays"
 
 
-def record(model: nn.Module, options: tuple[Method, Sample, Compute]) -> dict[str, Any]:
+def record(
+    model: nn.Module, options: tuple[Method, Sample, Compute, Evidence | None]
+) -> dict[str, Any]:
     """Options, versions, machine and the model's fingerprint."""
-    method, sample, compute = options
+    method, sample, compute, evidence = options
     return {
         "options": {
             "method": {
@@ -63,6 +66,7 @@ def record(model: nn.Module, options: tuple[Method, Sample, Compute]) -> dict[st
                 "group_by": grouped_by(sample),
             },
             "compute": dataclasses.asdict(compute),
+            "evidence": None if evidence is None else dataclasses.asdict(evidence),
         },
         "versions": {name: version(name) for name in ("unitroles", "torch", "numpy", "xarray")},
         "machine": {

@@ -30,6 +30,15 @@ _TOGETHER = 128
 Run = Callable[[Plan, Any, Int[Tensor, " samples"]], Iterator[tuple[slice, Logits]]]
 """(plan, what it kept, the place of each sample's class) -> logits by mask and sample."""
 
+Observer = Callable[[Int[np.ndarray, " samples"], Float[Tensor, "masks samples"]], None]
+"""(places of some samples in their split, their losses) -> nothing."""
+
+
+
+def nobody(places: Int[np.ndarray, " samples"], losses: Float[Tensor, "masks samples"]) -> None:
+    """An observer that does not look."""
+
+
 _Answers = tuple[Float[Tensor, "masks samples"], Bool[Tensor, "masks samples"]]
 
 
@@ -66,6 +75,7 @@ def mask_sums(
     masks: int,
     run: Run,
     done: Callable[[int], None] = lambda count: None,
+    observe: Observer = nobody,
 ) -> CurveSums:
     """Evaluate as many masks on every sample of a split, and sum by class.
 
@@ -75,6 +85,7 @@ def mask_sums(
     masks : how many masks `run` evaluates.
     run : gives the logits; classes are told by their place among `labels`.
     done : told how many samples each tile added.
+    observe : shown the losses of every sample.
 
     Raises
     ------
@@ -83,33 +94,49 @@ def mask_sums(
     loss = torch.zeros(len(labels), masks, dtype=torch.float64)
     correct = torch.zeros(len(labels), masks, dtype=torch.float64)
     own = np.searchsorted(labels, kept.samples.labels)
-    criterion = kept.criterion
     pieces = Pieces("the runs with masks")
     for tile in kept.tiles():
         classes = torch.from_numpy(own[tile.places])
-        filled = _filled(tile, classes)
-        targets = _filled(tile, kept.samples.targets[torch.from_numpy(tile.places)])
-
-        def look(
-            part: slice, tile: Tile = tile, filled: Tensor = filled, targets: Tensor = targets
-        ) -> _Answers:
-            rows = tile.kept if part == slice(0, len(filled)) else tile.rows(part)
-            found = run(tile.plan, rows, filled[part])
-            return _answers(criterion, found, targets[part], masks)
-
-        with _described(tile, kept.samples), _float32(tile.plan, kept):
-            found = pieces.run(look, len(filled))
-        numbers, right = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
-        values = criterion.losses(numbers[:, : len(classes)])
-        if not bool(torch.isfinite(values).all()):
-            raise _not_finite(values, kept, tile)
+        values, right = tile_losses(kept, tile, classes, masks, run, pieces)
         loss.index_add_(0, classes, values.T)
-        correct.index_add_(0, classes, right[:, : len(classes)].T.to(torch.float64))
+        correct.index_add_(0, classes, right.T.to(torch.float64))
+        observe(tile.places, values)
         done(len(classes))
     count = np.bincount(own, minlength=len(labels))
-    if not criterion.scored:
+    if not kept.criterion.scored:
         correct.fill_(float("nan"))
     return CurveSums(loss.numpy(), correct.numpy(), count)
+
+
+def tile_losses(
+    kept: Kept,
+    tile: Tile,
+    classes: Int[Tensor, " samples"],
+    masks: int,
+    run: Run,
+    pieces: Pieces,
+) -> _Answers:
+    """The losses of some samples under every mask, in float64, and whether the answer is right.
+
+    Raises
+    ------
+    InputError : a loss is not finite, or the model cannot take some samples.
+    """
+    filled = _filled(tile, classes)
+    targets = _filled(tile, kept.samples.targets[torch.from_numpy(tile.places)])
+
+    def look(part: slice) -> _Answers:
+        rows = tile.kept if part == slice(0, len(filled)) else tile.rows(part)
+        found = run(tile.plan, rows, filled[part])
+        return _answers(kept.criterion, found, targets[part], masks)
+
+    with _described(tile, kept.samples), _float32(tile.plan, kept):
+        found = pieces.run(look, len(filled))
+    numbers, right = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
+    values = kept.criterion.losses(numbers[:, : len(classes)])
+    if not bool(torch.isfinite(values).all()):
+        raise _not_finite(values, kept, tile)
+    return values, right[:, : len(classes)]
 
 
 def _answers(
@@ -159,6 +186,7 @@ def rof_curve(
     order: Int[np.ndarray, "label position"],
     done: Callable[[int], None] = lambda count: None,
     points: Int[np.ndarray, " masks"] | None = None,
+    observe: Observer = nobody,
 ) -> CurveSums:
     """E(n) for n = 0 ... N on one split, each class in its own order; masks count retrieved units.
 
@@ -166,6 +194,7 @@ def rof_curve(
     ----------
     order : the units of every class by descending score.
     points : the n that are evaluated, rising; None = all.
+    observe : shown the losses of every sample.
     """
     table = torch.from_numpy(order.copy())
     wanted = np.arange(order.shape[1] + 1) if points is None else points
@@ -173,7 +202,7 @@ def rof_curve(
     def run(plan: Plan, rows: Any, classes: Tensor) -> Iterator[tuple[slice, Logits]]:
         return plan.prefixes(rows, table[classes].to(kept.precision.device), wanted.tolist())
 
-    sums = mask_sums(kept, labels, len(wanted), run, done)
+    sums = mask_sums(kept, labels, len(wanted), run, done, observe)
     loss, correct = (np.full((len(labels), order.shape[1] + 1), np.nan) for _ in range(2))
     loss[:, wanted], correct[:, wanted] = sums.loss, sums.correct
     return CurveSums(loss, correct, sums.count)

@@ -305,10 +305,12 @@ def build(
     swapped_accuracy: np.ndarray,
     attrs: dict[str, Any],
     provenance: dict[str, Any],
+    evidence: tuple[Mapping[str, Any], Mapping[str, np.ndarray]] = ({}, {}),
 ) -> Taxonomy:
     """Name every axis, read the roles off the active sets and freeze the result.
 
     `attrs` needs the layer, the plan and both accuracies; the tolerance, in nats, has a default.
+    `evidence` are further variables as (dims, values), and the coordinates of their own dims.
     """
     active = roles.active_set(order, turning_point)
     role = roles.assign_roles(active[0], active[1])
@@ -326,6 +328,7 @@ def build(
             "swapped_accuracy": (by_label, swapped_accuracy, {"units": "fraction"}),
             "role": (("label", "unit"), role, _role_flags()),
             "status": (by_label, roles.status(loss).astype(object)),
+            **evidence[0],
         },
         coords={
             "split": list(SPLITS),
@@ -334,6 +337,7 @@ def build(
             "unit": np.arange(score.shape[2]),
             "position": np.arange(score.shape[2]),
             "retrieved": np.arange(loss.shape[2]),
+            **evidence[1],
         },
         attrs={
             "tolerance": roles.RESOLUTION,

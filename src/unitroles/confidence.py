@@ -1,0 +1,116 @@
+"""Confidence over samples in the given order: the losses of each class, weighed as they come."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from unitroles.collect import Kept
+from unitroles.draws import Draws
+from unitroles.errors import InputError
+from unitroles.evidence import Weighed, share_coverage, shares_at, weigh
+from unitroles.options import Evidence
+from unitroles.resample import Setting
+
+QUANTITIES = ("turning_point", "loss", "overfitted", "generalizing")
+"""Whose intervals' coverage is measured."""
+
+
+@dataclass
+class Watch:
+    """Sees the losses of one split's samples, and weighs those of each class when all are there.
+
+    Losses are put together in the order of the samples, so that no number hangs on the pieces in
+    which they came.
+    """
+
+    setting: Setting
+    split: int
+    draws: Draws
+    evidence: Evidence
+    found: dict[int, Weighed] = field(default_factory=dict)
+    _waiting: dict[int, list[tuple[np.ndarray, np.ndarray]]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._classes = self.setting.classes(self.split)
+        self._count = np.bincount(self._classes, minlength=len(self.setting.labels))
+
+    def __call__(
+        self, places: Int[np.ndarray, " samples"], losses: Float[Tensor, "masks samples"]
+    ) -> None:
+        classes, rows = self._classes[places], losses.numpy().T
+        for label in np.unique(classes).tolist():
+            mine = classes == label
+            blocks = self._waiting.setdefault(label, [])
+            blocks.append((places[mine], rows[mine]))
+            if sum(len(block[0]) for block in blocks) == self._count[label]:
+                self._weigh(label)
+
+    def _weigh(self, label: int) -> None:
+        blocks = self._waiting.pop(label)
+        places = np.concatenate([block[0] for block in blocks])
+        turn = np.argsort(places)
+        losses = np.concatenate([block[1] for block in blocks])[turn]
+        self.found[label] = weigh(
+            losses,
+            self.draws.weights[self.split][:, self.split, places[turn]],
+            self.setting.points,
+            self.setting.tolerance,
+            self.evidence.level,
+            (self.evidence.seed, self.split, label),
+        )
+
+
+def require_room(kept: Kept, labels: Int[np.ndarray, " label"], masks: int, room: int) -> None:
+    """Refuse classes whose losses do not fit into memory together.
+
+    Raises
+    ------
+    InputError : and what to do.
+    """
+    count = np.bincount(np.searchsorted(labels, kept.samples.labels))
+    # Batches of another form come last, when the other samples of many classes are waiting.
+    most = int(count.sum() if kept.foreign else count.max())
+    needed = 8 * most * masks
+    if needed > room:
+        raise InputError(
+            f"confidence holds the losses of a class's samples at all n, {needed / 2**30:.1f} GiB "
+            f"for {kept.samples.name}, more than the memory_budget; give a larger one, fewer "
+            "samples by max_per_class, a coarser resolution, or confidence=None"
+        )
+
+
+def in_given_order(
+    watches: tuple[Watch, Watch],
+    order: Int[np.ndarray, "split label position"],
+    point: Int[np.ndarray, "split label"],
+) -> dict[str, Any]:
+    """Intervals and coverage as arrays by name: see `unitroles.inquiry`."""
+    setting, level = watches[0].setting, watches[0].evidence.level
+    labels = range(len(setting.labels))
+    weighed = [[watch.found[label] for label in labels] for watch in watches]
+    points = np.array([[mine.point for mine in split] for split in weighed])
+    inner = [np.stack([split[label].inner for split in weighed]) for label in labels]
+    held = [share_coverage(order[:, k], point[:, k], inner[k], level).mean(axis=0) for k in labels]
+    covered = np.array([[mine.covered.mean(axis=0) for mine in split] for split in weighed])
+    share = np.stack([shares_at(order[:, k], points[:, k]) for k in labels], axis=1)
+    return {
+        "loss_low": _wide(setting, [[mine.low for mine in split] for split in weighed]),
+        "loss_high": _wide(setting, [[mine.high for mine in split] for split in weighed]),
+        "paired_error": _wide(setting, [[mine.paired_error for mine in s] for s in weighed]),
+        "turning_point_replicate": np.moveaxis(points, 2, 0),
+        "share_replicate": share,
+        "coverage": np.array([*covered.mean(axis=(0, 1)), *np.mean(held, axis=0)]),
+    }
+
+
+def _wide(setting: Setting, rows: list[list[np.ndarray]]) -> Float[np.ndarray, "split label n"]:
+    """Values at the n that were evaluated; not a number at the others."""
+    found = np.array(rows)
+    whole = np.full((*found.shape[:2], setting.units + 1), np.nan)
+    whole[..., setting.points] = found
+    return whole

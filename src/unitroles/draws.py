@@ -1,0 +1,168 @@
+"""Which samples stand in for which: halves of a split, new splits of all samples, new weights.
+
+NumPy only. Everything is drawn by split and class and keyed by what it is drawn for, so that no
+draw hangs on another one, on batches or on which process makes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int, UInt8
+
+Weights = UInt8[np.ndarray, "replicate part samples"]
+
+_HALVES, _RESPLIT, _WEIGHTS, _RANDOM, _COVERAGE = range(5)
+# Poisson(1) up to where no 53-bit number reaches: the chance of 19 and more is 3e-18.
+_POISSON = np.cumsum(np.exp(-1.0) / np.cumprod([1.0, *range(1, 19)]))
+_TRIES = 1000
+
+
+@dataclass(frozen=True)
+class Draws:
+    """How often each sample counts in each part, for some replicates.
+
+    Parameters
+    ----------
+    weights : of both splits, the samples as they are analysed.
+    pairs : which parts are read as training and test set, [(part, part), ...].
+    """
+
+    weights: tuple[Weights, Weights]
+    pairs: tuple[tuple[int, int], ...]
+
+    def part(self, replicates: slice) -> Draws:
+        """Some of the replicates."""
+        first, second = self.weights
+        return Draws((first[replicates], second[replicates]), self.pairs)
+
+    def __len__(self) -> int:
+        return len(self.weights[0])
+
+
+def half_size(
+    samples: Int[np.ndarray, "split label"],
+) -> Int[np.ndarray, " label"]:
+    """m: half of what the smaller split has of each class."""
+    return samples.min(axis=0) // 2
+
+
+def halves(
+    classes: Sequence[Int[np.ndarray, " samples"]], labels: int, replicates: int, seed: int
+) -> Draws:
+    """Two disjoint sets of m samples of each class inside both splits.
+
+    Parts 0 and 1 lie in the training set, 2 and 3 in the test set; the pairs are train with
+    train, test with test, and train with test.
+
+    Parameters
+    ----------
+    classes : for both splits the place of each sample's class.
+    """
+    members = _members(classes, labels)
+    size = half_size(np.array([[len(mine) for mine in split] for split in members]))
+    weights = tuple(np.zeros((replicates, 4, len(c)), dtype=np.uint8) for c in classes)
+    for r in range(replicates):
+        for split, mine in enumerate(members):
+            for label, places in enumerate(mine):
+                rng = np.random.default_rng([seed, _HALVES, r, split, label])
+                drawn = rng.permutation(places)
+                m = size[label]
+                weights[split][r, 2 * split, drawn[:m]] = 1
+                weights[split][r, 2 * split + 1, drawn[m : 2 * m]] = 1
+    return Draws((weights[0], weights[1]), ((0, 1), (2, 3), (0, 2)))
+
+
+def resplits(
+    classes: Sequence[Int[np.ndarray, " samples"]], labels: int, replicates: int, seed: int
+) -> Draws:
+    """The samples of both splits dealt anew into two sets, of each class as many as there were.
+
+    Part 0 stands for the training set, part 1 for the test set.
+    """
+    members = _members(classes, labels)
+    weights = tuple(np.zeros((replicates, 2, len(c)), dtype=np.uint8) for c in classes)
+    for r in range(replicates):
+        for label in range(labels):
+            first, second = members[0][label], members[1][label]
+            rng = np.random.default_rng([seed, _RESPLIT, r, label])
+            drawn = rng.permutation(len(first) + len(second))
+            to_test = np.zeros(len(drawn), dtype=np.intp)
+            to_test[drawn[len(first) :]] = 1
+            weights[0][r, to_test[: len(first)], first] = 1
+            weights[1][r, to_test[len(first) :], second] = 1
+    return Draws((weights[0], weights[1]), ((0, 1),))
+
+
+def reweighted(
+    classes: Sequence[Int[np.ndarray, " samples"]],
+    rows: Sequence[Int[np.ndarray, " samples"]],
+    labels: int,
+    replicates: int,
+    seed: int,
+) -> Draws:
+    """Every sample with a Poisson(1) weight, keyed by (seed, replicate, split, sample number).
+
+    Part 0 is the training set, part 1 the test set. Where all samples of a class have weight 0 in
+    one split, those are drawn again.
+
+    Parameters
+    ----------
+    rows : for both splits the number of each sample in its data set.
+    """
+    weights = tuple(np.zeros((replicates, 2, len(c)), dtype=np.uint8) for c in classes)
+    for split, (mine, numbers) in enumerate(zip(classes, rows, strict=True)):
+        for r in range(replicates):
+            weights[split][r, split] = _poisson((seed, r, split), mine, numbers, labels)
+    return Draws((weights[0], weights[1]), ((0, 1),))
+
+
+def _poisson(
+    key: tuple[int, int, int],
+    classes: Int[np.ndarray, " samples"],
+    rows: Int[np.ndarray, " samples"],
+    labels: int,
+) -> UInt8[np.ndarray, " samples"]:
+    weights = np.zeros(len(rows), dtype=np.uint8)
+    empty = np.ones(labels, dtype=bool)
+    for attempt in range(_TRIES):
+        again = empty[classes]
+        if not again.any():
+            return weights
+        # A sample's number is its place in the stream: nothing hangs on who its neighbours are.
+        stream = np.random.Generator(np.random.Philox(np.random.SeedSequence((*key, attempt))))
+        level = stream.random(rows[again].max() + 1)[rows[again]]
+        weights[again] = np.searchsorted(_POISSON, level, side="right")
+        empty = np.bincount(classes, weights, minlength=labels) == 0
+    return weights
+
+
+def random_scores(shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """Scores (split, label, unit) that say nothing."""
+    return np.random.default_rng([seed, _RANDOM]).random(shape)
+
+
+def weighted_again(
+    weights: UInt8[np.ndarray, "replicate samples"], inner: int, key: Sequence[int]
+) -> UInt8[np.ndarray, "replicate inner samples"]:
+    """Weights of samples that already have some, as if every copy of them were drawn again."""
+    rng = np.random.default_rng([*key, _COVERAGE])
+    shape = (len(weights), inner, weights.shape[1])
+    drawn = rng.poisson(weights[:, None].astype(np.float64), size=shape)
+    empty = drawn.sum(axis=2) == 0
+    drawn[empty] = np.broadcast_to(weights[:, None], shape)[empty]
+    return drawn.astype(np.uint8)
+
+
+def _members(
+    classes: Sequence[Int[np.ndarray, " samples"]], labels: int
+) -> list[list[Int[np.ndarray, " _"]]]:
+    """For both splits and every class the places of its samples."""
+    found = []
+    for mine in classes:
+        order = np.argsort(mine, kind="stable")
+        ends = np.cumsum(np.bincount(mine, minlength=labels))
+        found.append(np.split(order, ends[:-1]))
+    return found

@@ -1,0 +1,182 @@
+"""What sampling alone does to a result: intervals, floors, tests. Arrays in, arrays out.
+
+NumPy and, for adjusted p, SciPy. Everything here speaks of other samples of the same kind for this
+one network, never of the same network trained again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from unitroles.draws import weighted_again
+from unitroles.roles import ROLES, positions, turning_point
+
+OUTER, INNER = 20, 40
+"""Replicates of the iterated bootstrap: coverage is the share of the outer ones whose interval,
+from the inner ones, holds what the whole sample gives."""
+GOOD_COVERAGE = 0.85
+ALPHA = 0.05
+DIFFERENT = ("overfitted", "generalizing", "either")
+"""Shares of units that are active on one split only: on train, on test, on either of them."""
+# Shares are multiples of 1 / (labels x units); a mean of them may end in another last bit.
+_TIES = 1e-12
+
+
+def interval(
+    values: Float[np.ndarray, "replicate *rest"], level: float
+) -> tuple[Float[np.ndarray, "*rest"], Float[np.ndarray, "*rest"]]:
+    """The percentile interval of replicates: as much below it as above."""
+    tail = 50 * (1 - level)
+    low, high = np.percentile(values, [tail, 100 - tail], axis=0)
+    return low, high
+
+
+def different(
+    share: Float[np.ndarray, "*rest role"],
+) -> Float[np.ndarray, "*rest kind"]:
+    """Shares of the units that are active on one split only, columns as `DIFFERENT`."""
+    over, new = share[..., 1], share[..., 2]
+    return np.stack([over, new, over + new], axis=-1)
+
+
+def permutation_p(
+    observed: Float[np.ndarray, "*rest"], drawn: Float[np.ndarray, "draw *rest"]
+) -> Float[np.ndarray, "*rest"]:
+    """(b + 1) / (R + 1), b of the R draws being at least as large as what was observed."""
+    return ((drawn >= observed - _TIES).sum(axis=0) + 1) / (len(drawn) + 1)
+
+
+def adjusted(p: Float[np.ndarray, " label"], draws: int) -> Float[np.ndarray, " label"] | None:
+    """p of several classes, adjusted so that their false discovery rate holds.
+
+    Returns
+    -------
+    None where so few draws cannot reject one class alone at a rate of 0.05.
+
+    .. [BH1995] Benjamini, Hochberg. Controlling the false discovery rate. JRSS B 57, 1995.
+    """
+    if len(p) / (draws + 1) > ALPHA:
+        return None
+    from scipy.stats import false_discovery_control
+
+    return np.asarray(false_discovery_control(p))
+
+
+def role_shares(role: UInt8[np.ndarray, "*rest unit"]) -> Float[np.ndarray, "*rest role"]:
+    """The share of the units that have each role; not a number where there are no roles."""
+    count = np.stack([(role == value).sum(axis=-1) for value in ROLES], axis=-1)
+    there = count.sum(axis=-1, keepdims=True) > 0
+    return np.where(there, count / role.shape[-1], np.nan)
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """What weights on its samples do to one curve.
+
+    Parameters
+    ----------
+    low, high : the interval of E(n).
+    point : n0 of every replicate.
+    paired_error : the standard error, over the samples, of the mean of l(n) - l(n0).
+    covered : for every outer replicate of the iterated bootstrap, whether the interval of n0 holds
+        n0, and the share of n for which that of E(n) holds E(n).
+    inner : n0 of the inner replicates.
+    """
+
+    low: Float[np.ndarray, " masks"]
+    high: Float[np.ndarray, " masks"]
+    point: Int[np.ndarray, " replicate"]
+    paired_error: Float[np.ndarray, " masks"]
+    covered: Float[np.ndarray, "outer quantity"]
+    inner: Int[np.ndarray, "outer inner"]
+
+
+def weigh(
+    losses: Float[np.ndarray, "samples masks"],
+    weights: UInt8[np.ndarray, "replicate samples"],
+    points: Int[np.ndarray, " masks"],
+    tolerance: float,
+    level: float,
+    key: tuple[int, ...],
+) -> Weighed:
+    """Weigh the samples of one class of one split, whose losses are those in the given order.
+
+    Parameters
+    ----------
+    points : the n of the masks, rising from 0 and 1.
+    key : of the draws of the iterated bootstrap.
+    """
+    whole = losses.mean(axis=0)
+    place = int(turning_point(whole, tolerance))
+    curves = _weighted(losses, weights)
+    low, high = interval(curves, level)
+    inner, covered = [], []
+    for row, many in enumerate(weighted_again(weights[:OUTER], INNER, key)):
+        again = _weighted(losses, many)
+        inner.append(points[turning_point(again, tolerance)])
+        # What the interval has to hold is the truth of the world that the outer weights are of.
+        bottom, top = interval(again, level)
+        first, last = interval(inner[row], level)
+        held = ((bottom <= whole) & (whole <= top)).mean()
+        covered.append([float(first <= points[place] <= last), held])
+    return Weighed(
+        low=low,
+        high=high,
+        point=points[turning_point(curves, tolerance)],
+        paired_error=_paired_error(losses, place),
+        covered=np.array(covered),
+        inner=np.array(inner),
+    )
+
+
+def _weighted(
+    losses: Float[np.ndarray, "samples masks"], weights: UInt8[np.ndarray, "replicate samples"]
+) -> Float[np.ndarray, "replicate masks"]:
+    many = weights.astype(np.float64)
+    return (many @ losses) / many.sum(axis=1, keepdims=True)
+
+
+def _paired_error(
+    losses: Float[np.ndarray, "samples masks"], place: int
+) -> Float[np.ndarray, " masks"]:
+    if len(losses) < 2:
+        return np.full(losses.shape[1], np.nan)
+    difference = losses - losses[:, place : place + 1]
+    return difference.std(axis=0, ddof=1) / np.sqrt(len(losses))
+
+
+def shares_at(
+    order: Int[np.ndarray, "split position"], point: Int[np.ndarray, "split *rest"]
+) -> Float[np.ndarray, "*rest role"]:
+    """Role shares of one class at other turning points in the given orders."""
+    first, second = positions(order)
+    units = len(first)
+    core = _both(first, second)[point[0], point[1]]
+    over, new = point[0] - core, point[1] - core
+    return np.stack([core, over, new, units - core - over - new], axis=-1) / units
+
+
+def _both(
+    first: Int[np.ndarray, " unit"], second: Int[np.ndarray, " unit"]
+) -> Int[np.ndarray, "n n"]:
+    """How many units are among the first a of one order and the first b of the other."""
+    size = len(first) + 1
+    table = np.zeros((size, size), dtype=np.int32)
+    table[first + 1, second + 1] = 1
+    return table.cumsum(axis=0, dtype=np.int32).cumsum(axis=1, dtype=np.int32)
+
+
+def share_coverage(
+    order: Int[np.ndarray, "split position"],
+    point: Int[np.ndarray, " split"],
+    inner: Int[np.ndarray, "split outer inner"],
+    level: float,
+) -> Float[np.ndarray, "outer kind"]:
+    """Whether the intervals of overfitted and generalizing share hold those of the whole sample."""
+    truth = shares_at(order, point[:, None])[0]
+    low, high = interval(np.moveaxis(shares_at(order, inner), 1, 0), level)
+    held = (low <= truth + _TIES) & (truth - _TIES <= high)
+    return held[..., 1:3].astype(np.float64)

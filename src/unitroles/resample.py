@@ -1,0 +1,236 @@
+"""Scores, orders and curves anew for parts of the samples, from the rows that are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from unitroles.activity import order_units, ranked
+from unitroles.collect import SCORE_TILE, Kept, Tile
+from unitroles.draws import Draws, Weights
+from unitroles.memory import Pieces, slices
+from unitroles.plans import FullPlan, Plan
+from unitroles.retrieval import tile_losses
+from unitroles.roles import active_set, assign_roles, turning_point
+from unitroles.sweep import Logits
+
+_Scores = Float[np.ndarray, "replicate part label unit"]
+_Orders = Int[np.ndarray, "replicate part label position"]
+_Curves = Float[np.ndarray, "replicate part label masks"]
+_Counts = Int[np.ndarray, "replicate part label"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all replicates of one layer share.
+
+    Parameters
+    ----------
+    kept : what masks need of both splits.
+    labels : the analysed classes.
+    points : the n at which curves are evaluated, rising from 0 and 1.
+    order : whose scores rank the units, see `unitroles.Method`.
+    tolerance : nats, of turning points.
+    fixed : a score (split, label, unit) that does not hang on the samples, or None.
+    room : bytes for scores, orders and curves of replicates.
+    """
+
+    kept: Sequence[Kept]
+    labels: Int[np.ndarray, " label"]
+    points: Int[np.ndarray, " masks"]
+    order: str
+    tolerance: float
+    fixed: Float[np.ndarray, "split label unit"] | None
+    room: int
+
+    @property
+    def units(self) -> int:
+        return self.kept[0].plan.site.units
+
+    def classes(self, split: int) -> Int[np.ndarray, " samples"]:
+        """The place of every sample's class."""
+        return np.searchsorted(self.labels, self.kept[split].samples.labels)
+
+
+@dataclass(frozen=True)
+class Redone:
+    """Some replicates; those of a class that has no samples in a part are not a number, or 0.
+
+    Parameters
+    ----------
+    role : by pair of parts.
+    point : n0 of both parts of every pair.
+    curve : E(n) at the n of the setting, likewise.
+    """
+
+    role: np.ndarray  # (replicate, pair, label, unit)
+    point: np.ndarray  # (replicate, pair, split, label)
+    curve: np.ndarray  # (replicate, pair, split, label, masks)
+
+
+def redo(
+    setting: Setting, draws: Draws, done: Callable[[int], None] = lambda count: None
+) -> Iterator[Redone]:
+    """Score, order, curve and turning point anew for every part, some replicates at a time.
+
+    Parameters
+    ----------
+    done : told how many samples each step added; see `work`.
+    """
+    draws = _by_pair(draws, setting.order)
+    for block in slices(len(draws), _together(setting, draws)):
+        yield _redone(setting, draws.part(block), done)
+
+
+def work(setting: Setting, draws: Draws) -> int:
+    """How many samples `redo` puts under all masks."""
+    draws = _by_pair(draws, setting.order)
+    return sum(int(np.count_nonzero(weights)) for weights in draws.weights)
+
+
+def _by_pair(draws: Draws, order: str) -> Draws:
+    """Parts with curves of their own in every pair, where the order is one of the pair."""
+    if order == "per_split" or len(draws.pairs) == 1:
+        return draws
+    parts = [part for pair in draws.pairs for part in pair]
+    first, second = (np.ascontiguousarray(weights[:, parts]) for weights in draws.weights)
+    return Draws((first, second), tuple((2 * i, 2 * i + 1) for i in range(len(draws.pairs))))
+
+
+def _together(setting: Setting, draws: Draws) -> int:
+    """How many replicates fit into the room: scores, two copies of the orders, curves."""
+    parts, labels = draws.weights[0].shape[1], len(setting.labels)
+    each = 8 * parts * labels * (3 * setting.units + len(setting.points))
+    return max(1, setting.room // each)
+
+
+def _redone(setting: Setting, draws: Draws, done: Callable[[int], None]) -> Redone:
+    count = _counts(setting, draws)
+    order = _orders(setting, draws, count)
+    sums = sum(_curves(setting, split, draws.weights[split], order, done) for split in (0, 1))
+    curve = sums / np.maximum(count, 1)[..., None]
+    point = setting.points[turning_point(curve, setting.tolerance)]
+    active = active_set(order, point)
+    first, second = map(list, zip(*draws.pairs, strict=True))
+    role = assign_roles(active[:, first], active[:, second])
+    there = np.minimum(count[:, first], count[:, second]) > 0
+    both = [first, second]
+    return Redone(
+        role=np.where(there[..., None], role, 0).astype(np.uint8),
+        point=np.stack([point[:, parts] for parts in both], axis=2),
+        curve=np.stack([curve[:, parts] for parts in both], axis=2),
+    )
+
+
+def _counts(setting: Setting, draws: Draws) -> _Counts:
+    """Samples by replicate, part and class, each as often as it counts."""
+    labels = len(setting.labels)
+    shape = (*draws.weights[0].shape[:2], labels)
+    total = np.zeros(shape, dtype=np.int64)
+    for split, weights in enumerate(draws.weights):
+        classes = setting.classes(split)
+        for label in range(labels):
+            total[..., label] += weights[..., classes == label].sum(axis=2, dtype=np.int64)
+    return total
+
+
+def _orders(setting: Setting, draws: Draws, count: _Counts) -> _Orders:
+    if setting.fixed is not None:
+        score = np.stack([_fixed(setting, draws)] * len(draws))
+    else:
+        sums = sum(_scores(setting, split, draws.weights[split]) for split in (0, 1))
+        score = sums / np.maximum(count, 1)[..., None]
+    if setting.order == "per_split":
+        return ranked(score)
+    order = np.zeros(score.shape, dtype=np.int64)
+    for r in range(len(draws)):
+        for pair in draws.pairs:
+            both = list(pair)
+            samples = np.maximum(count[r, both], 1)
+            order[r, both] = order_units(score[r, both], samples, setting.order)
+    return order
+
+
+def _fixed(setting: Setting, draws: Draws) -> Float[np.ndarray, "part label unit"]:
+    """A score that hangs on no sample, for every part that of the split it is read as."""
+    assert setting.fixed is not None
+    parts = draws.weights[0].shape[1]
+    found = np.zeros((parts, *setting.fixed.shape[1:]))
+    for pair in reversed(draws.pairs):
+        for split, part in enumerate(pair):
+            found[part] = setting.fixed[split]
+    return found
+
+
+def _scores(setting: Setting, split: int, weights: Weights) -> _Scores:
+    """The scores of one split summed by replicate, part and class."""
+    kept, labels = setting.kept[split], len(setting.labels)
+    assert kept.scores is not None
+    total = np.zeros((*weights.shape[:2], labels, setting.units))
+    classes, start = setting.classes(split), 0
+    for (values,) in kept.scores.tiles(SCORE_TILE):
+        stop = start + len(values)
+        mine, some = classes[start:stop], values.to(torch.float64).numpy()
+        for label in np.unique(mine):
+            chosen = weights[..., start:stop][..., mine == label]
+            if chosen.any():
+                total[:, :, label] += chosen.astype(np.float64) @ some[mine == label]
+        start = stop
+    return total
+
+
+def _curves(
+    setting: Setting,
+    split: int,
+    weights: Weights,
+    order: _Orders,
+    done: Callable[[int], None],
+) -> _Curves:
+    """The losses of one split summed by replicate, part and class, each part in its own order."""
+    kept, labels = setting.kept[split], len(setting.labels)
+    replicates, parts = weights.shape[:2]
+    total = torch.zeros(replicates * parts * labels, len(setting.points), dtype=torch.float64)
+    table = torch.from_numpy(order.reshape(-1, order.shape[-1]).astype(np.int64))
+    flat = weights.reshape(replicates * parts, -1)
+    classes, wanted = setting.classes(split), setting.points.tolist()
+    pieces = Pieces("the runs with masks")
+
+    def run(plan: Plan, rows: Any, group: Tensor) -> Iterator[tuple[slice, Logits]]:
+        return plan.prefixes(rows, table[group].to(kept.precision.device), wanted)
+
+    for tile in kept.tiles():
+        for some, places, which in _uses(tile, flat):
+            group = torch.from_numpy(which * labels + classes[some.places])
+            losses, _ = tile_losses(kept, some, group, len(wanted), run, pieces)
+            times = torch.from_numpy(places.astype(np.float64))
+            total.index_add_(0, group, (losses * times).T)
+            done(int(np.count_nonzero(places)))
+    return total.numpy().reshape(replicates, parts, labels, -1)
+
+
+def _uses(
+    tile: Tile, weights: np.ndarray
+) -> Iterator[tuple[Tile, np.ndarray, Int[np.ndarray, " samples"]]]:
+    """The samples of a tile with every use of theirs: (samples, how often each counts, for which).
+
+    Parameters
+    ----------
+    weights : (use, samples).
+    """
+    mine = weights[:, tile.places]
+    if isinstance(tile.plan, FullPlan):  # its batches stay whole: samples may influence each other
+        for use in np.flatnonzero(mine.any(axis=1)):
+            yield tile, mine[use], np.full(len(tile.places), use)
+        return
+    use, place = np.nonzero(mine)
+    for part in slices(len(use), max(1, tile.plan.tile)):
+        which, where = use[part], place[part]
+        index = torch.from_numpy(where)
+        rows = tuple(value.index_select(0, index.to(value.device)) for value in tile.kept)
+        yield Tile(tile.plan, tile.places[where], rows), mine[which, where], which
