@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int, UInt8
 
-Weights = UInt8[np.ndarray, "replicate part samples"]
+Weights = UInt8[np.ndarray, "replicate part _"]
 
 _HALVES, _RESPLIT, _WEIGHTS, _RANDOM, _COVERAGE = range(5)
 # Poisson(1) up to where no 53-bit number reaches: the chance of 19 and more is 3e-18.
@@ -50,7 +50,7 @@ def half_size(
 
 
 def halves(
-    classes: Sequence[Int[np.ndarray, " samples"]], labels: int, replicates: int, seed: int
+    classes: Sequence[Int[np.ndarray, " _"]], labels: int, replicates: int, seed: int
 ) -> Draws:
     """Two disjoint sets of m samples of each class inside both splits.
 
@@ -76,7 +76,7 @@ def halves(
 
 
 def resplits(
-    classes: Sequence[Int[np.ndarray, " samples"]], labels: int, replicates: int, seed: int
+    classes: Sequence[Int[np.ndarray, " _"]], labels: int, replicates: int, seed: int
 ) -> Draws:
     """The samples of both splits dealt anew into two sets, of each class as many as there were.
 
@@ -97,8 +97,8 @@ def resplits(
 
 
 def reweighted(
-    classes: Sequence[Int[np.ndarray, " samples"]],
-    rows: Sequence[Int[np.ndarray, " samples"]],
+    classes: Sequence[Int[np.ndarray, " _"]],
+    rows: Sequence[Int[np.ndarray, " _"]],
     labels: int,
     replicates: int,
     seed: int,
@@ -157,7 +157,7 @@ def weighted_again(
 
 
 def _members(
-    classes: Sequence[Int[np.ndarray, " samples"]], labels: int
+    classes: Sequence[Int[np.ndarray, " _"]], labels: int
 ) -> list[list[Int[np.ndarray, " _"]]]:
     """For both splits and every class the places of its samples."""
     found = []

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Shaped, UInt8
 
 from unitroles.draws import weighted_again
 from unitroles.roles import ROLES, positions, turning_point
@@ -26,12 +26,12 @@ _TIES = 1e-12
 
 
 def interval(
-    values: Float[np.ndarray, "replicate *rest"], level: float
+    values: Shaped[np.ndarray, "replicate *rest"], level: float
 ) -> tuple[Float[np.ndarray, "*rest"], Float[np.ndarray, "*rest"]]:
     """The percentile interval of replicates: as much below it as above."""
     tail = 50 * (1 - level)
     low, high = np.percentile(values, [tail, 100 - tail], axis=0)
-    return low, high
+    return np.asarray(low), np.asarray(high)
 
 
 def different(

@@ -1,0 +1,212 @@
+"""Evidence equals the slow literal twin: every draw analysed from the start, sample by sample."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+import networks
+import reference
+import unitroles as ur
+from forcing import analyze_toy, best, find, forced, layer_of, one_copy
+from unitroles import draws
+from unitroles.collect import Kept
+from unitroles.confidence import Watch
+from unitroles.data import Samples
+from unitroles.evidence import interval, role_shares
+from unitroles.inquiry import DRAWN_FROM
+from unitroles.plans import FullPlan
+from unitroles.precision import Precision
+from unitroles.resample import Setting
+
+NAMES = sorted(networks.TOYS)
+SMALL = ["mlp", "conv_pool_linear"]
+FEW = ur.Evidence(floors=2, resplits=2, confidence="full", replicates=2, seed=3)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def in_order(toy):
+    """Both splits as they are analysed: by label, then by number."""
+    found = []
+    for x, y in (toy.train, toy.test):
+        turn = np.lexsort((np.arange(len(y)), y.numpy()))
+        found.append((x[torch.from_numpy(turn)], y[torch.from_numpy(turn)], turn))
+    return found
+
+
+def classes_of(splits):
+    labels = np.unique(np.concatenate([y.numpy() for _, y, _ in splits]))
+    return [np.searchsorted(labels, y.numpy()) for _, y, _ in splits], labels
+
+
+def part_of(splits, drawn, replicate, part):
+    """The samples of a part, each as often as it counts."""
+    inputs, given = [], []
+    for (x, y, _), weights in zip(splits, drawn.weights, strict=True):
+        for place, times in enumerate(weights[replicate, part]):
+            for _ in range(int(times)):
+                inputs.append(x[place])
+                given.append(y[place])
+    return torch.stack(inputs), torch.stack(given)
+
+
+def literal(toy, splits, drawn, replicate, pair, **options):
+    both = [part_of(splits, drawn, replicate, part) for part in drawn.pairs[pair]]
+    return reference.analyze(toy.model, toy.layer, *both, toy.axis, toy.call, **options)
+
+
+def same_roles(toy, share, found):
+    """Equal, or the twin's own numbers hang on a rounding."""
+    np.testing.assert_allclose(share, found.proportions, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_floors_new_splits_and_full_confidence_are_those_of_the_literal_twin(name):
+    toy = one_copy(name, torch.float64)
+    taxonomy, _ = analyze_toy(toy, evidence=FEW)
+    data, splits = taxonomy.data, in_order(toy)
+    classes, labels = classes_of(splits)
+    halves = draws.halves(classes, len(labels), 2, FEW.seed)
+    for r in range(2):
+        for pair, name in enumerate(DRAWN_FROM):
+            share = data.floor_share.sel(drawn_from=name)[r].values
+            same_roles(toy, share, literal(toy, splits, halves, r, pair))
+    anew = draws.resplits(classes, len(labels), 2, FEW.seed)
+    for r in range(2):
+        same_roles(toy, data.resplit_share[r].values, literal(toy, splits, anew, r, 0))
+    rows = [turn for _, _, turn in splits]
+    weighted = draws.reweighted(classes, rows, len(labels), 2, FEW.seed)
+    twins = [literal(toy, splits, weighted, r, 0) for r in range(2)]
+    for r, twin in enumerate(twins):
+        same_roles(toy, data.share_replicate[r].values, twin)
+        np.testing.assert_array_equal(data.turning_point_replicate[r], twin.turning_point)
+    low, high = interval(np.stack([twin.loss for twin in twins]), FEW.level)
+    np.testing.assert_allclose(data.loss_low, low, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(data.loss_high, high, rtol=1e-9, atol=1e-12)
+    for place, role in enumerate(ur.Role(k) for k in (1, 2, 3, 4)):
+        chance = np.mean([twin.role == role for twin in twins], axis=0)
+        np.testing.assert_allclose(data.role_probability[..., place], chance)
+
+
+@pytest.mark.parametrize("order", ["train", "test", "pooled"])
+def test_a_shared_order_is_one_of_each_pair(order):
+    toy = one_copy(SMALL[0], torch.float64)
+    taxonomy, _ = analyze_toy(toy, evidence=FEW, method=ur.Method(order=order))
+    splits = in_order(toy)
+    classes, labels = classes_of(splits)
+    halves = draws.halves(classes, len(labels), 2, FEW.seed)
+    for pair, name in enumerate(DRAWN_FROM):
+        share = taxonomy.data.floor_share.sel(drawn_from=name)[1].values
+        twin = literal(toy, splits, halves, 1, pair, order_mode=order)
+        same_roles(toy, share, twin)
+        assert (share[:, 1] * share[:, 2] == 0).all()
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("plan", ["suffix", "full"])
+def test_every_plan_gives_the_same_evidence(name, plan):
+    toy = networks.toy(name, torch.float64)
+    first, _ = analyze_toy(one_copy(name, torch.float64), evidence=FEW)
+    with forced(best(name, plan)):
+        second, _ = analyze_toy(toy, evidence=FEW)
+    assert second.data.attrs["plan"] == plan
+    for name in first.data:
+        if name in ("floor_share", "resplit_share", "control_share", "share_replicate"):
+            np.testing.assert_allclose(first.data[name], second.data[name], atol=1e-12)
+        if name in ("loss_low", "loss_high", "paired_error"):
+            np.testing.assert_allclose(first.data[name], second.data[name], atol=1e-9)
+
+
+def test_intervals_in_the_given_order_are_those_of_weighted_means():
+    toy = one_copy(SMALL[0], torch.float64)
+    asked = ur.Evidence(floors=0, resplits=0, controls=False, replicates=7, seed=5)
+    taxonomy, _ = analyze_toy(toy, evidence=asked)
+    data, splits = taxonomy.data, in_order(toy)
+    classes, labels = classes_of(splits)
+    weights = draws.reweighted(classes, [s[2] for s in splits], len(labels), 7, 5)
+    for split, (x, y, _) in enumerate(splits):
+        for k, label in enumerate(labels):
+            mine, order = y == label, data.order[split, k].values
+            rows = []
+            for one in x[mine]:
+                given = (toy.model, toy.layer, one[None], int(label), order, toy.axis, toy.call)
+                rows.append(reference.rof_curve(*given)[0])
+            losses = np.array(rows)
+            w = weights.weights[split][:, split, mine.numpy()].astype(float)
+            curves = (w[..., None] * losses).sum(1) / w.sum(1)[:, None]
+            points = [reference.turning_point(curve) for curve in curves]
+            np.testing.assert_array_equal(data.turning_point_replicate[:, split, k], points)
+            low, high = interval(curves, asked.level)
+            np.testing.assert_allclose(data.loss_low[split, k], low, atol=1e-10)
+            np.testing.assert_allclose(data.loss_high[split, k], high, atol=1e-10)
+            n0 = int(data.turning_point[split, k])
+            error = [np.std(losses[:, n] - losses[:, n0], ddof=1) for n in range(len(low))]
+            scale = np.sqrt(len(losses))
+            np.testing.assert_allclose(data.paired_error[split, k], error / scale, atol=1e-10)
+
+
+def test_nothing_of_the_analysis_itself_changes_with_evidence():
+    toy = one_copy(SMALL[0], torch.float32)
+    plain, _ = analyze_toy(toy)
+    asked, _ = analyze_toy(toy, evidence=ur.Evidence(floors=3, resplits=3))
+    for name in plain.data:
+        np.testing.assert_array_equal(plain.data[name].values, asked.data[name].values)
+
+
+def test_replicates_do_not_hang_on_how_many_run_together():
+    toy = one_copy(SMALL[0], torch.float32)
+    seen = []
+    for budget in ("1GiB", "60KB"):
+        compute = ur.Compute(batch_size=16, memory_budget=budget)
+        found = ur.analyze(
+            toy.model,
+            toy.train,
+            toy.test,
+            layer=layer_of(toy),
+            progress=False,
+            compute=compute,
+            evidence=ur.Evidence(floors=5, resplits=5, confidence=None),
+        )
+        seen.append(found.data)
+    for name in ("floor_share", "resplit_share", "control_share"):
+        np.testing.assert_array_equal(seen[0][name].values, seen[1][name].values)
+
+
+def split_of(classes):
+    """A split whose masks nobody runs, as a watch sees it."""
+    samples = Samples("train", None, np.arange(len(classes)), classes, torch.from_numpy(classes))
+    plan = FullPlan(torch.nn.Identity(), SITE, "")
+    return Kept(plan.model, plan, samples, 1, Precision(torch.device("cpu")))
+
+
+SITE = find(torch.nn.Sequential(torch.nn.Linear(3, 6), torch.nn.ReLU()), "1", torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize("cuts", [[0, 40], [0, 1, 17, 40], [0, 39, 40], list(range(41))])
+def test_shards_in_any_number_and_sequence_give_the_same_bits(cuts):
+    rng = np.random.default_rng(0)
+    classes = np.sort(rng.integers(0, 2, 40))
+    losses = torch.from_numpy(rng.random((7, 40)))
+    setting = Setting([split_of(classes)] * 2, np.arange(2), np.arange(7), "per_split", 1e-6, None, 1)
+    drawn = draws.reweighted([classes] * 2, [np.arange(40)] * 2, 2, 9, 0)
+
+    def watched(parts):
+        watch = Watch(setting, 0, drawn, ur.Evidence())
+        for a, b in parts:
+            watch(np.arange(a, b), losses[:, a:b])
+        return watch.found
+
+    whole = watched([(0, 40)])
+    parts = list(pairwise(cuts))
+    for found in (watched(parts), watched(parts[::-1])):
+        for label in (0, 1):
+            for field in ("low", "high", "point", "paired_error", "covered", "inner"):
+                np.testing.assert_array_equal(
+                    getattr(found[label], field), getattr(whole[label], field)
+                )
+
+
+def test_a_class_without_samples_in_a_part_has_no_roles():
+    assert np.isnan(role_shares(np.zeros((2, 5), dtype=np.uint8))).all()
