@@ -446,7 +446,9 @@ def test_some_points_of_a_curve_are_those_of_the_whole(name, data):
 def test_score_sums_of_any_partition_add_up_to_the_whole(activation, classes, parts):
     activation, classes = torch.from_numpy(activation), torch.from_numpy(classes)
     whole = score_sums(sample_scores(activation, 1, activation_l1), classes, 3)
-    total = summed([score_sums(sample_scores(activation[p], 1, activation_l1), classes[p], 3) for p in parts])
+    total = summed(
+        [score_sums(sample_scores(activation[p], 1, activation_l1), classes[p], 3) for p in parts]
+    )
     np.testing.assert_array_equal(total.count, whole.count)
     np.testing.assert_allclose(total.total, whole.total, rtol=1e-12, atol=1e-12)
     for label in range(3):

@@ -23,8 +23,8 @@ ARROWS = [
     "columns", "stability", "groups", "sampling", "activity", "roles", "agreement", "minima",
     "resolution", "draws", "evidence", "plans", "check", "choice", "collect", "retrieval",
     "resample", "confidence", "inquiry", "survey", "prepare", "baseline", "provenance", "verdict",
-    "taxonomy", "relation", "analysis", "ablation", "plots", "weights", "library", "hub", "models", "tables",
-    "texts", "inputs", "text", "pace", "forecast", "cli", "zoo",
+    "taxonomy", "members", "relations", "analysis", "ablation", "plots", "weights", "library",
+    "hub", "models", "tables", "texts", "inputs", "text", "pace", "forecast", "cli", "zoo",
 ]
 # fmt: on
 NOT_IN_INIT = {"plots", "cli", "zoo"}

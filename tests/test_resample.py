@@ -189,7 +189,9 @@ def test_shards_in_any_number_and_sequence_give_the_same_bits(cuts):
     rng = np.random.default_rng(0)
     classes = np.sort(rng.integers(0, 2, 40))
     losses = torch.from_numpy(rng.random((7, 40)))
-    setting = Setting([split_of(classes)] * 2, np.arange(2), np.arange(7), "per_split", 1e-6, None, 1)
+    setting = Setting(
+        [split_of(classes)] * 2, np.arange(2), np.arange(7), "per_split", 1e-6, None, 1
+    )
     drawn = draws.reweighted([classes] * 2, [np.arange(40)] * 2, 2, 9, 0)
 
     def watched(parts):

@@ -10,10 +10,11 @@ if TYPE_CHECKING:
     from unitroles.analysis import analyze, analyze_layers
     from unitroles.errors import DataWarning, InputError, LayerHint, PlanWarning
     from unitroles.forecast import Forecast, plan
+    from unitroles.members import TaxonomySet
     from unitroles.options import Compute, Evidence, Layer, Method, Sample
     from unitroles.roles import Role
     from unitroles.survey import layers
-    from unitroles.taxonomy import Taxonomy, TaxonomySet, load
+    from unitroles.taxonomy import Taxonomy, load
 
 __version__ = "0.1.0"
 
@@ -36,7 +37,7 @@ _HOME = {
     "Sample": "options",
     "Role": "roles",
     "Taxonomy": "taxonomy",
-    "TaxonomySet": "taxonomy",
+    "TaxonomySet": "members",
     "load": "taxonomy",
 }
 

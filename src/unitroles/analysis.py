@@ -17,6 +17,7 @@ from unitroles.baseline import with_baseline
 from unitroles.collect import Kept, collect
 from unitroles.errors import InputError
 from unitroles.inquiry import Found, Inquiry, findings, inquire, require_points
+from unitroles.members import TaxonomySet
 from unitroles.options import Compute, Evidence, Layer, Method, Sample
 from unitroles.prepare import Ready, prepared
 from unitroles.progress import announce
@@ -26,7 +27,7 @@ from unitroles.resolution import grid
 from unitroles.retrieval import CurveSums, adaptive_curve, at_points, nobody, rof_curve
 from unitroles.roles import turning_point
 from unitroles.store import Ledger
-from unitroles.taxonomy import CROSS_ENTROPY, Taxonomy, TaxonomySet, build
+from unitroles.taxonomy import CROSS_ENTROPY, Taxonomy, build
 
 
 def analyze(

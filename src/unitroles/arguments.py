@@ -142,6 +142,32 @@ Autocast = Annotated[
 ChannelsLast = Annotated[
     bool, _panel("Compute", "--channels-last", help="Images with their channels last in memory.")
 ]
+WithEvidence = Annotated[
+    bool,
+    _panel(
+        "Evidence",
+        "--evidence",
+        help="Also measure noise floors, an exchangeability test, intervals and controls.",
+    ),
+]
+Floors = Annotated[
+    int, _panel("Evidence", help="Random splits inside each split; 0 = no noise floors.")
+]
+Resplits = Annotated[
+    int, _panel("Evidence", help="New splits of all samples; 0 = no exchangeability test.")
+]
+Confidence = Annotated[
+    str,
+    _panel(
+        "Evidence",
+        help="given_order: intervals with the order kept; full: scores, orders and curves anew, "
+        "with P(role); none.",
+    ),
+]
+Replicates = Annotated[
+    int | None, _panel("Evidence", help="Of the intervals; else 100 for given_order, 25 for full.")
+]
+Level = Annotated[float, _panel("Evidence", help="Of the intervals, between 0 and 1.")]
 OutFile = Annotated[Path | None, _panel("Output", metavar="FILE.nc", help="Where the result goes.")]
 DryRun = Annotated[
     bool, _panel("Output", "--dry-run", help="Print plan, memory and time; write nothing.")

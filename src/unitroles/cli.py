@@ -23,16 +23,19 @@ from unitroles.arguments import (
     Budget,
     ChannelsLast,
     Classes,
+    Confidence,
     Config,
     Device,
     DryRun,
     Equalize,
+    Floors,
     Force,
     GroupBy,
     ImageColumn,
     ImageSize,
     LabelColumn,
     LayerPath,
+    Level,
     Loss,
     MaxLength,
     MaxPerClass,
@@ -42,7 +45,9 @@ from unitroles.arguments import (
     Order,
     OutFile,
     Quiet,
+    Replicates,
     Resolution,
+    Resplits,
     Scale,
     Score,
     Seed,
@@ -54,10 +59,11 @@ from unitroles.arguments import (
     Train,
     Transform,
     Weights,
+    WithEvidence,
 )
 from unitroles.config import config_beside, config_text, used_tables
 from unitroles.errors import DataWarning, InputError, LayerHint, PlanWarning, unknown
-from unitroles.options import Compute, Method, Sample
+from unitroles.options import Compute, Evidence, Method, Sample
 from unitroles.output import check_new, make_folder, write_whole
 
 # Only what parsing needs is imported here; the commands import what they run.
@@ -119,6 +125,12 @@ def analyze(
     memory_budget: Budget = str(Compute.memory_budget),
     autocast: Autocast = None,
     channels_last: ChannelsLast = False,
+    evidence: WithEvidence = False,
+    floors: Floors = Evidence.floors,
+    resplits: Resplits = Evidence.resplits,
+    confidence: Confidence = "given_order",
+    replicates: Replicates = None,
+    level: Level = Evidence.level,
     out: OutFile = None,
     dry_run: DryRun = False,
     force: Force = False,
@@ -130,6 +142,8 @@ def analyze(
     sample = Sample(None, max_per_class, equalize, None, missing, seed)
     budget = arguments.whole(memory_budget)
     compute = Compute(device, batch_size, budget, autocast, channels_last=channels_last)
+    surely = None if confidence == "none" else confidence
+    asked = Evidence(floors, resplits, surely, replicates, level, seed=seed)
     beside = None
     if not dry_run:
         if out is None:
@@ -167,7 +181,8 @@ def analyze(
     if out is None or dry_run:
         typer.echo(str(ur.plan(network, first, second, layer, names, *given)))
         return
-    taxonomy = ur.analyze(network, first, second, layer, names, not quiet, *given)
+    wanted = asked if evidence else None
+    taxonomy = ur.analyze(network, first, second, layer, names, not quiet, *given, wanted)
     taxonomy.save(out)
     if beside is not None:
         write_whole({beside: config_text(options, ur.__version__)})

@@ -30,7 +30,6 @@ from unitroles.probe import batch_size, blamed, rows_of
 from unitroles.split import Place, output_of, run_body
 from unitroles.store import Ledger, Rows, Store
 
-
 SCORE_TILE = 4096
 """Samples whose scores are read together."""
 

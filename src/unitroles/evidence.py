@@ -21,12 +21,15 @@ GOOD_COVERAGE = 0.85
 ALPHA = 0.05
 DIFFERENT = ("overfitted", "generalizing", "either")
 """Shares of units that are active on one split only: on train, on test, on either of them."""
+Drawn = Shaped[np.ndarray, "replicate *rest"]
+Points = Int[np.ndarray, "split *rest"]
+
 # Shares are multiples of 1 / (labels x units); a mean of them may end in another last bit.
 _TIES = 1e-12
 
 
 def interval(
-    values: Shaped[np.ndarray, "replicate *rest"], level: float
+    values: Drawn, level: float
 ) -> tuple[Float[np.ndarray, "*rest"], Float[np.ndarray, "*rest"]]:
     """The percentile interval of replicates: as much below it as above."""
     tail = 50 * (1 - level)
@@ -42,11 +45,10 @@ def different(
     return np.stack([over, new, over + new], axis=-1)
 
 
-def permutation_p(
-    observed: Float[np.ndarray, "*rest"], drawn: Float[np.ndarray, "draw *rest"]
-) -> Float[np.ndarray, "*rest"]:
+def permutation_p(observed: Float[np.ndarray, "*rest"], drawn: Drawn) -> Float[np.ndarray, "*rest"]:
     """(b + 1) / (R + 1), b of the R draws being at least as large as what was observed."""
-    return ((drawn >= observed - _TIES).sum(axis=0) + 1) / (len(drawn) + 1)
+    reached = (drawn >= observed - _TIES).sum(axis=0)
+    return np.asarray((reached + 1) / (len(drawn) + 1))
 
 
 def adjusted(p: Float[np.ndarray, " label"], draws: int) -> Float[np.ndarray, " label"] | None:
@@ -149,7 +151,7 @@ def _paired_error(
 
 
 def shares_at(
-    order: Int[np.ndarray, "split position"], point: Int[np.ndarray, "split *rest"]
+    order: Int[np.ndarray, "split position"], point: Points
 ) -> Float[np.ndarray, "*rest role"]:
     """Role shares of one class at other turning points in the given orders."""
     first, second = positions(order)

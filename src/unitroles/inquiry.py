@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -182,9 +181,7 @@ def _confidence(
     return found
 
 
-def _full(
-    inquiry: Inquiry, draws: Draws, say: Callable[[float], None] | None
-) -> Variables:
+def _full(inquiry: Inquiry, draws: Draws, say: Callable[[float], None] | None) -> Variables:
     """Score, order and curve anew for every replicate: P(role), and intervals with rank noise."""
     setting, level = inquiry.setting, inquiry.evidence.level
     if say is not None:

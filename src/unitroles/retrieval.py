@@ -34,7 +34,6 @@ Observer = Callable[[Int[np.ndarray, " samples"], Float[Tensor, "masks samples"]
 """(places of some samples in their split, their losses) -> nothing."""
 
 
-
 def nobody(places: Int[np.ndarray, " samples"], losses: Float[Tensor, "masks samples"]) -> None:
     """An observer that does not look."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from unitroles import roles
+from unitroles import roles, verdict
 from unitroles.errors import InputError, unknown
 from unitroles.roles import ROLE_NAMES, Role
 
@@ -93,16 +93,33 @@ class Taxonomy:
             return numbers.index(label)
         raise unknown("label", label, [str(name) for name in self.labels])
 
-    def units(self, role: Role | int | str, label: int | str) -> np.ndarray:
+    def units(
+        self, role: Role | int | str, label: int | str, confidence: float | None = None
+    ) -> np.ndarray:
         """Indices of the units with `role` for `label`, strongest first.
 
         Generalizing units are ranked by their scores on the test split, the others by those on
         the training split.
+
+        Parameters
+        ----------
+        confidence : only units that have the role in at least this share of the replicates of
+            other samples; None = those of the samples at hand. It takes a result with
+            `Evidence(confidence="full")`.
         """
         wanted, place = Role.of(role), self.find_label(label)
         split = "test" if wanted is Role.GENERALIZING else "train"
         order = self.data.order.sel(split=split)[place].values
-        return order[self.data.role[place].values[order] == wanted]
+        if confidence is None:
+            return order[self.data.role[place].values[order] == wanted]
+        if not 0.5 < confidence <= 1:
+            raise InputError(f"confidence must be above 0.5 and at most 1, not {confidence!r}")
+        verdict.require(self.data, "role_probability", 'confidence="full"')
+        if wanted is Role.UNDECIDED:
+            sure = self.data.role_probability[place].max("role_name").values < confidence
+        else:
+            sure = self.data.role_probability[place, :, wanted - 1].values >= confidence
+        return order[sure[order]]
 
     def roles(self) -> pd.DataFrame:
         """Role names, label x unit."""
@@ -129,6 +146,9 @@ class Taxonomy:
     def summary(self, flagged: bool = True) -> pd.DataFrame:
         """Mean proportion of each role and its population std over labels and over units.
 
+        With evidence also the interval of the mean, `low` and `high`, and `observed`, `floor` and
+        `excess` as in `floors`.
+
         Parameters
         ----------
         flagged : False leaves out the classes of `flagged()`; NaN where none is left.
@@ -141,7 +161,7 @@ class Taxonomy:
             columns = ["mean", "std_over_labels", "std_over_units"]
             return pd.DataFrame(np.nan, index=index, columns=columns)
         by_label, by_unit = roles.proportions(role), roles.shares(role)
-        return pd.DataFrame(
+        frame = pd.DataFrame(
             {
                 "mean": by_label.mean(axis=0),
                 "std_over_labels": by_label.std(axis=0, ddof=0),
@@ -149,6 +169,11 @@ class Taxonomy:
             },
             index=index,
         )
+        if flagged and "share_replicate" in self.data:
+            frame[["low", "high"]] = self.intervals()[["low", "high"]]
+        if flagged and "floor_share" in self.data:
+            frame[["observed", "floor", "excess"]] = self.floors()[["observed", "floor", "excess"]]
+        return frame
 
     def sensitivity(self) -> pd.DataFrame:
         """Mean proportion of each role under other rules for the turning point, rule x role.
@@ -180,6 +205,44 @@ class Taxonomy:
             },
             index=pd.Index(self.labels, name="label"),
         )
+
+    @property
+    def level(self) -> float:
+        """Of the intervals."""
+        asked = self.provenance["options"].get("evidence") or {}
+        return float(asked.get("level", 0.9))
+
+    def floors(self) -> pd.DataFrame:
+        """What sampling alone gives, role x columns, fractions, means over the classes.
+
+        `observed` is the share between halves of both splits, `train_floor` and `test_floor` that
+        between two halves of one split, all of the same size; `*_low` and `*_high` are the 5 and
+        95 % of the draws; `floor` is the larger floor, `ceiling` the larger `*_high`, and `excess`
+        what was observed beyond the floor.
+        """
+        return verdict.floors(self.data)
+
+    def exchangeability(self) -> pd.DataFrame:
+        """Units active on one split only, against new splits of all samples of the same sizes.
+
+        p = (b + 1) / (R + 1); `attrs` hold R, the smallest possible p and what the test asks.
+        """
+        return verdict.exchangeability(self.data)
+
+    def intervals(self) -> pd.DataFrame:
+        """Mean role shares, role x [value, low, high]: other samples, this network.
+
+        With confidence "given_order" rank noise is not included.
+        """
+        return verdict.intervals(self.data, self.level)
+
+    def signs(self) -> pd.DataFrame:
+        """Role shares with floor, interval, the share at tolerance 0.01, verdict and a sentence."""
+        return verdict.signs(self.data, self.level, self.tolerance)
+
+    def train_only_signs(self) -> pd.DataFrame:
+        """What the training samples alone say, sign x [value, low, high, sentence]."""
+        return verdict.train_only_signs(self.data, self.level)
 
     def to_frame(self) -> pd.DataFrame:
         """Tidy: one row per label x unit with role, score and position on both splits."""
@@ -241,54 +304,6 @@ def load(path: str | os.PathLike[str]) -> Taxonomy:
     if data.attrs.get("format") != FORMAT:
         raise InputError(f"{path} is not a taxonomy of this version ({FORMAT}); analyse again")
     return Taxonomy(data)
-
-
-class TaxonomySet(Mapping[str, Taxonomy]):
-    """Several taxonomies by name: layers, checkpoints, seeds or models.
-
-    The tables are those of the members, one under the other, with the name as first index level.
-    """
-
-    def __init__(self, members: Mapping[str, Taxonomy]) -> None:
-        self._members = dict(members)
-
-    def __getitem__(self, name: str) -> Taxonomy:
-        if name not in self._members:
-            raise KeyError(str(unknown("member", name, self._members)))
-        return self._members[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._members)
-
-    def __len__(self) -> int:
-        return len(self._members)
-
-    def __repr__(self) -> str:
-        return f"TaxonomySet({', '.join(self)})"
-
-    def _stack(self, table: str) -> pd.DataFrame:
-        frames = {name: getattr(member, table)() for name, member in self.items()}
-        return pd.concat(frames, names=["name"])
-
-    def proportions(self) -> pd.DataFrame:
-        """`Taxonomy.proportions` of every member."""
-        return self._stack("proportions")
-
-    def shares(self) -> pd.DataFrame:
-        """`Taxonomy.shares` of every member."""
-        return self._stack("shares")
-
-    def summary(self) -> pd.DataFrame:
-        """`Taxonomy.summary` of every member."""
-        return self._stack("summary")
-
-    def sensitivity(self) -> pd.DataFrame:
-        """`Taxonomy.sensitivity` of every member."""
-        return self._stack("sensitivity")
-
-    def regret(self) -> pd.DataFrame:
-        """`Taxonomy.regret` of every member."""
-        return self._stack("regret")
 
 
 def build(
