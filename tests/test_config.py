@@ -164,7 +164,7 @@ def test_a_dry_run_writes_nothing(here: Path, capsys: pytest.CaptureFixture[str]
 
 def test_all_options_of_the_command_have_a_table() -> None:
     tables = {setting.table for setting in settings(cli.analyze).values()}
-    assert tables == {"model", "data", "method", "sample", "compute", "output"}
+    assert tables == {"model", "data", "method", "sample", "compute", "evidence", "output"}
     assert settings(cli.analyze)["model"].table == "model"
 
 
