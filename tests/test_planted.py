@@ -78,7 +78,7 @@ def test_a_wrong_truth_is_noticed():
     planted = plant(SMALL)
     role = planted.role.copy()
     role[0, 0] = 1 + role[0, 0] % 4
-    with pytest.raises(RuntimeError, match=r"not the planted role: \(label, unit\) \[\[0, 0\]\]"):
+    with pytest.raises(RuntimeError, match=r"1 roles .* not the planted ones, .* \[0 0\]"):
         check(replace(planted, role=role), 500)
     with pytest.raises(RuntimeError, match="stands out by .* standard errors only"):
         check(replace(planted, turning_point=planted.turning_point + 1), SAMPLES)

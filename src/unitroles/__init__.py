@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from unitroles.forecast import Forecast, plan
     from unitroles.members import TaxonomySet
     from unitroles.options import Compute, Evidence, Layer, Method, Sample
+    from unitroles.relations import relation
     from unitroles.roles import Role
     from unitroles.survey import layers
     from unitroles.taxonomy import Taxonomy, load
@@ -35,6 +36,7 @@ _HOME = {
     "Layer": "options",
     "Method": "options",
     "Sample": "options",
+    "relation": "relations",
     "Role": "roles",
     "Taxonomy": "taxonomy",
     "TaxonomySet": "members",
@@ -61,6 +63,7 @@ __all__ = [
     "layers",
     "load",
     "plan",
+    "relation",
     "single_unit_ablation",
 ]
 
