@@ -235,7 +235,7 @@ def _coverage(taxonomy: Taxonomy) -> str:
     if not low:
         return ""
     return (
-        f"\nmeasured coverage of the intervals per class (iterated bootstrap): {', '.join(low)}: "
+        f"\nmeasured coverage of the intervals per class (iterated bootstrap, given the order): {', '.join(low)}: "
         "too narrow there"
     )
 
