@@ -235,8 +235,8 @@ def _coverage(taxonomy: Taxonomy) -> str:
     if not low:
         return ""
     return (
-        f"\nmeasured coverage of the intervals per class (iterated bootstrap, given the order): {', '.join(low)}: "
-        "too narrow there"
+        "\nmeasured coverage of the intervals per class (iterated bootstrap, given the order): "
+        f"{', '.join(low)}: too narrow there"
     )
 
 
