@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import unitroles as ur
-from unitroles import arguments, cli, text
+from unitroles import arguments, cli, layout, text
 from unitroles.activity import LAYER_SCORES, SAMPLE_SCORES
 from unitroles.cli import main
 from unitroles.models import load_model
@@ -738,8 +738,8 @@ def test_sensitivity() -> None:
 
 
 def test_long_lists_of_names_are_cut() -> None:
-    assert text._names(list("abcdefg")) == "a, b, c, d, e, ..."
-    assert text._names(list("abcde")) == "a, b, c, d, e"
+    assert layout.names_of(list("abcdefg")) == "a, b, c, d, e, ..."
+    assert layout.names_of(list("abcde")) == "a, b, c, d, e"
 
 
 def test_defaults_are_those_of_the_library(here: Path) -> None:

@@ -203,7 +203,9 @@ def test_evidence_survives_a_file_and_is_printed(taxonomy, tmp_path):
     signs = again.signs()
     assert signs.sentence["overfitted"].startswith("overfitted share ")
     assert set(signs.verdict) <= {verdict.ABOVE, verdict.WITHIN, ""}
-    assert list(again.train_only_signs().index) == ["n0/N", "unstable units"]
+    training = again.train_only_signs()
+    assert list(training.index) == ["n0/N", "unstable units"]
+    assert (training.dtypes[["value", "low", "high"]] == np.float64).all()
 
 
 def test_what_was_not_measured_is_refused():
@@ -244,6 +246,36 @@ def test_evidence_that_cannot_be_is_refused():
     small = ur.Compute(batch_size=16, memory_budget=2000)
     with pytest.raises(ur.InputError, match="confidence holds the losses of a class's samples"):
         quietly(ur.analyze, *given, evidence=ur.Evidence(), compute=small)
+
+
+def test_training_signs_refuse_orders_that_test_samples_made():
+    toy = one_copy("mlp", torch.float64)
+    for order in ("train", "test", "pooled"):
+        found = analyze_toy(toy, method=ur.Method(order=order))[0]
+        if order == "train":
+            (sentence,) = found.train_only_signs().sentence
+            assert "nan" not in sentence
+        else:
+            with pytest.raises(ur.InputError, match="test samples rank the units of the training"):
+                found.train_only_signs()
+
+
+def test_training_signs_do_not_change_with_the_test_samples():
+    toy = one_copy("mlp", torch.float64)
+    x, y = toy.test
+    first, second = (
+        quietly(ur.analyze, toy.model, toy.train, (inputs, y), toy.layer, evidence=ASKED)
+        for inputs in (x, x.flip(0) * 2)
+    )
+    assert not first.data.order.equals(second.data.order)
+    assert first.train_only_signs().equals(second.train_only_signs())
+
+
+def test_copies_of_a_sample_are_drawn_again_as_often_as_it_counts():
+    weights = np.array([[3, 0, 1], [0, 0, 1]], dtype=np.uint8)
+    first, second = draws.weighted_again(weights, 4000, (0,))
+    np.testing.assert_allclose(first.mean(axis=0), [3, 0, 1], atol=0.1)
+    assert (second.sum(axis=1) > 0).all()  # a draw of nothing is the replicate itself
 
 
 def test_a_class_of_one_sample_has_no_floor():

@@ -126,7 +126,7 @@ def analyze_layers(
         clock = Clock(ready.started)
         clock.stop("plan")
         ready = with_baseline(ready, method.baseline, compute.batch_size)
-        each = evidence is not None
+        each = evidence is not None and evidence.redoes
         scores, kept = _one_pass(ready, method, compute, ledger, each)
         clock.stop("body")
         layer_results = []

@@ -66,7 +66,7 @@ class Watch:
 
 
 def require_room(kept: Kept, labels: Int[np.ndarray, " label"], masks: int, room: int) -> None:
-    """Refuse classes whose losses do not fit into memory together.
+    """Refuse a class whose losses do not fit into the room.
 
     Raises
     ------
@@ -79,8 +79,8 @@ def require_room(kept: Kept, labels: Int[np.ndarray, " label"], masks: int, room
     if needed > room:
         raise InputError(
             f"confidence holds the losses of a class's samples at all n, {needed / 2**30:.1f} GiB "
-            f"for {kept.samples.name}, more than the memory_budget; give a larger one, fewer "
-            "samples by max_per_class, a coarser resolution, or confidence=None"
+            f"for {kept.samples.name}, more than a quarter of the memory_budget; give a larger "
+            "one, fewer samples by max_per_class, a coarser resolution, or confidence=None"
         )
 
 

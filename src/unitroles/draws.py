@@ -6,7 +6,7 @@ draw hangs on another one, on batches or on which process makes it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -146,14 +146,16 @@ def random_scores(shape: tuple[int, ...], seed: int) -> np.ndarray:
 
 def weighted_again(
     weights: UInt8[np.ndarray, "replicate samples"], inner: int, key: Sequence[int]
-) -> UInt8[np.ndarray, "replicate inner samples"]:
-    """Weights of samples that already have some, as if every copy of them were drawn again."""
+) -> Iterator[UInt8[np.ndarray, "inner samples"]]:
+    """For every replicate, weights as if each copy of its samples were drawn again.
+
+    Draws without any sample are those of the replicate itself.
+    """
     rng = np.random.default_rng([*key, _COVERAGE])
-    shape = (len(weights), inner, weights.shape[1])
-    drawn = rng.poisson(weights[:, None].astype(np.float64), size=shape)
-    empty = drawn.sum(axis=2) == 0
-    drawn[empty] = np.broadcast_to(weights[:, None], shape)[empty]
-    return drawn.astype(np.uint8)
+    for own in weights:
+        drawn = rng.poisson(own.astype(np.float64), size=(inner, len(own))).astype(np.uint8)
+        drawn[~drawn.any(axis=1)] = own
+        yield drawn
 
 
 def _members(

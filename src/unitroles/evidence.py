@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped, UInt8
 
 from unitroles.draws import weighted_again
-from unitroles.roles import ROLES, positions, turning_point
+from unitroles.roles import positions, proportions, turning_point
 
 OUTER, INNER = 20, 40
 """Replicates of the iterated bootstrap: coverage is the share of the outer ones whose interval,
@@ -69,9 +69,8 @@ def adjusted(p: Float[np.ndarray, " label"], draws: int) -> Float[np.ndarray, " 
 
 def role_shares(role: UInt8[np.ndarray, "*rest unit"]) -> Float[np.ndarray, "*rest role"]:
     """The share of the units that have each role; not a number where there are no roles."""
-    count = np.stack([(role == value).sum(axis=-1) for value in ROLES], axis=-1)
-    there = count.sum(axis=-1, keepdims=True) > 0
-    return np.where(there, count / role.shape[-1], np.nan)
+    found = proportions(role)
+    return np.where(found.any(axis=-1, keepdims=True), found, np.nan)
 
 
 @dataclass(frozen=True)

@@ -78,15 +78,20 @@ def inquire(setting: Setting, evidence: Evidence, bars: Track) -> Inquiry:
         return Inquiry(setting, evidence, bars, ())
     for kept in setting.kept:
         require_room(kept, setting.labels, len(setting.points), setting.room)
-    draws = _weights(setting, evidence, max(evidence.draws, 2))
+    rows = [kept.samples.rows for kept in setting.kept]
+    shape = (len(setting.labels), evidence.draws, evidence.seed)
+    draws = reweighted(_classes(setting), rows, *shape)
     watches = tuple(Watch(setting, split, draws, evidence) for split in (0, 1))
     return Inquiry(setting, evidence, bars, watches)
 
 
-def _weights(setting: Setting, evidence: Evidence, replicates: int) -> Draws:
-    classes = [setting.classes(split) for split in (0, 1)]
-    rows = [kept.samples.rows for kept in setting.kept]
-    return reweighted(classes, rows, len(setting.labels), replicates, evidence.seed)
+def _classes(setting: Setting) -> list[Int[np.ndarray, " _"]]:
+    return [setting.classes(split) for split in (0, 1)]
+
+
+def _samples(setting: Setting) -> Int[np.ndarray, "split label"]:
+    """Samples by split and class."""
+    return np.stack([np.bincount(classes) for classes in _classes(setting)])
 
 
 def findings(
@@ -110,7 +115,8 @@ def findings(
     if evidence.floors:
         found |= _floors(inquiry)
     if evidence.resplits:
-        shares = _shares(inquiry, "new splits", _drawn(setting, evidence, resplits))
+        shape = (len(setting.labels), evidence.resplits, evidence.seed)
+        shares = _shares(inquiry, "new splits", resplits(_classes(setting), *shape))
         found["resplit_share"] = ("resplit", *_BY_LABEL), shares[:, 0]
     if evidence.controls:
         found["control_share"] = ("control", *_BY_LABEL), _controls(inquiry, order)
@@ -122,14 +128,6 @@ def findings(
     }
     dims = {dim for names, _ in found.values() for dim in names}
     return found, {name: values for name, values in coords.items() if name in dims}
-
-
-def _drawn(
-    setting: Setting, evidence: Evidence, deal: Callable[..., Draws], count: int | None = None
-) -> Draws:
-    classes = [setting.classes(split) for split in (0, 1)]
-    many = evidence.resplits if count is None else count
-    return deal(classes, len(setting.labels), many, evidence.seed)
 
 
 def _redone(inquiry: Inquiry, name: str, draws: Draws) -> Iterator[Redone]:
@@ -147,12 +145,11 @@ def _shares(
 def _floors(inquiry: Inquiry) -> Variables:
     """Roles inside the training set, inside the test set, and of both, all at the same size."""
     setting, evidence = inquiry.setting, inquiry.evidence
-    draws = _drawn(setting, evidence, halves, evidence.floors)
-    shares = _shares(inquiry, "noise floors", draws)
-    samples = np.stack([np.bincount(setting.classes(split)) for split in (0, 1)])
+    shape = (len(setting.labels), evidence.floors, evidence.seed)
+    shares = _shares(inquiry, "noise floors", halves(_classes(setting), *shape))
     return {
         "floor_share": (("drawn_from", "draw", *_BY_LABEL), np.moveaxis(shares, 1, 0)),
-        "floor_samples": (("label",), half_size(samples).astype(np.int64)),
+        "floor_samples": (("label",), half_size(_samples(setting)).astype(np.int64)),
     }
 
 
@@ -207,8 +204,8 @@ def _controls(
 ) -> Float[np.ndarray, "control label role"]:
     """Role shares where the order says nothing, and where it says the opposite."""
     setting = inquiry.setting
-    samples = np.stack([np.bincount(setting.classes(split)) for split in (0, 1)])
-    drawn = order_units(random_scores(order.shape, inquiry.evidence.seed), samples, setting.order)
+    scores = random_scores(order.shape, inquiry.evidence.seed)
+    drawn = order_units(scores, _samples(setting), setting.order)
     found = []
     for name, other in zip(CONTROLS, (drawn, order[..., ::-1]), strict=True):
         done = inquiry.bars(name, sum(len(kept.samples) for kept in setting.kept))

@@ -242,6 +242,11 @@ class Evidence:
             raise InputError(f"level must lie between 0 and 1, not {self.level!r}")
 
     @property
+    def redoes(self) -> bool:
+        """Whether scores and orders are computed anew for other samples."""
+        return bool(self.floors or self.resplits or self.confidence == "full")
+
+    @property
     def draws(self) -> int:
         """How many replicates the confidence takes."""
         if self.confidence is None:

@@ -100,9 +100,9 @@ def assign_roles(
     return table[on_train.astype(np.intp), on_test.astype(np.intp)]
 
 
-def proportions(role: UInt8[np.ndarray, "label unit"]) -> Float[np.ndarray, "label role"]:
-    """The share of the units that have each role, for every class; columns as `ROLES`."""
-    return _count(role).sum(axis=1) / role.shape[1]
+def proportions(role: UInt8[np.ndarray, "*rest unit"]) -> Float[np.ndarray, "*rest role"]:
+    """The share of the units that have each role; columns as `ROLES`."""
+    return _count(role).sum(axis=-2) / role.shape[-1]
 
 
 def shares(role: UInt8[np.ndarray, "label unit"]) -> Float[np.ndarray, "unit role"]:
@@ -110,7 +110,7 @@ def shares(role: UInt8[np.ndarray, "label unit"]) -> Float[np.ndarray, "unit rol
     return _count(role).sum(axis=0) / role.shape[0]
 
 
-def _count(role: UInt8[np.ndarray, "label unit"]) -> Int[np.ndarray, "label unit role"]:
+def _count(role: UInt8[np.ndarray, "*rest unit"]) -> Int[np.ndarray, "*rest unit role"]:
     return (role[..., None] == np.array(ROLES, dtype=np.uint8)).astype(np.int64)
 
 

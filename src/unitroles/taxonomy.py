@@ -242,7 +242,8 @@ class Taxonomy:
 
     def train_only_signs(self) -> pd.DataFrame:
         """What the training samples alone say, sign x [value, low, high, sentence]."""
-        return verdict.train_only_signs(self.data, self.level)
+        order = self.provenance["options"]["method"]["order"]
+        return verdict.train_only_signs(self.data, self.level, order)
 
     def to_frame(self) -> pd.DataFrame:
         """Tidy: one row per label x unit with role, score and position on both splits."""

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import io
 import shutil
-from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
-from unitroles import verdict
-from unitroles.evidence import ALPHA, GOOD_COVERAGE
+from unitroles.evidence_text import evidence
+from unitroles.layout import aligned, count_of, names_of
 from unitroles.roles import ROLE_NAMES
 from unitroles.taxonomy import CROSS_ENTROPY, SPLITS, Taxonomy
 
@@ -97,7 +96,7 @@ def role_tables(taxonomy: Taxonomy) -> str:
     return (
         f"Roles in %: share of the units per class, mean ± std over {sizes['label']} classes; "
         f"share of the\nclasses per unit, mean ± std over {sizes['unit']} units; "
-        f"std = population std (ddof 0)\n{_aligned(table)}"
+        f"std = population std (ddof 0)\n{aligned(table)}"
     )
 
 
@@ -115,7 +114,7 @@ def sensitivity(taxonomy: Taxonomy) -> str:
         + "; or the highest accuracy" * taxonomy.scored
         + ")\n"
         + "(read from the points evaluated for the rule in use; the others are coarser)\n" * coarse
-        + _aligned(frame.reset_index())
+        + aligned(frame.reset_index())
     )
 
 
@@ -134,118 +133,7 @@ def regret(taxonomy: Taxonomy) -> str:
     table = pd.DataFrame.from_dict(rows, orient="index", columns=pd.Index(columns))
     return (
         "Regret: what a split loses under the other split's active set (positive = worse)\n"
-        f"{_aligned(table.rename_axis('split').reset_index())}"
-    )
-
-
-def evidence(taxonomy: Taxonomy) -> str:
-    """Floors, the exchangeability test and intervals, as far as they were measured."""
-    data = taxonomy.data
-    parts = [
-        _floors(taxonomy) if "floor_share" in data else "",
-        _exchangeability(taxonomy) if "resplit_share" in data else "",
-        _intervals(taxonomy) if "share_replicate" in data else "",
-        _controls(taxonomy) if "control_share" in data else "",
-    ]
-    return "\n\n".join(part for part in parts if part)
-
-
-def _floors(taxonomy: Taxonomy) -> str:
-    frame, size = 100 * taxonomy.floors(), taxonomy.data.floor_samples.values
-    low, high = int(size.min()), int(size.max())
-    each = f"{low}" if low == high else f"{low} to {high}"
-    table = pd.DataFrame(
-        {
-            "role": frame.index,
-            "train against test": [f"{value:.1f}" for value in frame.observed],
-            **{
-                f"inside {split}": [
-                    f"{row[f'{split}_floor']:.1f} [{row[f'{split}_low']:.1f}, "
-                    f"{row[f'{split}_high']:.1f}]"
-                    for _, row in frame.iterrows()
-                ]
-                for split in SPLITS
-            },
-            "excess": [f"{value:+.1f}" for value in frame.excess],
-        }
-    )
-    return (
-        f"Noise floor: mean share of the units in % between sets of {each} samples per class;\n"
-        f"mean [5, 95 %] of {taxonomy.data.sizes['draw']} draws; excess = over the larger floor\n"
-        f"{_aligned(table)}"
-    )
-
-
-def _exchangeability(taxonomy: Taxonomy) -> str:
-    frame = taxonomy.exchangeability()
-    percent = 100 * frame
-    table = pd.DataFrame(
-        {
-            "active on one split only": frame.index,
-            "observed": [f"{value:.1f}" for value in percent.observed],
-            "new splits": [
-                f"{row.resplit:.1f} [{row.resplit_low:.1f}, {row.resplit_high:.1f}]"
-                for _, row in percent.iterrows()
-            ],
-            "p": [f"{value:.3f}" for value in frame.p],
-        }
-    )
-    by_label = verdict.exchangeability_by_label(taxonomy.data)
-    few = f"\n{frame.attrs['resplits']} new splits are too few for a p of each class"
-    return (
-        f"Exchangeability: {frame.attrs['asks']}\nR = {frame.attrs['resplits']} new splits of all "
-        f"samples, smallest possible p {frame.attrs['smallest_p']:.3f}\n{_aligned(table)}"
-        + (few if by_label is None else "\n" + _by_label(by_label))
-    )
-
-
-def _by_label(frame: pd.DataFrame) -> str:
-    rejected = frame.index[frame.adjusted_p <= ALPHA].tolist()
-    return (
-        f"adjusted p (Benjamini-Hochberg) at most {ALPHA:g} in {_count(rejected)}"
-        + f" ({_names(rejected)})" * bool(rejected)
-    )
-
-
-def _intervals(taxonomy: Taxonomy) -> str:
-    frame, asked = 100 * taxonomy.intervals(), taxonomy.provenance["options"]["evidence"]
-    full = asked["confidence"] == "full"
-    noise = "orders and curves anew" if full else "in the given order: rank noise not included"
-    table = pd.DataFrame(
-        {
-            "role": frame.index,
-            "share": [f"{value:.1f}" for value in frame.value],
-            "interval": [f"[{row.low:.1f}, {row.high:.1f}]" for _, row in frame.iterrows()],
-        }
-    )
-    return (
-        f"{100 * taxonomy.level:g} % intervals of the mean shares in %: other samples, this network"
-        f" (never another\ntraining); {taxonomy.data.sizes['replicate']} replicates, {noise}\n"
-        f"{_aligned(table)}" + _coverage(taxonomy)
-    )
-
-
-def _coverage(taxonomy: Taxonomy) -> str:
-    """Where intervals hold the truth more rarely than they say."""
-    if "coverage" not in taxonomy.data:
-        return ""
-    names = [str(name).replace("_", " ") for name in taxonomy.data.quantity.values]
-    pairs = zip(names, taxonomy.data.coverage.values, strict=True)
-    low = [f"{name} {held:.2f}" for name, held in pairs if held < GOOD_COVERAGE]
-    if not low:
-        return ""
-    return (
-        "\nmeasured coverage of the intervals per class (iterated bootstrap, given the order): "
-        f"{', '.join(low)}: too narrow there"
-    )
-
-
-def _controls(taxonomy: Taxonomy) -> str:
-    shares = 100 * taxonomy.data.control_share.mean("label").values
-    frame = pd.DataFrame(shares, columns=pd.Index(ROLE_NAMES)).map("{:.1f}".format)
-    frame.insert(0, "control", taxonomy.data.control.values)
-    return (
-        f"Controls: mean share of the units in % under orders that say nothing\n{_aligned(frame)}"
+        f"{aligned(table.rename_axis('split').reset_index())}"
     )
 
 
@@ -264,8 +152,8 @@ def _flagged(taxonomy: Taxonomy) -> str | None:
     means = ", ".join(f"{role} {100 * rest[role]:.1f}" for role in ROLE_NAMES)
     without = f"without them the mean shares in % are {means}" if rest.notna().all() else "all are"
     return (
-        f"{_count(flagged)} flagged ({_names(flagged)}): no number of active units brings the loss "
-        f"below that of the dead layer, so their roles mean little; {without}"
+        f"{count_of(flagged)} flagged ({names_of(flagged)}): no number of active units brings the "
+        f"loss below that of the dead layer, so their roles mean little; {without}"
     )
 
 
@@ -286,7 +174,8 @@ def _too_few(taxonomy: Taxonomy) -> str | None:
     if not few:
         return None
     return (
-        f"{_count(few)} with fewer than {FEW} samples in a split ({_names(few)}): too few for roles"
+        f"{count_of(few)} with fewer than {FEW} samples in a split ({names_of(few)}): too few for "
+        "roles"
     )
 
 
@@ -303,14 +192,6 @@ def _hangs_on(taxonomy: Taxonomy) -> str | None:
         f"{taxonomy.loss_units}, "
         f"{100 * loose:.1f} % at {_LOOSE:g}; never compare models across tolerances"
     )
-
-
-def _count(labels: Sequence[object]) -> str:
-    return f"{len(labels)} class{'' if len(labels) == 1 else 'es'}"
-
-
-def _names(labels: Sequence[object]) -> str:
-    return ", ".join(map(str, labels[:5])) + (", ..." if len(labels) > 5 else "")
 
 
 def layer_table(frame: pd.DataFrame) -> str:
@@ -360,14 +241,3 @@ def size(count: int) -> str:
             break
         value /= 1024
     return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"
-
-
-def _aligned(frame: pd.DataFrame, texts: Sequence[str] = ()) -> str:
-    """Columns two spaces apart: the first, and those of `texts`, to the left, others right."""
-    columns = []
-    for place, name in enumerate(frame.columns):
-        cells = [str(name), *map(str, frame.iloc[:, place])]
-        width = max(map(len, cells))
-        left = place == 0 or name in texts
-        columns.append([cell.ljust(width) if left else cell.rjust(width) for cell in cells])
-    return "\n".join("  ".join(row).rstrip() for row in zip(*columns, strict=True))

@@ -127,35 +127,48 @@ def signs(data: xr.Dataset, level: float, tolerance: float) -> pd.DataFrame:
 
 def _sentence(role: str, row: pd.Series) -> str:
     side = "train" if row.train_floor >= row.test_floor else "test"
-    low, high = 100 * row[f"{side}_low"], 100 * row[f"{side}_high"]
-    text = f"{role} share {100 * row.value:.1f} %"
-    if np.isfinite(row.low):
-        text += f" [{100 * row.low:.1f}, {100 * row.high:.1f}]"
-    text += (
-        f"; at the size of the floor {100 * row.observed:.1f} %, floor {100 * row.floor:.1f} % "
-        f"[{low:.1f}, {high:.1f}]; {100 * row.loose:.1f} % at tolerance {LOOSE:g}"
+    text = (
+        f"{role} share {100 * row.value:.1f} %{_band(row.low, row.high)}; at the size of the floor "
+        f"{100 * row.observed:.1f} %, floor {100 * row.floor:.1f} %"
+        f"{_band(row[f'{side}_low'], row[f'{side}_high'])}; {100 * row.loose:.1f} % at tolerance "
+        f"{LOOSE:g}"
     )
     return f"{text}: {row.verdict}" if row.verdict else text
 
 
-def train_only_signs(data: xr.Dataset, level: float) -> pd.DataFrame:
-    """What the training samples alone say, sign x [value, low, high, sentence]."""
+def _band(low: float, high: float) -> str:
+    """An interval in %, where there is one."""
+    return f" [{100 * low:.1f}, {100 * high:.1f}]" if np.isfinite(low) else ""
+
+
+def train_only_signs(data: xr.Dataset, level: float, order: str) -> pd.DataFrame:
+    """What the training samples alone say, sign x [value, low, high, sentence].
+
+    Raises
+    ------
+    InputError : test samples ranked the units, with `order` "test" or "pooled".
+    """
+    if order in ("test", "pooled"):
+        raise InputError(
+            f"with order {order!r} the test samples rank the units of the training set too; "
+            "analyse with order='per_split' or 'train'"
+        )
     units, train = data.sizes["unit"], {"split": "train"}
     point = data.turning_point.sel(train).values / units
     rows = {"n0/N": [point.mean(), np.nan, np.nan]}
     if "turning_point_replicate" in data:
         again = data.turning_point_replicate.sel(train).values.mean(axis=1) / units
-        rows["n0/N"][1:] = interval(again, level)
+        rows["n0/N"][1:] = map(float, interval(again, level))
     if "floor_share" in data:
         inside = different(_over_labels(data.floor_share.sel(drawn_from="train").values))[:, 2]
-        rows["unstable units"] = [inside.mean(), *interval(inside, BAND)]
+        rows["unstable units"] = [inside.mean(), *map(float, interval(inside, BAND))]
     frame = pd.DataFrame.from_dict(rows, orient="index", columns=pd.Index(["value", "low", "high"]))
     says = {
         "n0/N": "of the units bring the training loss to its minimum, on average over the classes",
         "unstable units": "of the units are active on one half of the training samples only",
     }
     frame["sentence"] = [
-        f"{100 * row.value:.1f} % [{100 * row.low:.1f}, {100 * row.high:.1f}] {says[str(name)]}"
+        f"{100 * row.value:.1f} %{_band(row.low, row.high)} {says[str(name)]}"
         for name, row in frame.iterrows()
     ]
     return frame.rename_axis("sign")

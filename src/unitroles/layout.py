@@ -1,0 +1,28 @@
+"""Columns of plain text, and lists of classes in a few words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+
+def count_of(labels: Sequence[object]) -> str:
+    """How many classes these are."""
+    return f"{len(labels)} class{'' if len(labels) == 1 else 'es'}"
+
+
+def names_of(labels: Sequence[object]) -> str:
+    """The first five names."""
+    return ", ".join(map(str, labels[:5])) + (", ..." if len(labels) > 5 else "")
+
+
+def aligned(frame: pd.DataFrame, texts: Sequence[str] = ()) -> str:
+    """Columns two spaces apart: the first, and those of `texts`, to the left, others right."""
+    columns = []
+    for place, name in enumerate(frame.columns):
+        cells = [str(name), *map(str, frame.iloc[:, place])]
+        width = max(map(len, cells))
+        left = place == 0 or name in texts
+        columns.append([cell.ljust(width) if left else cell.rjust(width) for cell in cells])
+    return "\n".join("  ".join(row).rstrip() for row in zip(*columns, strict=True))
