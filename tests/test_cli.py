@@ -20,9 +20,9 @@ import unitroles as ur
 from unitroles import arguments, cli, layout, text
 from unitroles.activity import LAYER_SCORES, SAMPLE_SCORES
 from unitroles.cli import main
+from unitroles.labelled import dataset
 from unitroles.models import load_model
 from unitroles.options import ORDERS
-from unitroles.taxonomy import build
 
 NETS = """
 from collections import OrderedDict
@@ -124,6 +124,7 @@ def test_analyze_report_and_csv(here: Path, capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().out == f"{text.report(taxonomy)}\n"
     written = {path.name: path for path in (here / "new" / "tables").iterdir()}
     names = {"proportions", "shares", "summary", "sensitivity", "regret", "curves", "frame"}
+    names |= {"minima", "agreement"}
     assert set(written) == {f"{name}.csv" for name in names}
     with written["proportions.csv"].open() as file:
         rows = list(csv.DictReader(file))
@@ -677,7 +678,7 @@ def taxonomy(**changes: Any) -> ur.Taxonomy:
             "warnings": ["stored"],
         },
     }
-    return build(**{**given, **changes})
+    return ur.Taxonomy(dataset(**{**given, **changes}))
 
 
 def test_the_tables_in_words() -> None:

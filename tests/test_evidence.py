@@ -3,6 +3,7 @@
 from itertools import combinations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,7 +13,17 @@ import reference
 import unitroles as ur
 from forcing import analyze_toy, one_copy, quietly
 from unitroles import draws, roles, text, verdict
-from unitroles.evidence import adjusted, different, interval, permutation_p, shares_at, weigh
+from unitroles.agreement import overlap
+from unitroles.evidence import (
+    adjusted,
+    different,
+    fair_p,
+    interval,
+    permutation_p,
+    shares_at,
+    weigh,
+)
+from unitroles.minima import basin, one_error_point, status
 
 seeds = st.integers(0, 2**20)
 
@@ -178,6 +189,47 @@ def test_the_tables_are_means_of_what_was_drawn(taxonomy):
     assert tested.p.between(1 / 7, 1).all()
 
 
+def test_flat_minima_and_the_rule_of_one_error_are_tables(taxonomy):
+    data, frame = taxonomy.data, taxonomy.minima(0.05)
+    loss, point = data.loss.values, data.turning_point.values
+    for name, values in zip(("low", "high", "width"), basin(loss, point, 0.05), strict=True):
+        np.testing.assert_array_equal(frame[name], values.ravel())
+    assert (frame.status == data.status.values.ravel()).all()
+    assert (frame.status == status(loss, point).ravel()).all()
+    common = data.samples.values.min(axis=0)
+    one = one_error_point(loss, data.paired_error.values, data.samples.values, common, point)
+    np.testing.assert_array_equal(frame.one_error, one.ravel())
+    assert (frame.one_error <= frame.turning_point).all()
+    assert (frame.one_error < frame.turning_point).any()
+    role = roles.assign_roles(*roles.active_set(data.order.values, one))
+    row = taxonomy.sensitivity().loc["one standard error"]
+    np.testing.assert_allclose(row, roles.proportions(role).mean(axis=0))
+    assert "one standard error" in text.report(taxonomy)
+    plain = analyze_toy(one_copy("mlp", torch.float64))[0]
+    assert "one_error" not in plain.minima()
+    assert "one standard error" not in plain.sensitivity().index
+    with pytest.raises(ur.InputError, match=r"delta must be 0 or more nats, not -1\.0"):
+        plain.minima(-1.0)
+
+
+def test_agreement_is_a_table_and_is_printed(taxonomy):
+    data, frame = taxonomy.data, taxonomy.agreement()
+    found = overlap(data.order.values, data.turning_point.values)
+    for name in frame:
+        np.testing.assert_array_equal(frame[name], getattr(found, str(name)))
+    chance = verdict.by_chance(frame)
+    assert chance == frame.index[fair_p(frame.p.to_numpy()) > 0.05].tolist()
+    assert "Agreement of train and test" in text.report(taxonomy)
+    shared = analyze_toy(one_copy("mlp", torch.float64), method=ur.Method(order="train"))[0]
+    assert verdict.by_chance(shared.agreement()) is None
+    assert "one order for both splits" in text.report(shared)
+
+
+def test_a_core_as_large_as_chance_makes_it_is_named():
+    frame = pd.DataFrame({"p": [0.001, 0.04, 0.9, np.nan]}, index=["ant", "bee", "cat", "dog"])
+    assert verdict.by_chance(frame) == ["bee", "cat"]
+
+
 def test_units_of_a_role_with_confidence(taxonomy):
     chance = taxonomy.data.role_probability.values
     np.testing.assert_allclose(chance.sum(axis=-1), 1, atol=1e-6)
@@ -243,6 +295,11 @@ def test_evidence_that_cannot_be_is_refused():
     adaptive = ur.Method(resolution="adaptive")
     with pytest.raises(ur.InputError, match="resolution 'adaptive' does not give; take 'exact'"):
         quietly(ur.analyze, *given, evidence=ur.Evidence(), method=adaptive)
+    single = ur.Sample(max_per_class=1)
+    with pytest.raises(ur.InputError, match="no class has two samples in both splits"):
+        quietly(ur.analyze, *given, evidence=ur.Evidence(), sample=single)
+    without = ur.Evidence(floors=0, replicates=2, resplits=2)
+    assert text.report(quietly(ur.analyze, *given, evidence=without, sample=single))
     small = ur.Compute(batch_size=16, memory_budget=2000)
     with pytest.raises(ur.InputError, match="confidence holds the losses of a class's samples"):
         quietly(ur.analyze, *given, evidence=ur.Evidence(), compute=small)

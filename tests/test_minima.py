@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from unitroles import roles
-from unitroles.minima import CLEAR, basin, one_error_point, status
+from unitroles.minima import CLEAR, NEVER_FALLS, basin, one_error_point, status
 
 NAN = float("nan")
 # Few distinct values, so that runs and ties occur; some n are not evaluated.
@@ -188,8 +188,7 @@ def test_never_below_the_dead_layer_is_where_the_roles_say_so(pair):
     found = status(curves, points)
     assert found.dtype == object
     assert found.shape == points.shape
-    never = roles.status(curves) == roles.NEVER_FALLS
-    assert (found == roles.NEVER_FALLS).tolist() == never.tolist()
+    assert (found == NEVER_FALLS).tolist() == (~roles.falls(curves)).tolist()
 
 
 @given(measured())
@@ -199,7 +198,7 @@ def test_flat_runs_are_basins(pair):
         delta = 0.01 * (curve[0] - curve[point])
         low, high, _ = literal_basin(curve.tolist(), int(point), delta)
         assert (text == f"flat from n = {low} to {high}") == (
-            text not in (CLEAR, roles.NEVER_FALLS, f"still falling at {len(curve) - 1}")
+            text not in (CLEAR, NEVER_FALLS, f"still falling at {len(curve) - 1}")
         )
         if text == CLEAR:
             held = np.isfinite(curve[low : high + 1]).sum()

@@ -14,10 +14,12 @@ from matplotlib.collections import PathCollection
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
-from unitroles import plots, roles, taxonomy
+from unitroles import plots, roles
 from unitroles.errors import InputError
+from unitroles.labelled import SPLITS, dataset
+from unitroles.minima import NEVER_FALLS
 from unitroles.roles import ROLE_NAMES, ROLES
-from unitroles.taxonomy import SPLITS, Taxonomy
+from unitroles.taxonomy import Taxonomy
 
 NAMES = ["plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 GAPS = {"A": 0.08, "B": 0.13, "C": 0.27, "D": 0.38, "E": 0.60}
@@ -44,7 +46,7 @@ def model(gap: float, units: int = 64, names: list[str] | None = NAMES) -> Taxon
     whole = np.maximum(points.astype(int), 1)
     loss = np.stack([falling(whole[s], low[s], rise[s], units) for s in (0, 1)])
     attrs = {"layer": "features", "train_accuracy": 0.95, "test_accuracy": 0.95 - gap}
-    return taxonomy.build(
+    data = dataset(
         labels=np.arange(count),
         names=names,
         score=score,
@@ -58,6 +60,7 @@ def model(gap: float, units: int = 64, names: list[str] | None = NAMES) -> Taxon
         attrs=attrs,
         provenance={},
     )
+    return Taxonomy(data)
 
 
 def with_loss(member: Taxonomy, change: np.ndarray) -> Taxonomy:
@@ -69,7 +72,7 @@ def with_flags(member: Taxonomy, label: str, *splits: str) -> Taxonomy:
     """The same taxonomy, but on `splits` waking units never helps the class."""
     data = member.data.copy(deep=True)
     for split in splits:
-        data["status"].loc[{"split": split, "label": label}] = roles.NEVER_FALLS
+        data["status"].loc[{"split": split, "label": label}] = NEVER_FALLS
     return Taxonomy(data)
 
 

@@ -15,8 +15,8 @@ from scipy import stats
 
 import unitroles as ur
 from unitroles import roles
+from unitroles.labelled import dataset
 from unitroles.relations import _EXACT, criteria, relation
-from unitroles.taxonomy import build
 
 CRITERIA = [
     "n0_train/N",
@@ -51,7 +51,7 @@ def member(seed, *, labels=3, units=6, scored=True, accuracies=None, **attrs):
     loss = draw.integers(1, 33, (2, labels, units + 1)) / 16
     accuracy = draw.integers(0, 21, loss.shape) / 20 if scored else np.full(loss.shape, NAN)
     train, test = draw.uniform(0.5, 1, 2) if accuracies is None else accuracies
-    return build(
+    data = dataset(
         labels=np.arange(labels),
         names=None,
         score=draw.uniform(size=(2, labels, units)),
@@ -71,6 +71,7 @@ def member(seed, *, labels=3, units=6, scored=True, accuracies=None, **attrs):
         },
         provenance={},
     )
+    return ur.Taxonomy(data)
 
 
 def models(count, seed=0, **options):

@@ -16,7 +16,8 @@ from unitroles.activity import mean_scores, order_units, sample_score
 from unitroles.baseline import with_baseline
 from unitroles.collect import Kept, collect
 from unitroles.errors import InputError
-from unitroles.inquiry import Found, Inquiry, findings, inquire, require_points
+from unitroles.inquiry import Found, Inquiry, findings, inquire, require_halves, require_points
+from unitroles.labelled import CROSS_ENTROPY, dataset
 from unitroles.members import TaxonomySet
 from unitroles.options import Compute, Evidence, Layer, Method, Sample
 from unitroles.prepare import Ready, prepared
@@ -27,7 +28,7 @@ from unitroles.resolution import grid
 from unitroles.retrieval import CurveSums, adaptive_curve, at_points, nobody, rof_curve
 from unitroles.roles import turning_point
 from unitroles.store import Ledger
-from unitroles.taxonomy import CROSS_ENTROPY, Taxonomy, build
+from unitroles.taxonomy import Taxonomy
 
 
 def analyze(
@@ -124,6 +125,7 @@ def analyze_layers(
         torch.inference_mode(),
     ):
         clock = Clock(ready.started)
+        require_halves(evidence, _counts(ready))
         clock.stop("plan")
         ready = with_baseline(ready, method.baseline, compute.batch_size)
         each = evidence is not None and evidence.redoes
@@ -137,7 +139,7 @@ def analyze_layers(
             seconds = clock.stop("sweep")
             if inquiry is not None:
                 say = partial(_cost, seconds) if progress else None
-                found = findings(inquiry, swept.order, swept.point, say)
+                found = findings(inquiry, swept.order, swept.point, swept.accuracy, say)
                 swept = replace(swept, evidence=found)
                 clock.stop("evidence")
             layer_results.append(swept)
@@ -218,6 +220,10 @@ class _Swept:
     swapped: list[CurveSums]
     evidence: Found = ({}, {})
 
+    @property
+    def accuracy(self) -> np.ndarray:
+        return np.stack([curve.accuracy for curve in self.curves])
+
 
 def _inquiry(
     ready: Ready,
@@ -292,13 +298,13 @@ def _taxonomy(
     ready: Ready, method: Method, place: int, found: _Swept, provenance: dict[str, Any]
 ) -> Taxonomy:
     choice = ready.choices[place]
-    return build(
+    data = dataset(
         labels=ready.labels,
         names=ready.names,
         score=found.score,
         order=found.order,
         loss=np.stack([curve.mean_loss for curve in found.curves]),
-        accuracy=np.stack([curve.accuracy for curve in found.curves]),
+        accuracy=found.accuracy,
         samples=_counts(ready),
         turning_point=found.point,
         swapped_loss=np.stack([sums.mean_loss[:, 0] for sums in found.swapped]),
@@ -319,6 +325,7 @@ def _taxonomy(
         },
         evidence=found.evidence,
     )
+    return Taxonomy(data)
 
 
 def _overall(curve: CurveSums) -> float:

@@ -227,8 +227,7 @@ def report(
     from unitroles import text
 
     found = ur.load(taxonomy)
-    names = ("proportions", "shares", "summary", "sensitivity", "regret", "curves", "to_frame")
-    files = {} if csv is None else {csv / f"{n.removeprefix('to_')}.csv": n for n in names}
+    files = {} if csv is None else {csv / f"{n.removeprefix('to_')}.csv": n for n in found.tables}
     if csv is not None:
         make_folder(csv)
         check_new(list(files), force)

@@ -15,8 +15,9 @@ import xarray as xr
 from jaxtyping import Float
 
 from unitroles.errors import InputError
+from unitroles.labelled import CROSS_ENTROPY, SPLITS
 from unitroles.roles import ROLE_NAMES
-from unitroles.taxonomy import CROSS_ENTROPY, SPLITS, Taxonomy
+from unitroles.taxonomy import Taxonomy
 
 FALL = 0.01
 """Accuracy that a class may lose to the removal of units before it counts as fallen."""

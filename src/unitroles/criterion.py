@@ -24,8 +24,11 @@ class Criterion(Protocol):
     @property
     def scored(self) -> bool: ...
 
-    def look(self, outputs: Logits, targets: Tensor) -> _Answers:
-        """One number for every mask and sample, and whether the answer is right."""
+    def look(self, outputs: Logits, targets: Tensor, masks: slice = slice(None)) -> _Answers:
+        """One number for every mask and sample, and whether the answer is right.
+
+        `masks` tells which ones of all masks these are.
+        """
         ...
 
     def losses(self, numbers: Float[Tensor, "masks samples"]) -> Float[Tensor, "masks samples"]:
@@ -39,7 +42,7 @@ class CrossEntropy:
 
     scored: bool = True
 
-    def look(self, outputs: Logits, targets: Tensor) -> _Answers:
+    def look(self, outputs: Logits, targets: Tensor, masks: slice = slice(None)) -> _Answers:
         return margins(outputs, targets)
 
     def losses(self, numbers: Float[Tensor, "masks samples"]) -> Float[Tensor, "masks samples"]:
@@ -64,16 +67,16 @@ class OwnLoss:
     shape: tuple[int, ...]
     scored: bool
 
-    def look(self, outputs: Logits, targets: Tensor) -> _Answers:
-        masks, samples = outputs.shape[:2]
+    def look(self, outputs: Logits, targets: Tensor, masks: slice = slice(None)) -> _Answers:
+        many, samples = outputs.shape[:2]
         # A copy: the function may write to it, and the running sums go on from here.
         rows = outputs.flatten(0, 1).clone().unflatten(1, self.shape or (1,))
         rows = rows if self.shape else rows[:, 0]
-        found = self._losses(rows, targets.repeat(masks, *[1] * (targets.ndim - 1)))
-        right = torch.zeros(masks, samples, dtype=torch.bool, device=outputs.device)
+        found = self._losses(rows, targets.repeat(many, *[1] * (targets.ndim - 1)))
+        right = torch.zeros(many, samples, dtype=torch.bool, device=outputs.device)
         if self.scored:
             right = outputs.argmax(dim=2) == targets
-        return found.view(masks, samples), right
+        return found.view(many, samples), right
 
     def losses(self, numbers: Float[Tensor, "masks samples"]) -> Float[Tensor, "masks samples"]:
         return numbers

@@ -52,16 +52,20 @@ def permutation_p(observed: Float[np.ndarray, "*rest"], drawn: Drawn) -> Float[n
 
 
 def adjusted(p: Float[np.ndarray, " label"], draws: int) -> Float[np.ndarray, " label"] | None:
-    """p of several classes, adjusted so that their false discovery rate holds.
+    """p of permutation tests of several classes, as in `fair_p`.
 
     Returns
     -------
     None where so few draws cannot reject one class alone at a rate of 0.05.
+    """
+    return None if len(p) / (draws + 1) > ALPHA else fair_p(p)
+
+
+def fair_p(p: Float[np.ndarray, " label"]) -> Float[np.ndarray, " label"]:
+    """p of several classes, adjusted so that their false discovery rate holds ([BH1995]_).
 
     .. [BH1995] Benjamini, Hochberg. Controlling the false discovery rate. JRSS B 57, 1995.
     """
-    if len(p) / (draws + 1) > ALPHA:
-        return None
     from scipy.stats import false_discovery_control
 
     return np.asarray(false_discovery_control(p))

@@ -6,9 +6,10 @@ import pandas as pd
 
 from unitroles import verdict
 from unitroles.evidence import ALPHA, GOOD_COVERAGE
+from unitroles.labelled import SPLITS
 from unitroles.layout import aligned, count_of, names_of
-from unitroles.roles import ROLE_NAMES
-from unitroles.taxonomy import SPLITS, Taxonomy
+from unitroles.taxonomy import Taxonomy
+from unitroles.verdict import LOOSE
 
 
 def evidence(taxonomy: Taxonomy) -> str:
@@ -114,7 +115,74 @@ def _coverage(taxonomy: Taxonomy) -> str:
 
 
 def _controls(taxonomy: Taxonomy) -> str:
-    shares = 100 * taxonomy.data.control_share.mean("label").values
-    frame = pd.DataFrame(shares, columns=pd.Index(ROLE_NAMES)).map("{:.1f}".format)
-    frame.insert(0, "control", taxonomy.data.control.values)
-    return f"Controls: mean share of the units in % under orders that say nothing\n{aligned(frame)}"
+    frame = (100 * taxonomy.controls()).map("{:.1f}".format).reset_index()
+    frame = frame.rename(columns={"agreement": "same role"})
+    scale = taxonomy.data.get("temperature")
+    divided = "" if scale is None else f"\n(scaled logits: divided by {float(scale):.3g})"
+    return (
+        "Controls: mean share of the units in %, and of those whose role stays the same"
+        f"{divided}\n{aligned(frame)}\n\n{_sets(taxonomy)}"
+    )
+
+
+def _sets(taxonomy: Taxonomy) -> str:
+    mean = taxonomy.active_sets().groupby(level="split", sort=False).mean()
+    rows = []
+    for split, row in mean.iterrows():
+        for name, side in (("its active set", ""), ("the whole layer", "intact_")):
+            shown = [f"{100 * row[f'{side}recall']:.1f}"]
+            shown += [f"{100 * row[f'{side}balanced_accuracy']:.1f}", f"{row[f'{side}loss']:.4f}"]
+            rows.append([f"{split}, {name}", *shown])
+    heads = ["awake", "recall", "balanced accuracy", f"loss of all ({taxonomy.loss_units})"]
+    return (
+        "Active sets on the samples of all classes, % and mean over the classes: a set lowers the\n"
+        "loss of its own class, which any push towards that class does too\n"
+        + aligned(pd.DataFrame(rows, columns=pd.Index(heads)))
+    )
+
+
+def agreement(taxonomy: Taxonomy) -> str:
+    """Is a core a core: how far the active sets of the two splits agree, and why they do not."""
+    frame = taxonomy.agreement()
+    shown = {
+        "core over that of random sets (lift)": (frame.lift, 1, 2),
+        "core over all active units (Jaccard)": (frame.jaccard, 1, 2),
+        "overfitted by the turning points, % of units": (frame.over_by_turning_points, 100, 1),
+        "overfitted by swapped ranks, % of units": (frame.over_by_rank_swaps, 100, 1),
+        "rank correlation of the two orders (Spearman)": (frame.spearman, 1, 2),
+        "rank-biased overlap of the two orders": (frame.rank_biased, 1, 2),
+    }
+    table = pd.DataFrame(
+        [
+            [name, *(f"{scale * value:.{digits}f}" for value in (v.mean(), v.min(), v.max()))]
+            for name, (v, scale, digits) in shown.items()
+        ],
+        columns=pd.Index(["Agreement of train and test", "mean", "least", "most"]),
+    )
+    return f"{aligned(table)}\n{_chance(frame)}"
+
+
+def _chance(frame: pd.DataFrame) -> str:
+    """Which classes have a core that random sets of these sizes would have too."""
+    by_chance = verdict.by_chance(frame)
+    if by_chance is None:
+        return "one order for both splits: the active sets are nested whatever the network does"
+    if not by_chance:
+        return f"the core is larger than by chance (adjusted p <= {ALPHA:g}) in every class"
+    return (
+        f"a core no larger than by chance (adjusted p > {ALPHA:g}) in {count_of(by_chance)}: "
+        f"{names_of(by_chance)}"
+    )
+
+
+def minima(taxonomy: Taxonomy) -> str:
+    """How many curves have a clear minimum, and how wide it is."""
+    frame = taxonomy.minima(LOOSE)
+    kinds = frame.status.str.split(" from | at ").str[0]
+    counts = ", ".join(f"{kind} {count}" for kind, count in kinds.value_counts().items())
+    widths = frame.width.groupby(level="split", sort=False).median()
+    wide = ", ".join(f"{split} {width:g}" for split, width in widths.items())
+    return (
+        f"Minima of the {len(frame)} curves: {counts}\nnumbers of active units within {LOOSE:g} "
+        f"{taxonomy.loss_units} of the minimum, median over classes: {wide}"
+    )

@@ -4,29 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from unitroles.activity import order_units
-from unitroles.collect import Kept
 from unitroles.confidence import QUANTITIES, Watch, in_given_order, require_room
-from unitroles.draws import Draws, half_size, halves, random_scores, resplits, reweighted
+from unitroles.controls import Variables, other_roles, what_sets_do
+from unitroles.draws import Draws, half_size, halves, resplits, reweighted
 from unitroles.errors import InputError
 from unitroles.evidence import interval, role_shares
 from unitroles.options import Evidence
 from unitroles.progress import Track
 from unitroles.resample import Redone, Setting, redo, work
-from unitroles.retrieval import Observer, nobody, rof_curve
-from unitroles.roles import ROLE_NAMES, ROLES, active_set, assign_roles, turning_point
+from unitroles.retrieval import Observer, nobody
+from unitroles.roles import ROLE_NAMES, ROLES
 
 DRAWN_FROM = ("train", "test", "both")
-CONTROLS = ("random order", "reversed order")
 # The dim of the four roles; `role` itself is the variable (label, unit).
 _CURVE, _BY_LABEL = ("split", "label", "retrieved"), ("label", "role_name")
 
-Variables = dict[str, tuple[tuple[str, ...], np.ndarray]]
 Found = tuple[Variables, dict[str, np.ndarray]]
 """Variables as (dims, values), and the coordinates of the dims that are new."""
 
@@ -67,6 +63,20 @@ def require_points(evidence: Evidence | None, resolution: str | int) -> None:
         )
 
 
+def require_halves(evidence: Evidence | None, samples: Int[np.ndarray, "split label"]) -> None:
+    """Refuse floors where no class can be halved.
+
+    Raises
+    ------
+    InputError : no class has two samples in both splits.
+    """
+    if evidence is not None and evidence.floors and not half_size(samples).any():
+        raise InputError(
+            "no class has two samples in both splits, so there are no halves to compare; analyse "
+            "more samples, or take floors=0"
+        )
+
+
 def inquire(setting: Setting, evidence: Evidence, bars: Track) -> Inquiry:
     """Get ready to watch the curves; call before they are evaluated.
 
@@ -98,18 +108,24 @@ def findings(
     inquiry: Inquiry,
     order: Int[np.ndarray, "split label position"],
     point: Int[np.ndarray, "split label"],
+    accuracy: Float[np.ndarray, "split label retrieved"],
     say: Callable[[float], None] | None = None,
 ) -> Found:
     """All evidence as variables (dims, values), and the coordinates of their new dims.
 
     Parameters
     ----------
-    order, point : of the analysis itself.
+    order, point, accuracy : of the analysis itself.
     say : told before orders are redone for a full confidence, how many times the samples of both
         splits are put under all masks.
     """
     evidence, setting = inquiry.evidence, inquiry.setting
     found: Variables = {}
+    coords = {
+        "role_name": np.array(ROLE_NAMES, dtype=object),
+        "drawn_from": np.array(DRAWN_FROM, dtype=object),
+        "quantity": np.array(QUANTITIES, dtype=object),
+    }
     if inquiry.watches:
         found |= _confidence(inquiry, order, point, say)
     if evidence.floors:
@@ -119,13 +135,9 @@ def findings(
         shares = _shares(inquiry, "new splits", resplits(_classes(setting), *shape))
         found["resplit_share"] = ("resplit", *_BY_LABEL), shares[:, 0]
     if evidence.controls:
-        found["control_share"] = ("control", *_BY_LABEL), _controls(inquiry, order)
-    coords = {
-        "role_name": np.array(ROLE_NAMES, dtype=object),
-        "drawn_from": np.array(DRAWN_FROM, dtype=object),
-        "control": np.array(CONTROLS, dtype=object),
-        "quantity": np.array(QUANTITIES, dtype=object),
-    }
+        of_roles, names = other_roles(setting, order, point, accuracy, evidence.seed, inquiry.bars)
+        found |= of_roles | what_sets_do(setting, order, point, inquiry.bars)
+        coords["control"] = np.array(names, dtype=object)
     dims = {dim for names, _ in found.values() for dim in names}
     return found, {name: values for name, values in coords.items() if name in dims}
 
@@ -182,7 +194,7 @@ def _full(inquiry: Inquiry, draws: Draws, say: Callable[[float], None] | None) -
     """Score, order and curve anew for every replicate: P(role), and intervals with rank noise."""
     setting, level = inquiry.setting, inquiry.evidence.level
     if say is not None:
-        say(work(setting, draws) / sum(len(kept.samples) for kept in setting.kept))
+        say(work(setting, draws) / setting.samples)
     blocks = list(_redone(inquiry, "confidence", draws))
     role = np.concatenate([block.role[:, 0] for block in blocks])
     curve = np.concatenate([block.curve[:, 0] for block in blocks])
@@ -197,26 +209,3 @@ def _full(inquiry: Inquiry, draws: Draws, say: Callable[[float], None] | None) -
         "share_replicate": (("replicate", *_BY_LABEL), role_shares(role)),
         "role_probability": (("label", "unit", "role_name"), chance.astype(np.float32)),
     }
-
-
-def _controls(
-    inquiry: Inquiry, order: Int[np.ndarray, "split label position"]
-) -> Float[np.ndarray, "control label role"]:
-    """Role shares where the order says nothing, and where it says the opposite."""
-    setting = inquiry.setting
-    scores = random_scores(order.shape, inquiry.evidence.seed)
-    drawn = order_units(scores, _samples(setting), setting.order)
-    found = []
-    for name, other in zip(CONTROLS, (drawn, order[..., ::-1]), strict=True):
-        done = inquiry.bars(name, sum(len(kept.samples) for kept in setting.kept))
-        curve = partial(_curve, setting, done)
-        point = np.stack([curve(kept, other[i]) for i, kept in enumerate(setting.kept)])
-        found.append(role_shares(assign_roles(*active_set(other, point))))
-    return np.stack(found)
-
-
-def _curve(
-    setting: Setting, done: Callable[[int], None], kept: Kept, order: np.ndarray
-) -> Int[np.ndarray, " label"]:
-    sums = rof_curve(kept, setting.labels, order, done, setting.points)
-    return turning_point(sums.mean_loss, setting.tolerance)

@@ -74,3 +74,17 @@ class AllButOne:
     def awake(self, part: slice) -> Bool[Tensor, "masks samples units"]:
         every = torch.arange(self.units, device=self.silent.device)
         return (every != self.silent[part, None])[:, None].expand(-1, self.samples, -1)
+
+
+@dataclass(frozen=True)
+class Sets:
+    """Sets of units, the same for all samples."""
+
+    sets: Bool[Tensor, "masks units"]
+    samples: int
+
+    def __len__(self) -> int:
+        return len(self.sets)
+
+    def awake(self, part: slice) -> Bool[Tensor, "masks samples units"]:
+        return self.sets[part, None].expand(-1, self.samples, -1)

@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from unitroles import roles
-from unitroles.roles import NEVER_FALLS
 
 CLEAR = "clear minimum"
+NEVER_FALLS = "never below the dead layer"
 FLAT = 0.01
 """Share of the way from the dead layer to the minimum below which a rise is none to speak of."""
 _WIDE = 1 / 20
@@ -130,7 +130,7 @@ def status(
     -------
     Object array of texts, of the leading shape; the first that holds of
 
-    - "never below the dead layer": as in `roles.status`;
+    - "never below the dead layer": see `roles.falls`;
     - "still falling at 64": n0 is N, the whole layer, and N > 1;
     - "flat from n = 31 to 74": the run around n0 (see `basin`) spans more than a twentieth of the
       units and holds at least three evaluated n, so n0 could as well be any of them;
@@ -143,7 +143,7 @@ def status(
     ['clear minimum', 'flat from n = 1 to 3', 'still falling at 3']
     """
     units = loss.shape[-1] - 1
-    never = roles.status(loss) == NEVER_FALLS
+    never = ~roles.falls(loss)
     delta = np.where(never, 0.0, flat * (loss[..., 0] - _at(loss, point)[..., 0]))
     low, high, _ = basin(loss, point, delta)
     wide = (high - low + 1 > _WIDE * units) & (_run(loss, point, delta)[0].sum(-1) >= _POINTS)

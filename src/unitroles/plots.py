@@ -4,8 +4,10 @@ Every function draws on the axes it is given, or on a figure of its own, and ret
 on. Figures never pass through pyplot: nothing is shown, and nothing has to be closed. A class is
 given by its name or by its number in the model's output; a class or a split that does not exist,
 the wrong number of axes and an empty mapping are an `InputError`. Losses that span more than three
-decades are drawn on a log scale (linear below 1e-6 nats, where they are numerical noise). A line
-under the title names the splits in which waking units never lowers the loss of the class.
+decades are drawn on a log scale (linear below 1e-6 nats, where they are numerical noise). Lines
+under the title of a class say which splits have no clear minimum, and what they have instead;
+where models are compared, only those in which waking units never lowers the loss. Results with
+confidence show the intervals of the losses and of n0 as bands.
 """
 
 from __future__ import annotations
@@ -23,8 +25,11 @@ from mpl_toolkits.mplot3d.art3d import Poly3DCollection
 from mpl_toolkits.mplot3d.axes3d import Axes3D
 
 from unitroles.errors import InputError, unknown
-from unitroles.roles import FALLS, ROLE_NAMES, ROLES
-from unitroles.taxonomy import SPLITS, Taxonomy
+from unitroles.evidence import interval
+from unitroles.labelled import SPLITS
+from unitroles.minima import CLEAR, NEVER_FALLS
+from unitroles.roles import ROLE_NAMES, ROLES
+from unitroles.taxonomy import Taxonomy
 
 # The paper's light red, orange, light yellow and light blue, in shades that stay apart for every
 # type of colour vision.
@@ -78,6 +83,7 @@ def rof_curve(
     if ax is None:
         ax = Figure(figsize=(6.2, 3.6), layout="constrained").add_subplot()
     ax.plot(*_evaluated(loss), color=_INK, linewidth=1.6, gid="curve", **_points(loss))
+    _draw_intervals(ax, taxonomy, place, split, _INK)
     ax.axvline(point, color=_INK, linestyle="--", linewidth=0.9, gid="turning point")
     ax.plot([0, point, last], loss[[0, point, last]], "o", color=_INK, markersize=4, clip_on=False)
     _finish_curves(ax, loss, _spans_decades([loss]), taxonomy.loss_units)
@@ -139,7 +145,7 @@ def compare(taxonomies: Mapping[str, Taxonomy], label: int | str) -> Figure:
     if rows > 1:  # or the counts would stand closer to the title below than to their own panel
         figure.set_layout_engine("constrained", h_pad=0.09)
     grid = figure.subplots(2 * rows, columns, height_ratios=[6, 1] * rows, squeeze=False)
-    notes = [_notes(m, i) for m, i in zip(members.values(), places, strict=True)]
+    notes = [_flags(m, i) for m, i in zip(members.values(), places, strict=True)]
     lines = max(map(len, notes))  # the titles of a row stay level
     log, peaks = _spans_decades(losses), [np.nanmax(loss) for loss in losses]
     shared = log or max(peaks) <= 5 * min(peaks)
@@ -231,6 +237,7 @@ def _draw_roles(curves: Axes, strips: Axes, taxonomy: Taxonomy, place: int, log:
     for split, loss in zip(SPLITS, losses, strict=True):
         look = {**_SPLIT_STYLES[split], **_points(loss)}
         curves.plot(*_evaluated(loss), label=split, linewidth=1.5, gid=f"{split} curve", **look)
+        _draw_intervals(curves, taxonomy, place, split, look["color"])
     for i, (split, low) in enumerate(zip(SPLITS, (1.15, 0), strict=True)):
         point, style = int(data.turning_point[i]), _SPLIT_STYLES[split]
         mark = {"color": style["color"], "linewidth": 0.9}
@@ -247,6 +254,19 @@ def _draw_roles(curves: Axes, strips: Axes, taxonomy: Taxonomy, place: int, log:
     strips.set(aspect="auto", ylim=(0, 2.15), yticks=(1.65, 0.5), yticklabels=SPLITS)
     strips.tick_params(axis="y", length=0)
     strips.set_xlabel("units retrieved", fontsize=_TEXT)
+
+
+def _draw_intervals(ax: Axes, taxonomy: Taxonomy, place: int, split: str, colour: str) -> None:
+    """A band around the curve and one around n0, over other samples, where they were measured."""
+    if "loss_low" not in taxonomy.data:
+        return
+    data = taxonomy.data.sel(split=split).isel(label=place)
+    n, low = _evaluated(data.loss_low.values)
+    high = data.loss_high.values[n]
+    tint: dict[str, Any] = {"color": colour, "linewidth": 0, "zorder": 1}
+    ax.fill_between(n, low, high, alpha=0.16, gid=f"{split} interval", **tint)
+    first, last = interval(data.turning_point_replicate.values, taxonomy.level)
+    ax.axvspan(float(first), float(last), alpha=0.07, gid=f"{split} interval of n0", **tint)
 
 
 def _evaluated(loss: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -307,9 +327,14 @@ def _write_beside(ax: Axes, y: float, text: str, size: float, va: str = "center"
 
 
 def _notes(taxonomy: Taxonomy, place: int, splits: Sequence[str] = SPLITS) -> list[str]:
-    """A line for each split in which waking units never lowers the loss of the class."""
+    """A line for each split whose curve has no clear minimum: what it has instead."""
     status = taxonomy.data.status.isel(label=place).sel(split=list(splits)).values
-    return [f"{split}: {s}" for split, s in zip(splits, status, strict=True) if s != FALLS]
+    return [f"{split}: {s}" for split, s in zip(splits, status, strict=True) if s != CLEAR]
+
+
+def _flags(taxonomy: Taxonomy, place: int) -> list[str]:
+    """Of these lines those without which the roles would be misread."""
+    return [note for note in _notes(taxonomy, place) if note.endswith(NEVER_FALLS)]
 
 
 def _write_title(ax: Axes, title: str, notes: list[str], lines: int, below: float = 0.0) -> None:

@@ -53,6 +53,11 @@ class Setting:
     def units(self) -> int:
         return self.kept[0].plan.site.units
 
+    @property
+    def samples(self) -> int:
+        """Of both splits."""
+        return sum(len(kept.samples) for kept in self.kept)
+
     def classes(self, split: int) -> Int[np.ndarray, " samples"]:
         """The place of every sample's class."""
         return np.searchsorted(self.labels, self.kept[split].samples.labels)

@@ -145,7 +145,7 @@ def _answers(
     number = torch.zeros(masks, len(targets), dtype=torch.float64)
     right = torch.zeros(masks, len(targets), dtype=torch.bool)
     for part, logits in found:
-        number[part], right[part] = criterion.look(logits, targets.to(logits.device))
+        number[part], right[part] = criterion.look(logits, targets.to(logits.device), part)
     return number, right
 
 

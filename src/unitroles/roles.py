@@ -18,8 +18,6 @@ from unitroles.errors import unknown
 RESOLUTION = 1e-6
 """Nats; differences of a mean loss below it are rounding in float32."""
 TOLERANCES = (0.0, RESOLUTION, 1e-3, 1e-2, 5e-2)
-FALLS = "ok"
-NEVER_FALLS = "never below the dead layer"
 
 
 class Role(IntEnum):
@@ -114,13 +112,12 @@ def _count(role: UInt8[np.ndarray, "*rest unit"]) -> Int[np.ndarray, "*rest unit
     return (role[..., None] == np.array(ROLES, dtype=np.uint8)).astype(np.int64)
 
 
-def status(loss: Float[np.ndarray, "*rest retrieved"]) -> np.ndarray:
-    """Whether waking units ever lowers the loss below that of the dead layer, in plain words.
+def falls(loss: Float[np.ndarray, "*rest retrieved"]) -> Bool[np.ndarray, "*rest"]:
+    """Whether waking units ever lowers the loss below that of the dead layer.
 
     By more than `RESOLUTION`: a unit without effect leaves the loss where it was but for rounding.
     """
-    falls = np.fmin.reduce(loss[..., 1:], axis=-1) < loss[..., 0] - RESOLUTION
-    return np.where(falls, FALLS, NEVER_FALLS)
+    return np.asarray(np.fmin.reduce(loss[..., 1:], axis=-1) < loss[..., 0] - RESOLUTION)
 
 
 def sensitivity(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,21 @@ import xarray as xr
 
 from unitroles import roles, verdict
 from unitroles.errors import InputError, unknown
+from unitroles.labelled import FORMAT
+from unitroles.minima import NEVER_FALLS
 from unitroles.roles import ROLE_NAMES, Role
 
-FORMAT = "unitroles taxonomy 1"
-SPLITS = ("train", "test")
-CROSS_ENTROPY = "cross_entropy"
-OWN_UNITS = "units of the loss"
-"""In what a loss other than cross-entropy is measured."""
+_TABLES = ("proportions", "shares", "summary", "sensitivity", "regret", "minima", "agreement")
+_TABLES += ("curves", "to_frame")
+# What each table of evidence is made of.
+_EVIDENCE = {
+    "floors": "floor_share",
+    "signs": "floor_share",
+    "exchangeability": "resplit_share",
+    "intervals": "share_replicate",
+    "controls": "control_share",
+    "active_sets": "set_loss",
+}
 
 
 @dataclass(frozen=True)
@@ -140,7 +147,7 @@ class Taxonomy:
 
     def flagged(self) -> list[Any]:
         """Classes in which waking units never lowers the loss below that of the dead layer."""
-        bad = (self.data.status.values != roles.FALLS).any(axis=0)
+        bad = (self.data.status.values == NEVER_FALLS).any(axis=0)
         return [label for label, flag in zip(self.labels, bad, strict=True) if flag]
 
     def summary(self, flagged: bool = True) -> pd.DataFrame:
@@ -179,11 +186,14 @@ class Taxonomy:
         """Mean proportion of each role under other rules for the turning point, rule x role.
 
         All from the same curves: where the resolution left points out, they were left out with a
-        view to the tolerance in use, and the other rows are only as fine as what is there.
+        view to the tolerance in use, and the other rows are only as fine as what is there. With
+        confidence also for the rule of one standard error, see `minima`.
         """
         data = self.data
         curves = data.loss.values, data.accuracy.values, data.order.values
         rows = roles.sensitivity(*curves, tolerance=self.tolerance)
+        if "paired_error" in data:
+            rows["one standard error"] = verdict.at_one_error(data)
         index = pd.Index(list(rows), name="rule")
         return _role_frame(np.array(list(rows.values())), index)
 
@@ -205,6 +215,45 @@ class Taxonomy:
             },
             index=pd.Index(self.labels, name="label"),
         )
+
+    def minima(self, delta: float = 0.01) -> pd.DataFrame:
+        """How sharp the minimum of every curve is, one row per split x label.
+
+        `low` and `high`: the run of n around n0 in which E(n) <= E(n0) + `delta`; `width`: how many
+        evaluated n >= 1 have that; `status`: the curve in plain words. With confidence `one_error`:
+        the smallest n whose loss lies above E(n0) by no more than one standard error, that of the
+        paired difference over as many samples as the smaller split has of the class.
+
+        Parameters
+        ----------
+        delta : in what the loss is measured: nats.
+        """
+        if not delta >= 0:
+            raise InputError(f"delta must be 0 or more nats, not {delta!r}")
+        return verdict.minima(self.data, delta)
+
+    def agreement(self) -> pd.DataFrame:
+        """Is a core a core: label x the values of `unitroles.agreement.Overlap`."""
+        return verdict.agreement(self.data)
+
+    def controls(self) -> pd.DataFrame:
+        """Mean role shares under controls, control x [core, ..., confusing, agreement].
+
+        Under random and reversed orders, and in the given orders by the loss of logits scaled to
+        the temperature `data.temperature` and by accuracy. `agreement`: share of the units whose
+        role is that of the analysis; what the random order gives is chance.
+        """
+        return verdict.controls(self.data)
+
+    def active_sets(self) -> pd.DataFrame:
+        """What the active set of each class does to all classes, one row per split x label.
+
+        Only the loss of its own class made the set, and any push towards the class lowers that.
+        `recall` of the class; `balanced_accuracy`, the mean of that and of the share of the other
+        samples not taken for it; `loss`, the mean over all samples; beside each the same of the
+        whole layer, `intact_*`.
+        """
+        return verdict.active_sets(self.data)
 
     @property
     def level(self) -> float:
@@ -244,6 +293,11 @@ class Taxonomy:
         """What the training samples alone say, sign x [value, low, high, sentence]."""
         order = self.provenance["options"]["method"]["order"]
         return verdict.train_only_signs(self.data, self.level, order)
+
+    @property
+    def tables(self) -> list[str]:
+        """The methods that give a table of this result."""
+        return [*_TABLES, *(name for name, needed in _EVIDENCE.items() if needed in self.data)]
 
     def to_frame(self) -> pd.DataFrame:
         """Tidy: one row per label x unit with role, score and position on both splits."""
@@ -305,75 +359,6 @@ def load(path: str | os.PathLike[str]) -> Taxonomy:
     if data.attrs.get("format") != FORMAT:
         raise InputError(f"{path} is not a taxonomy of this version ({FORMAT}); analyse again")
     return Taxonomy(data)
-
-
-def build(
-    *,
-    labels: np.ndarray,
-    names: list[str] | None,
-    score: np.ndarray,
-    order: np.ndarray,
-    loss: np.ndarray,
-    accuracy: np.ndarray,
-    samples: np.ndarray,
-    turning_point: np.ndarray,
-    swapped_loss: np.ndarray,
-    swapped_accuracy: np.ndarray,
-    attrs: dict[str, Any],
-    provenance: dict[str, Any],
-    evidence: tuple[Mapping[str, Any], Mapping[str, np.ndarray]] = ({}, {}),
-) -> Taxonomy:
-    """Name every axis, read the roles off the active sets and freeze the result.
-
-    `attrs` needs the layer, the plan and both accuracies; the tolerance, in nats, has a default.
-    `evidence` are further variables as (dims, values), and the coordinates of their own dims.
-    """
-    active = roles.active_set(order, turning_point)
-    role = roles.assign_roles(active[0], active[1])
-    by_label, curve = ("split", "label"), ("split", "label", "retrieved")
-    nats = "nats" if attrs.get("loss", CROSS_ENTROPY) == CROSS_ENTROPY else OWN_UNITS
-    data = xr.Dataset(
-        {
-            "score": (("split", "label", "unit"), score),
-            "order": (("split", "label", "position"), order.astype(np.int32)),
-            "loss": (curve, loss, {"units": nats}),
-            "accuracy": (curve, accuracy, {"units": "fraction"}),
-            "samples": (by_label, samples.astype(np.int64)),
-            "turning_point": (by_label, turning_point.astype(np.int32)),
-            "swapped_loss": (by_label, swapped_loss, {"units": nats}),
-            "swapped_accuracy": (by_label, swapped_accuracy, {"units": "fraction"}),
-            "role": (("label", "unit"), role, _role_flags()),
-            "status": (by_label, roles.status(loss).astype(object)),
-            **evidence[0],
-        },
-        coords={
-            "split": list(SPLITS),
-            "label": labels if names is None else np.array(names, dtype=object),
-            "label_index": ("label", labels.astype(np.int64)),
-            "unit": np.arange(score.shape[2]),
-            "position": np.arange(score.shape[2]),
-            "retrieved": np.arange(loss.shape[2]),
-            **evidence[1],
-        },
-        attrs={
-            "tolerance": roles.RESOLUTION,
-            "resolution": "exact",
-            **attrs,
-            "format": FORMAT,
-            "provenance": json.dumps(provenance),
-        },
-    )
-    return Taxonomy(data)
-
-
-def _plain(value: Any) -> Any:
-    """NumPy numbers as JSON takes them, anything else as text."""
-    return value.item() if isinstance(value, np.generic) else str(value)
-
-
-def _role_flags() -> dict[str, Any]:
-    meanings = " ".join(role.name.lower() for role in Role)
-    return {"flag_values": np.array(list(Role), dtype=np.uint8), "flag_meanings": meanings}
 
 
 def _role_frame(table: np.ndarray, index: pd.Index) -> pd.DataFrame:

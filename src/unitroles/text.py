@@ -8,21 +8,22 @@ import shutil
 import numpy as np
 import pandas as pd
 
-from unitroles.evidence_text import evidence
+from unitroles.evidence_text import agreement, evidence, minima
+from unitroles.labelled import CROSS_ENTROPY, SPLITS
 from unitroles.layout import aligned, count_of, names_of
 from unitroles.roles import ROLE_NAMES
-from unitroles.taxonomy import CROSS_ENTROPY, SPLITS, Taxonomy
+from unitroles.taxonomy import Taxonomy
+from unitroles.verdict import LOOSE
 
 FEW = 20
 """Samples; roles of a class with fewer are mostly chance."""
-_LOOSE = 1e-2
 _REASON = 30
 _REST = "; masked copies run through the rest"
 _NUMBERS = ("units", "axis", "cost", "ms", "kept")
 
 
 def report(taxonomy: Taxonomy) -> str:
-    """Everything about one taxonomy: header, tables, sensitivity, regret, warnings.
+    """Everything about one taxonomy: tables, agreement, evidence, warnings.
 
     Parameters
     ----------
@@ -33,7 +34,7 @@ def report(taxonomy: Taxonomy) -> str:
     Lines without a final line break; percentages, and losses in nats.
     """
     parts = [header(taxonomy), role_tables(taxonomy), sensitivity(taxonomy), regret(taxonomy)]
-    parts.append(evidence(taxonomy))
+    parts += [agreement(taxonomy), minima(taxonomy), evidence(taxonomy)]
     parts.append("\n".join(f"warning: {text}" for text in cautions(taxonomy)))
     return "\n\n".join(part for part in parts if part)
 
@@ -183,14 +184,14 @@ def _hangs_on(taxonomy: Taxonomy) -> str | None:
     """Changes below half a point are left out: twice nothing is nothing."""
     table = taxonomy.sensitivity()["overfitted"].to_dict()
     used = taxonomy.tolerance
-    tight, loose = table[f"tolerance {used:g}"], table[f"tolerance {_LOOSE:g}"]
+    tight, loose = table[f"tolerance {used:g}"], table[f"tolerance {LOOSE:g}"]
     change = abs(tight - loose)
     if change <= 0.005 or (change <= 0.05 and max(tight, loose) <= 2 * min(tight, loose)):
         return None
     return (
         f"the overfitted share hangs on the tolerance: {100 * tight:.1f} % at {used:g} "
         f"{taxonomy.loss_units}, "
-        f"{100 * loose:.1f} % at {_LOOSE:g}; never compare models across tolerances"
+        f"{100 * loose:.1f} % at {LOOSE:g}; never compare models across tolerances"
     )
 
 

@@ -1,15 +1,28 @@
-"""Evidence of a result -> tables: floors, the exchangeability test, intervals, signs."""
+"""A result -> tables of how sure it is: floors, intervals, flat minima, agreement, signs."""
 
 from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from unitroles import roles
+from unitroles.agreement import overlap
 from unitroles.errors import InputError
-from unitroles.evidence import DIFFERENT, adjusted, different, interval, permutation_p
+from unitroles.evidence import (
+    ALPHA,
+    DIFFERENT,
+    adjusted,
+    different,
+    fair_p,
+    interval,
+    permutation_p,
+)
+from unitroles.minima import basin, one_error_point
 from unitroles.roles import ROLE_NAMES
 
 BAND = 0.9
@@ -45,11 +58,6 @@ def floors(data: xr.Dataset) -> pd.DataFrame:
     """Role shares from sampling alone, role x [observed, floor, excess, train_*, test_*]."""
     require(data, "floor_share", "floors=20")
     share = data.floor_share.values
-    if np.isnan(share).all():
-        raise InputError(
-            "no class has two samples in both splits, so there are no halves to compare; analyse "
-            "more samples"
-        )
     columns: dict[str, np.ndarray] = {}
     draws = dict(zip(data.drawn_from.values, _over_labels(share), strict=True))
     columns["observed"] = draws["both"].mean(axis=0)
@@ -105,6 +113,85 @@ def intervals(data: xr.Dataset, level: float) -> pd.DataFrame:
     value = roles.proportions(data.role.values).mean(axis=0)
     columns = {"value": value, "low": low, "high": high}
     return pd.DataFrame(columns, index=pd.Index(ROLE_NAMES, name="role"))
+
+
+def agreement(data: xr.Dataset) -> pd.DataFrame:
+    """How far active sets and orders of the two splits agree, label x field of `Overlap`."""
+    found = overlap(data.order.values, data.turning_point.values)
+    return pd.DataFrame(asdict(found), index=pd.Index(data.label.values, name="label"))
+
+
+def by_chance(agreement: pd.DataFrame) -> list[Any] | None:
+    """Classes whose core random sets of the same sizes would have too, at a false discovery of 5 %.
+
+    None where both splits have one order, which makes a core of nested sets.
+    """
+    known = agreement.p[agreement.p.notna()]
+    if known.empty:
+        return None
+    fair = fair_p(known.to_numpy())
+    return known.index[fair > ALPHA].tolist()
+
+
+def minima(data: xr.Dataset, delta: float) -> pd.DataFrame:
+    """The basin of every turning point, (split, label) x [turning_point, low, high, width, ...]."""
+    point = data.turning_point.values
+    low, high, width = basin(data.loss.values, point, delta)
+    columns = {"turning_point": point, "low": low, "high": high, "width": width}
+    if "paired_error" in data:
+        columns["one_error"] = _one_error(data)
+    columns["status"] = data.status.values
+    return _by_split(data, columns)
+
+
+def _one_error(data: xr.Dataset) -> Int[np.ndarray, "split label"]:
+    samples = data.samples.values
+    return one_error_point(
+        data.loss.values,
+        data.paired_error.values,
+        samples,
+        samples.min(axis=0),
+        data.turning_point.values,
+    )
+
+
+def at_one_error(data: xr.Dataset) -> Float[np.ndarray, " role"]:
+    """Mean role shares where a turning point is the first n within one standard error."""
+    active = roles.active_set(data.order.values, _one_error(data))
+    return roles.proportions(roles.assign_roles(active[0], active[1])).mean(axis=0)
+
+
+def controls(data: xr.Dataset) -> pd.DataFrame:
+    """Mean role shares under every control, control x [*roles, agreement]."""
+    require(data, "control_share", "controls=True")
+    frame = pd.DataFrame(
+        data.control_share.values.mean(axis=1),
+        index=pd.Index(data.control.values, name="control"),
+        columns=pd.Index(ROLE_NAMES),
+    )
+    return frame.assign(agreement=data.control_agreement.values.mean(axis=1))
+
+
+def active_sets(data: xr.Dataset) -> pd.DataFrame:
+    """Active sets against the whole layer, (split, label) x [recall, intact_recall, ...]."""
+    require(data, "set_loss", "controls=True")
+    at = data.accuracy.sel(retrieved=data.turning_point).values
+    columns = {
+        "recall": at,
+        "intact_recall": data.accuracy.values[..., -1],
+        "balanced_accuracy": data.set_balanced_accuracy.values,
+        "intact_balanced_accuracy": data.intact_balanced_accuracy.values,
+        "loss": data.set_loss.values,
+        "intact_loss": np.broadcast_to(data.intact_loss.values[:, None], at.shape),
+    }
+    return _by_split(data, columns)
+
+
+def _by_split(data: xr.Dataset, columns: dict[str, np.ndarray]) -> pd.DataFrame:
+    """Values (split, label), one row each."""
+    names = ["split", "label"]
+    index = pd.MultiIndex.from_product([data[name].values for name in names], names=names)
+    return pd.DataFrame({name: values.ravel() for name, values in columns.items()}, index=index)
 
 
 def signs(data: xr.Dataset, level: float, tolerance: float) -> pd.DataFrame:
