@@ -24,6 +24,7 @@ from unitroles.evidence import (
     weigh,
 )
 from unitroles.minima import basin, one_error_point, status
+from unitroles.signs import ABOVE, WITHIN
 
 seeds = st.integers(0, 2**20)
 
@@ -189,6 +190,33 @@ def test_the_tables_are_means_of_what_was_drawn(taxonomy):
     assert tested.p.between(1 / 7, 1).all()
 
 
+def test_signs_are_measured_by_one_rule_on_the_result_and_on_its_draws(taxonomy):
+    data, signs = taxonomy.data, taxonomy.signs()
+    share = roles.proportions(data.role.values)
+    n0 = data.turning_point.values / data.sizes["unit"]
+    value = [*share.mean(axis=0), share[:, 0].std(), (n0[0] - n0[1]).mean()]
+    np.testing.assert_allclose(signs.value, [*value, taxonomy.regret().test.mean()])
+    floors = taxonomy.floors()
+    for name in ("observed", "floor", "excess", "ceiling"):
+        np.testing.assert_allclose(signs[name][:4], floors[name])
+    cost = data.floor_regret.sel(drawn_from=["train", "test", "both"])[:, :, 1].mean("label")
+    observed = cost.sel(drawn_from="both").mean()
+    larger = max(cost.sel(drawn_from=name).mean() for name in ("train", "test"))
+    np.testing.assert_allclose(signs.loc["regret", ["observed", "floor"]], [observed, larger])
+    again = np.percentile(data.regret_replicate.sel(split="test").mean("label"), [5, 95])
+    np.testing.assert_allclose(signs.loc["regret", ["low", "high"]].to_list(), again)
+    loose = taxonomy.sensitivity().loc["tolerance 0.01"]
+    np.testing.assert_allclose(signs.loose[:4], loose)
+    above = signs.observed > signs.ceiling
+    for sign in ("overfitted", "generalizing", "longer", "regret"):
+        assert signs.verdict[sign] == (ABOVE if above[sign] else WITHIN)
+    assert (signs.verdict[["core", "confusing", "spread"]] == "").all()
+    np.testing.assert_allclose(
+        floors.floor_std_over_labels,
+        np.max([np.std(data.floor_share[i], axis=1).mean(axis=0) for i in (0, 1)], axis=0),
+    )
+
+
 def test_flat_minima_and_the_rule_of_one_error_are_tables(taxonomy):
     data, frame = taxonomy.data, taxonomy.minima(0.05)
     loss, point = data.loss.values, data.turning_point.values
@@ -254,7 +282,8 @@ def test_evidence_survives_a_file_and_is_printed(taxonomy, tmp_path):
         assert part in printed
     signs = again.signs()
     assert signs.sentence["overfitted"].startswith("overfitted share ")
-    assert set(signs.verdict) <= {verdict.ABOVE, verdict.WITHIN, ""}
+    assert all(sentence in printed for sentence in signs.sentence)
+    assert set(signs.verdict) <= {ABOVE, WITHIN, ""}
     training = again.train_only_signs()
     assert list(training.index) == ["n0/N", "unstable units"]
     assert (training.dtypes[["value", "low", "high"]] == np.float64).all()

@@ -23,9 +23,9 @@ ARROWS = [
     "columns", "stability", "groups", "sampling", "activity", "roles", "agreement", "minima",
     "resolution", "draws", "evidence", "plans", "check", "choice", "collect", "retrieval",
     "resample", "confidence", "controls", "inquiry", "survey", "prepare", "baseline", "provenance",
-    "labelled", "verdict", "taxonomy", "members", "criteria", "relations", "analysis", "ablation",
-    "plots", "weights", "library", "hub", "models", "tables", "texts", "inputs", "layout",
-    "evidence_text", "text", "pace", "forecast", "cli", "zoo",
+    "labelled", "verdict", "signs", "taxonomy", "members", "criteria", "relations", "analysis",
+    "ablation", "plots", "weights", "library", "hub", "models", "tables", "texts", "inputs",
+    "layout", "evidence_text", "text", "pace", "forecast", "cli", "zoo",
 ]
 # fmt: on
 NOT_IN_INIT = {"plots", "cli", "zoo"}

@@ -187,7 +187,8 @@ def test_the_call_is_the_verdict_of_the_library():
             above = signs.verdict[role.name.lower()] == "above what sampling gives"
             assert mine[role - 1] == above
             verdicts.append(bool(above))
-        np.testing.assert_allclose(excess(found.data.floor_share.values), signs.excess, atol=1e-12)
+        mine = excess(found.data.floor_share.values)
+        np.testing.assert_allclose(mine, signs.excess[:4], atol=1e-12)
     assert set(verdicts) == {True, False}
 
 

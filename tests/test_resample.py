@@ -57,6 +57,10 @@ def literal(toy, splits, drawn, replicate, pair, **options):
     return reference.analyze(toy.model, toy.layer, *both, toy.axis, toy.call, **options)
 
 
+def regrets_of(found):
+    return np.stack([found.regret["train"], found.regret["test"]])
+
+
 def same_roles(toy, share, found):
     """Equal, or the twin's own numbers hang on a rounding."""
     np.testing.assert_allclose(share, found.proportions, atol=1e-12)
@@ -72,7 +76,12 @@ def test_floors_new_splits_and_full_confidence_are_those_of_the_literal_twin(nam
     for r in range(2):
         for pair, name in enumerate(DRAWN_FROM):
             share = data.floor_share.sel(drawn_from=name)[r].values
-            same_roles(toy, share, literal(toy, splits, halves, r, pair))
+            twin = literal(toy, splits, halves, r, pair)
+            same_roles(toy, share, twin)
+            drawn = data.sel(drawn_from=name).isel(draw=r)
+            np.testing.assert_allclose(drawn.floor_regret, regrets_of(twin), atol=1e-10)
+            spread = reference.shares(twin.role).std(axis=0)
+            np.testing.assert_allclose(drawn.floor_unit_std, spread, atol=1e-12)
     anew = draws.resplits(classes, len(labels), 2, FEW.seed)
     for r in range(2):
         same_roles(toy, data.resplit_share[r].values, literal(toy, splits, anew, r, 0))
@@ -82,6 +91,7 @@ def test_floors_new_splits_and_full_confidence_are_those_of_the_literal_twin(nam
     for r, twin in enumerate(twins):
         same_roles(toy, data.share_replicate[r].values, twin)
         np.testing.assert_array_equal(data.turning_point_replicate[r], twin.turning_point)
+        np.testing.assert_allclose(data.regret_replicate[r], regrets_of(twin), atol=1e-10)
     low, high = interval(np.stack([twin.loss for twin in twins]), FEW.level)
     np.testing.assert_allclose(data.loss_low, low, rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(data.loss_high, high, rtol=1e-9, atol=1e-12)
@@ -145,6 +155,14 @@ def test_intervals_in_the_given_order_are_those_of_weighted_means():
             error = [np.std(losses[:, n] - losses[:, n0], ddof=1) for n in range(len(low))]
             scale = np.sqrt(len(losses))
             np.testing.assert_allclose(data.paired_error[split, k], error / scale, atol=1e-10)
+            other = data.order[1 - split, k, : int(data.turning_point[1 - split, k])].values
+            cost = [
+                reference.performance(toy.model, toy.layer, one[None], int(label), other)[0]
+                for one in x[mine]
+            ]
+            again = (w * (cost - losses[:, n0])).sum(1) / w.sum(1)
+            found = data.regret_replicate[:, split, k]
+            np.testing.assert_allclose(found, again, atol=1e-10)
 
 
 def test_nothing_of_the_analysis_itself_changes_with_evidence():

@@ -257,8 +257,9 @@ def _sweep(
     curves = _curves(ready, method, order, kept, inquiry)
     point = turning_point(np.stack([curve.mean_loss for curve in curves]), method.tolerance)
     done = ready.bars(f"swapped sets {name}", total)
+    watch = [nobody if inquiry is None else inquiry.swap_observer(i) for i in range(len(kept))]
     swapped = [
-        at_points(mine, labels, order[1 - i], point[1 - i][:, None], done)
+        at_points(mine, labels, order[1 - i], point[1 - i][:, None], done, watch[i])
         for i, mine in enumerate(kept)
     ]
     return _Swept(score, order, point, curves, swapped)

@@ -12,7 +12,7 @@ from torch import Tensor
 from unitroles.collect import Kept
 from unitroles.draws import Draws
 from unitroles.errors import InputError
-from unitroles.evidence import Weighed, share_coverage, shares_at, weigh
+from unitroles.evidence import Weighed, share_coverage, shares_at, weigh, weighed_mean
 from unitroles.options import Evidence
 from unitroles.resample import Setting
 
@@ -63,6 +63,35 @@ class Watch:
             self.evidence.level,
             (self.evidence.seed, self.split, label),
         )
+
+
+@dataclass
+class Swapped:
+    """Sees the losses of one split's samples under the other split's active sets."""
+
+    losses: Float[np.ndarray, " samples"]
+
+    def __call__(
+        self, places: Int[np.ndarray, " samples"], losses: Float[Tensor, "masks samples"]
+    ) -> None:
+        (self.losses[places],) = losses.numpy()
+
+
+def regrets(
+    watches: tuple[Watch, Watch], swapped: tuple[Swapped, Swapped]
+) -> Float[np.ndarray, "replicate split label"]:
+    """What the other split's active set costs in every replicate, both sets as given."""
+    found = []
+    for split, (watch, other) in enumerate(zip(watches, swapped, strict=True)):
+        classes = watch.setting.classes(split)
+        weights = watch.draws.weights[split][:, split]
+        row = []
+        for label in range(len(watch.setting.labels)):
+            mine = np.flatnonzero(classes == label)
+            change = other.losses[mine] - watch.found[label].lowest
+            row.append(weighed_mean(change, weights[:, mine]))
+        found.append(row)
+    return np.moveaxis(np.array(found), 2, 0)
 
 
 def require_room(kept: Kept, labels: Int[np.ndarray, " label"], masks: int, room: int) -> None:

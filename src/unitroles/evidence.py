@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped, UInt8
 
 from unitroles.draws import weighted_again
-from unitroles.roles import positions, proportions, turning_point
+from unitroles.roles import ROLES, positions, proportions, turning_point
 
 OUTER, INNER = 20, 40
 """Replicates of the iterated bootstrap: coverage is the share of the outer ones whose interval,
@@ -77,6 +77,13 @@ def role_shares(role: UInt8[np.ndarray, "*rest unit"]) -> Float[np.ndarray, "*re
     return np.where(found.any(axis=-1, keepdims=True), found, np.nan)
 
 
+def unit_spread(role: UInt8[np.ndarray, "*rest label unit"]) -> Float[np.ndarray, "*rest role"]:
+    """The population std over the units of their role shares, over the classes that have roles."""
+    known = role[..., :1].any(axis=-1).sum(axis=-1)[..., None, None]
+    share = (role[..., None] == np.array(ROLES)).sum(axis=-3) / np.maximum(known, 1)
+    return np.where(known[..., 0] > 0, share.std(axis=-2), np.nan)
+
+
 @dataclass(frozen=True)
 class Weighed:
     """What weights on its samples do to one curve.
@@ -86,6 +93,7 @@ class Weighed:
     low, high : the interval of E(n).
     point : n0 of every replicate.
     paired_error : the standard error, over the samples, of the mean of l(n) - l(n0).
+    lowest : the loss of every sample at n0.
     covered : for every outer replicate of the iterated bootstrap, whether the interval of n0 holds
         n0, and the share of n for which that of E(n) holds E(n).
     inner : n0 of the inner replicates.
@@ -95,6 +103,7 @@ class Weighed:
     high: Float[np.ndarray, " masks"]
     point: Int[np.ndarray, " replicate"]
     paired_error: Float[np.ndarray, " masks"]
+    lowest: Float[np.ndarray, " samples"]
     covered: Float[np.ndarray, "outer quantity"]
     inner: Int[np.ndarray, "outer inner"]
 
@@ -132,9 +141,17 @@ def weigh(
         high=high,
         point=points[turning_point(curves, tolerance)],
         paired_error=_paired_error(losses, place),
+        lowest=losses[:, place].copy(),
         covered=np.array(covered),
         inner=np.array(inner),
     )
+
+
+def weighed_mean(
+    values: Float[np.ndarray, " samples"], weights: UInt8[np.ndarray, "replicate samples"]
+) -> Float[np.ndarray, " replicate"]:
+    """The mean of some numbers in every replicate."""
+    return _weighted(values[:, None], weights)[:, 0]
 
 
 def _weighted(

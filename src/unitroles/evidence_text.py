@@ -8,8 +8,8 @@ from unitroles import verdict
 from unitroles.evidence import ALPHA, GOOD_COVERAGE
 from unitroles.labelled import SPLITS
 from unitroles.layout import aligned, count_of, names_of
+from unitroles.signs import LOOSE
 from unitroles.taxonomy import Taxonomy
-from unitroles.verdict import LOOSE
 
 
 def evidence(taxonomy: Taxonomy) -> str:
@@ -17,6 +17,7 @@ def evidence(taxonomy: Taxonomy) -> str:
     data = taxonomy.data
     parts = [
         _floors(taxonomy) if "floor_share" in data else "",
+        _signs(taxonomy) if "floor_share" in data else "",
         _exchangeability(taxonomy) if "resplit_share" in data else "",
         _intervals(taxonomy) if "share_replicate" in data else "",
         _controls(taxonomy) if "control_share" in data else "",
@@ -46,8 +47,23 @@ def _floors(taxonomy: Taxonomy) -> str:
     return (
         f"Noise floor: mean share of the units in % between sets of {each} samples per class;\n"
         f"mean [5, 95 %] of {taxonomy.data.sizes['draw']} draws; excess = over the larger floor\n"
-        f"{aligned(table)}"
+        f"{aligned(table)}\n{_spreads(frame)}"
     )
+
+
+def _spreads(frame: pd.DataFrame) -> str:
+    """Population std over classes and over units at the size of the floor; `frame` in %."""
+    columns = {"std at that size": frame.index}
+    for name, shown in (("labels", "classes"), ("units", "units")):
+        own, floor = frame[f"observed_std_over_{name}"], frame[f"floor_std_over_{name}"]
+        columns |= {f"over {shown}": own.map("{:.1f}".format)}
+        columns |= {f"floor over {shown}": floor.map("{:.1f}".format)}
+    return aligned(pd.DataFrame(columns))
+
+
+def _signs(taxonomy: Taxonomy) -> str:
+    sentences = "\n".join(f"  {text}" for text in taxonomy.signs().sentence)
+    return f"Signs of good and bad generalization\n{sentences}"
 
 
 def _exchangeability(taxonomy: Taxonomy) -> str:

@@ -8,11 +8,18 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from unitroles.confidence import QUANTITIES, Watch, in_given_order, require_room
+from unitroles.confidence import (
+    QUANTITIES,
+    Swapped,
+    Watch,
+    in_given_order,
+    regrets,
+    require_room,
+)
 from unitroles.controls import Variables, other_roles, what_sets_do
 from unitroles.draws import Draws, half_size, halves, resplits, reweighted
 from unitroles.errors import InputError
-from unitroles.evidence import interval, role_shares
+from unitroles.evidence import interval, role_shares, unit_spread
 from unitroles.options import Evidence
 from unitroles.progress import Track
 from unitroles.resample import Redone, Setting, redo, work
@@ -22,6 +29,7 @@ from unitroles.roles import ROLE_NAMES, ROLES
 DRAWN_FROM = ("train", "test", "both")
 # The dim of the four roles; `role` itself is the variable (label, unit).
 _CURVE, _BY_LABEL = ("split", "label", "retrieved"), ("label", "role_name")
+_REPLICATE = ("replicate", "split", "label")
 
 Found = tuple[Variables, dict[str, np.ndarray]]
 """Variables as (dims, values), and the coordinates of the dims that are new."""
@@ -37,16 +45,22 @@ class Inquiry:
     evidence : what was asked for.
     bars : progress.
     watches : of the losses in the given order, for both splits; () = none.
+    swapped : of the losses under the other split's active sets, likewise.
     """
 
     setting: Setting
     evidence: Evidence
     bars: Track
     watches: tuple[Watch, ...]
+    swapped: tuple[Swapped, ...] = ()
 
     def observer(self, split: int) -> Observer:
         """What is shown the losses of the curves."""
         return self.watches[split] if self.watches else nobody
+
+    def swap_observer(self, split: int) -> Observer:
+        """What is shown the losses under the other split's active sets."""
+        return self.swapped[split] if self.swapped else nobody
 
 
 def require_points(evidence: Evidence | None, resolution: str | int) -> None:
@@ -92,7 +106,8 @@ def inquire(setting: Setting, evidence: Evidence, bars: Track) -> Inquiry:
     shape = (len(setting.labels), evidence.draws, evidence.seed)
     draws = reweighted(_classes(setting), rows, *shape)
     watches = tuple(Watch(setting, split, draws, evidence) for split in (0, 1))
-    return Inquiry(setting, evidence, bars, watches)
+    swapped = tuple(Swapped(np.full(len(mine), np.nan)) for mine in rows)
+    return Inquiry(setting, evidence, bars, watches, swapped)
 
 
 def _classes(setting: Setting) -> list[Int[np.ndarray, " _"]]:
@@ -158,9 +173,16 @@ def _floors(inquiry: Inquiry) -> Variables:
     """Roles inside the training set, inside the test set, and of both, all at the same size."""
     setting, evidence = inquiry.setting, inquiry.evidence
     shape = (len(setting.labels), evidence.floors, evidence.seed)
-    shares = _shares(inquiry, "noise floors", halves(_classes(setting), *shape))
+    blocks = list(_redone(inquiry, "noise floors", halves(_classes(setting), *shape)))
+
+    def by_pair(values: list[np.ndarray]) -> np.ndarray:
+        return np.moveaxis(np.concatenate(values), 1, 0)
+
+    drawn, by_half = ("drawn_from", "draw"), ("half", "label")
     return {
-        "floor_share": (("drawn_from", "draw", *_BY_LABEL), np.moveaxis(shares, 1, 0)),
+        "floor_share": ((*drawn, *_BY_LABEL), by_pair([role_shares(b.role) for b in blocks])),
+        "floor_unit_std": ((*drawn, "role_name"), by_pair([unit_spread(b.role) for b in blocks])),
+        "floor_regret": ((*drawn, *by_half), by_pair([b.regret for b in blocks])),
         "floor_samples": (("label",), half_size(_samples(setting)).astype(np.int64)),
     }
 
@@ -172,16 +194,18 @@ def _confidence(
     say: Callable[[float], None] | None,
 ) -> Variables:
     first, second = inquiry.watches
+    one, other = inquiry.swapped
     arrays = in_given_order((first, second), order, point)
     found: Variables = {
         "loss_low": (_CURVE, arrays["loss_low"]),
         "loss_high": (_CURVE, arrays["loss_high"]),
         "paired_error": (_CURVE, arrays["paired_error"]),
         "turning_point_replicate": (
-            ("replicate", "split", "label"),
+            _REPLICATE,
             arrays["turning_point_replicate"].astype(np.int32),
         ),
         "share_replicate": (("replicate", *_BY_LABEL), arrays["share_replicate"]),
+        "regret_replicate": (_REPLICATE, regrets((first, second), (one, other))),
         "coverage": (("quantity",), arrays["coverage"]),
     }
     if inquiry.evidence.confidence == "full":
@@ -205,7 +229,8 @@ def _full(inquiry: Inquiry, draws: Draws, say: Callable[[float], None] | None) -
     return {
         "loss_low": (_CURVE, low),
         "loss_high": (_CURVE, high),
-        "turning_point_replicate": (("replicate", "split", "label"), points.astype(np.int32)),
+        "turning_point_replicate": (_REPLICATE, points.astype(np.int32)),
+        "regret_replicate": (_REPLICATE, np.concatenate([b.regret[:, 0] for b in blocks])),
         "share_replicate": (("replicate", *_BY_LABEL), role_shares(role)),
         "role_probability": (("label", "unit", "role_name"), chance.astype(np.float32)),
     }

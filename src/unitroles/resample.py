@@ -14,10 +14,11 @@ from torch import Tensor
 from unitroles.activity import order_units, ranked
 from unitroles.collect import SCORE_TILE, Kept, Tile
 from unitroles.draws import Draws, Weights
+from unitroles.masks import Prefixes
 from unitroles.memory import Pieces, slices
 from unitroles.plans import FullPlan, Plan
-from unitroles.retrieval import tile_losses
-from unitroles.roles import active_set, assign_roles, turning_point
+from unitroles.retrieval import Run, tile_losses
+from unitroles.roles import active_set, assign_roles, positions, turning_point
 from unitroles.sweep import Logits
 
 _Scores = Float[np.ndarray, "replicate part label unit"]
@@ -72,11 +73,13 @@ class Redone:
     role : by pair of parts.
     point : n0 of both parts of every pair.
     curve : E(n) at the n of the setting, likewise.
+    regret : what the active set of the other part of the pair costs, in nats.
     """
 
     role: np.ndarray  # (replicate, pair, label, unit)
     point: np.ndarray  # (replicate, pair, split, label)
     curve: np.ndarray  # (replicate, pair, split, label, masks)
+    regret: np.ndarray  # (replicate, pair, split, label)
 
 
 def redo(
@@ -109,10 +112,10 @@ def _by_pair(draws: Draws, order: str) -> Draws:
 
 
 def _together(setting: Setting, draws: Draws) -> int:
-    """How many replicates fit into the room: scores, two copies of the orders, curves."""
-    parts, labels = draws.weights[0].shape[1], len(setting.labels)
-    each = 8 * parts * labels * (3 * setting.units + len(setting.points))
-    return max(1, setting.room // each)
+    """How many replicates fit into the room: scores, copies of the orders, curves."""
+    parts, units = draws.weights[0].shape[1], setting.units
+    each = parts * (3 * units + len(setting.points)) + 2 * len(draws.pairs) * units
+    return max(1, setting.room // (8 * len(setting.labels) * each))
 
 
 def _redone(setting: Setting, draws: Draws, done: Callable[[int], None]) -> Redone:
@@ -120,16 +123,20 @@ def _redone(setting: Setting, draws: Draws, done: Callable[[int], None]) -> Redo
     order = _orders(setting, draws, count)
     sums = sum(_curves(setting, split, draws.weights[split], order, done) for split in (0, 1))
     curve = sums / np.maximum(count, 1)[..., None]
-    point = setting.points[turning_point(curve, setting.tolerance)]
+    place = turning_point(curve, setting.tolerance)
+    lowest = np.take_along_axis(curve, place[..., None], axis=-1)[..., 0]
+    point = setting.points[place]
     active = active_set(order, point)
-    first, second = map(list, zip(*draws.pairs, strict=True))
-    role = assign_roles(active[:, first], active[:, second])
-    there = np.minimum(count[:, first], count[:, second]) > 0
-    both = [first, second]
+    pairs = np.array(draws.pairs)
+    there = count[:, pairs].min(axis=2) > 0
+    role = assign_roles(active[:, pairs[:, 0]], active[:, pairs[:, 1]])
+    others = sum(_swapped(setting, split, draws, order, point) for split in (0, 1))
+    regret = others / np.maximum(count[:, pairs], 1) - lowest[:, pairs]
     return Redone(
         role=np.where(there[..., None], role, 0).astype(np.uint8),
-        point=np.stack([point[:, parts] for parts in both], axis=2),
-        curve=np.stack([curve[:, parts] for parts in both], axis=2),
+        point=point[:, pairs],
+        curve=curve[:, pairs],
+        regret=np.where(there[:, :, None], regret, np.nan),
     )
 
 
@@ -199,24 +206,59 @@ def _curves(
 ) -> _Curves:
     """The losses of one split summed by replicate, part and class, each part in its own order."""
     kept, labels = setting.kept[split], len(setting.labels)
-    replicates, parts = weights.shape[:2]
-    total = torch.zeros(replicates * parts * labels, len(setting.points), dtype=torch.float64)
     table = torch.from_numpy(order.reshape(-1, order.shape[-1]).astype(np.int64))
-    flat = weights.reshape(replicates * parts, -1)
-    classes, wanted = setting.classes(split), setting.points.tolist()
-    pieces = Pieces("the runs with masks")
+    wanted = setting.points.tolist()
 
     def run(plan: Plan, rows: Any, group: Tensor) -> Iterator[tuple[slice, Logits]]:
         return plan.prefixes(rows, table[group].to(kept.precision.device), wanted)
 
+    total = _summed(setting, split, weights, len(wanted), run, done)
+    return total.reshape(*weights.shape[:2], labels, -1)
+
+
+def _swapped(
+    setting: Setting,
+    split: int,
+    draws: Draws,
+    order: _Orders,
+    point: _Counts,
+) -> Float[np.ndarray, "replicate pair side label"]:
+    """The losses of one split summed, each part under the active set of the other of its pair."""
+    pairs, labels = np.array(draws.pairs), len(setting.labels)
+    weights, others = draws.weights[split][:, pairs.ravel()], pairs[:, ::-1].ravel()
+    device = setting.kept[split].precision.device
+    rank = torch.from_numpy(positions(order[:, others]).reshape(-1, order.shape[-1]))
+    awake = torch.from_numpy(point[:, others].reshape(-1).astype(np.int64))
+
+    def run(plan: Plan, rows: Any, group: Tensor) -> Iterator[tuple[slice, Logits]]:
+        masks = Prefixes(rank[group].to(device), awake[group][None].to(device))
+        return plan.masked(rows, masks)
+
+    total = _summed(setting, split, weights, 1, run)
+    return total.reshape(len(draws), *pairs.shape, labels)
+
+
+def _summed(
+    setting: Setting,
+    split: int,
+    weights: Weights,
+    masks: int,
+    run: Run,
+    done: Callable[[int], None] = lambda count: None,
+) -> Float[np.ndarray, "groups masks"]:
+    """The losses of one split under some masks, summed by replicate, part and class."""
+    kept, labels = setting.kept[split], len(setting.labels)
+    flat = weights.reshape(-1, weights.shape[2])
+    total = torch.zeros(len(flat) * labels, masks, dtype=torch.float64)
+    classes, pieces = setting.classes(split), Pieces("the runs with masks")
     for tile in kept.tiles():
         for some, places, which in _uses(tile, flat):
             group = torch.from_numpy(which * labels + classes[some.places])
-            losses, _ = tile_losses(kept, some, group, len(wanted), run, pieces)
+            losses, _ = tile_losses(kept, some, group, masks, run, pieces)
             times = torch.from_numpy(places.astype(np.float64))
             total.index_add_(0, group, (losses * times).T)
             done(int(np.count_nonzero(places)))
-    return total.numpy().reshape(replicates, parts, labels, -1)
+    return total.numpy()
 
 
 def _uses(

@@ -213,8 +213,9 @@ def at_points(
     order: Int[np.ndarray, "label position"],
     points: Int[np.ndarray, "label masks"],
     done: Callable[[int], None] = lambda count: None,
+    observe: Observer = nobody,
 ) -> CurveSums:
-    """E(n) at some n for each class, as many for each."""
+    """E(n) at some n for each class, as many for each; `observe` as in `mask_sums`."""
     rank = torch.from_numpy(positions(order))
     table = torch.from_numpy(np.ascontiguousarray(points))
 
@@ -223,7 +224,7 @@ def at_points(
         masks = Prefixes(rank[classes].to(device), table[classes].T.contiguous().to(device))
         return plan.masked(rows, masks)
 
-    return mask_sums(kept, labels, points.shape[1], run, done)
+    return mask_sums(kept, labels, points.shape[1], run, done, observe)
 
 
 def adaptive_curve(

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from unitroles import roles, verdict
+from unitroles import roles, signs, verdict
 from unitroles.errors import InputError, unknown
 from unitroles.labelled import FORMAT
 from unitroles.minima import NEVER_FALLS
@@ -267,7 +267,8 @@ class Taxonomy:
         `observed` is the share between halves of both splits, `train_floor` and `test_floor` that
         between two halves of one split, all of the same size; `*_low` and `*_high` are the 5 and
         95 % of the draws; `floor` is the larger floor, `ceiling` the larger `*_high`, and `excess`
-        what was observed beyond the floor.
+        what was observed beyond the floor. `observed_std_*` and `floor_std_*` are the population
+        std over classes (table 2) and over units (table 3) at that size.
         """
         return verdict.floors(self.data)
 
@@ -286,13 +287,17 @@ class Taxonomy:
         return verdict.intervals(self.data, self.level)
 
     def signs(self) -> pd.DataFrame:
-        """Role shares with floor, interval, the share at tolerance 0.01, verdict and a sentence."""
-        return verdict.signs(self.data, self.level, self.tolerance)
+        """The paper's signs of good and bad generalization, and regret on test, as findings.
+
+        One row each, with `value`, interval (`low`, `high`), the columns of `floors`, `loose` (at
+        tolerance 0.01), `verdict` and a `sentence`. Fractions; regret in what the loss is measured.
+        """
+        return signs.signs(self.data, self.level, self.loss_units)
 
     def train_only_signs(self) -> pd.DataFrame:
         """What the training samples alone say, sign x [value, low, high, sentence]."""
         order = self.provenance["options"]["method"]["order"]
-        return verdict.train_only_signs(self.data, self.level, order)
+        return signs.train_only_signs(self.data, self.level, order)
 
     @property
     def tables(self) -> list[str]:

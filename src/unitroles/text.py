@@ -12,8 +12,8 @@ from unitroles.evidence_text import agreement, evidence, minima
 from unitroles.labelled import CROSS_ENTROPY, SPLITS
 from unitroles.layout import aligned, count_of, names_of
 from unitroles.roles import ROLE_NAMES
+from unitroles.signs import LOOSE
 from unitroles.taxonomy import Taxonomy
-from unitroles.verdict import LOOSE
 
 FEW = 20
 """Samples; roles of a class with fewer are mostly chance."""

@@ -1,4 +1,4 @@
-"""A result -> tables of how sure it is: floors, intervals, flat minima, agreement, signs."""
+"""A result -> tables of how sure it is: floors, intervals, flat minima, agreement, controls."""
 
 from __future__ import annotations
 
@@ -22,14 +22,12 @@ from unitroles.evidence import (
     interval,
     permutation_p,
 )
+from unitroles.labelled import SPLITS
 from unitroles.minima import basin, one_error_point
 from unitroles.roles import ROLE_NAMES
 
 BAND = 0.9
 """Of the draws of a floor; 5 to 95 %."""
-LOOSE = 1e-2
-"""Nats; the other tolerance that a sign names."""
-ABOVE, WITHIN = "above what sampling gives", "within what sampling gives"
 ASKS = (
     "does this network treat its training samples like fresh ones?\nFor a trained network the "
     "answer is nearly always no: read the size of the excess, not p."
@@ -49,34 +47,44 @@ def require(data: xr.Dataset, name: str, option: str) -> None:
         )
 
 
-def _over_labels(share: Float[np.ndarray, "*rest label role"]) -> Float[np.ndarray, "*rest role"]:
+def over_labels(share: Float[np.ndarray, "*rest label role"]) -> Float[np.ndarray, "*rest role"]:
     """Mean over the classes that have roles."""
     return np.nanmean(share, axis=-2)
 
 
 def floors(data: xr.Dataset) -> pd.DataFrame:
-    """Role shares from sampling alone, role x [observed, floor, excess, train_*, test_*]."""
+    """Role shares from sampling alone, role x [observed, floor, excess, train_*, test_*, ...]."""
     require(data, "floor_share", "floors=20")
-    share = data.floor_share.values
-    columns: dict[str, np.ndarray] = {}
-    draws = dict(zip(data.drawn_from.values, _over_labels(share), strict=True))
-    columns["observed"] = draws["both"].mean(axis=0)
-    means = np.stack([draws[name].mean(axis=0) for name in ("train", "test")])
+    draws = dict(zip(data.drawn_from.values, data.floor_share.values, strict=True))
+    columns = against({name: over_labels(share) for name, share in draws.items()})
+    spreads = {
+        "std_over_labels": {name: np.nanstd(share, axis=-2) for name, share in draws.items()},
+        "std_over_units": dict(zip(draws, data.floor_unit_std.values, strict=True)),
+    }
+    for name, spread in spreads.items():
+        found = against(spread)
+        columns |= {f"observed_{name}": found["observed"], f"floor_{name}": found["floor"]}
+    return pd.DataFrame(columns, index=pd.Index(ROLE_NAMES, name="role"))
+
+
+def against(draws: dict[str, Float[np.ndarray, "draw value"]]) -> dict[str, np.ndarray]:
+    """What was observed between halves of both splits, and between halves of either one."""
+    columns = {"observed": draws["both"].mean(axis=0)}
+    means = np.stack([draws[name].mean(axis=0) for name in SPLITS])
     columns["floor"] = means.max(axis=0)
     columns["excess"] = columns["observed"] - columns["floor"]
-    for name, mean in zip(("train", "test"), means, strict=True):
+    for name, mean in zip(SPLITS, means, strict=True):
         low, high = interval(draws[name], BAND)
         columns |= {f"{name}_floor": mean, f"{name}_low": low, f"{name}_high": high}
-    highs = np.stack([columns["train_high"], columns["test_high"]])
-    columns["ceiling"] = highs.max(axis=0)
-    return pd.DataFrame(columns, index=pd.Index(ROLE_NAMES, name="role"))
+    columns["ceiling"] = np.maximum(columns["train_high"], columns["test_high"])
+    return columns
 
 
 def exchangeability(data: xr.Dataset) -> pd.DataFrame:
     """Units active on one split only against new splits, kind x [observed, resplit, p]."""
     require(data, "resplit_share", "resplits=20")
-    own = different(_over_labels(roles.proportions(data.role.values)))
-    drawn = different(_over_labels(data.resplit_share.values))
+    own = different(over_labels(roles.proportions(data.role.values)))
+    drawn = different(over_labels(data.resplit_share.values))
     low, high = interval(drawn, BAND)
     frame = pd.DataFrame(
         {
@@ -109,7 +117,7 @@ def exchangeability_by_label(data: xr.Dataset) -> pd.DataFrame | None:
 def intervals(data: xr.Dataset, level: float) -> pd.DataFrame:
     """Intervals of the mean role shares over other samples, role x [value, low, high]."""
     require(data, "share_replicate", "confidence='given_order'")
-    low, high = interval(_over_labels(data.share_replicate.values), level)
+    low, high = interval(over_labels(data.share_replicate.values), level)
     value = roles.proportions(data.role.values).mean(axis=0)
     columns = {"value": value, "low": low, "high": high}
     return pd.DataFrame(columns, index=pd.Index(ROLE_NAMES, name="role"))
@@ -192,70 +200,3 @@ def _by_split(data: xr.Dataset, columns: dict[str, np.ndarray]) -> pd.DataFrame:
     names = ["split", "label"]
     index = pd.MultiIndex.from_product([data[name].values for name in names], names=names)
     return pd.DataFrame({name: values.ravel() for name, values in columns.items()}, index=index)
-
-
-def signs(data: xr.Dataset, level: float, tolerance: float) -> pd.DataFrame:
-    """The paper's signs as findings, role x [value, floor, ..., verdict, sentence]."""
-    frame = floors(data)
-    frame.insert(0, "value", roles.proportions(data.role.values).mean(axis=0))
-    curves = data.loss.values, data.accuracy.values, data.order.values
-    frame["loose"] = roles.sensitivity(*curves, tolerance)[f"tolerance {LOOSE:g}"]
-    if "share_replicate" in data:
-        frame[["low", "high"]] = intervals(data, level)[["low", "high"]]
-    else:
-        frame["low"] = frame["high"] = np.nan
-    above = frame.observed > frame.ceiling
-    frame["verdict"] = np.where(above, ABOVE, WITHIN)
-    # Sampling makes units differ between splits; of agreement it makes less.
-    frame.loc[["core", "confusing"], "verdict"] = ""
-    frame["sentence"] = [_sentence(str(role), row) for role, row in frame.iterrows()]
-    return frame
-
-
-def _sentence(role: str, row: pd.Series) -> str:
-    side = "train" if row.train_floor >= row.test_floor else "test"
-    text = (
-        f"{role} share {100 * row.value:.1f} %{_band(row.low, row.high)}; at the size of the floor "
-        f"{100 * row.observed:.1f} %, floor {100 * row.floor:.1f} %"
-        f"{_band(row[f'{side}_low'], row[f'{side}_high'])}; {100 * row.loose:.1f} % at tolerance "
-        f"{LOOSE:g}"
-    )
-    return f"{text}: {row.verdict}" if row.verdict else text
-
-
-def _band(low: float, high: float) -> str:
-    """An interval in %, where there is one."""
-    return f" [{100 * low:.1f}, {100 * high:.1f}]" if np.isfinite(low) else ""
-
-
-def train_only_signs(data: xr.Dataset, level: float, order: str) -> pd.DataFrame:
-    """What the training samples alone say, sign x [value, low, high, sentence].
-
-    Raises
-    ------
-    InputError : test samples ranked the units, with `order` "test" or "pooled".
-    """
-    if order in ("test", "pooled"):
-        raise InputError(
-            f"with order {order!r} the test samples rank the units of the training set too; "
-            "analyse with order='per_split' or 'train'"
-        )
-    units, train = data.sizes["unit"], {"split": "train"}
-    point = data.turning_point.sel(train).values / units
-    rows = {"n0/N": [point.mean(), np.nan, np.nan]}
-    if "turning_point_replicate" in data:
-        again = data.turning_point_replicate.sel(train).values.mean(axis=1) / units
-        rows["n0/N"][1:] = map(float, interval(again, level))
-    if "floor_share" in data:
-        inside = different(_over_labels(data.floor_share.sel(drawn_from="train").values))[:, 2]
-        rows["unstable units"] = [inside.mean(), *map(float, interval(inside, BAND))]
-    frame = pd.DataFrame.from_dict(rows, orient="index", columns=pd.Index(["value", "low", "high"]))
-    says = {
-        "n0/N": "of the units bring the training loss to its minimum, on average over the classes",
-        "unstable units": "of the units are active on one half of the training samples only",
-    }
-    frame["sentence"] = [
-        f"{100 * row.value:.1f} %{_band(row.low, row.high)} {says[str(name)]}"
-        for name, row in frame.iterrows()
-    ]
-    return frame.rename_axis("sign")

@@ -1,0 +1,126 @@
+"""The paper's signs of good and bad generalization as findings, beside what sampling gives."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from jaxtyping import Float
+
+from unitroles import roles
+from unitroles.errors import InputError
+from unitroles.evidence import different, interval
+from unitroles.roles import ROLE_NAMES
+from unitroles.verdict import BAND, against, over_labels, require
+
+LOOSE = 1e-2
+"""Nats; the other tolerance that a sign names."""
+ABOVE, WITHIN = "above what sampling gives", "within what sampling gives"
+SIGNS = {role: f"{role} share" for role in ROLE_NAMES} | {
+    "spread": "std of the core share over classes",
+    "longer": "n0/N on train beyond test",
+    "regret": "regret on test",
+}
+"""Of bad generalization, after the paper: many units that only the training set wakes, cores of
+many sizes, a longer way to the minimum on train than on test; regret is ours."""
+ONE_SIDED = ("overfitted", "generalizing", "longer", "regret")
+"""Those that are 0 but for sampling where both splits are the same to a network."""
+
+
+def signs(data: xr.Dataset, level: float, units: str) -> pd.DataFrame:
+    """The paper's signs, and regret, as findings: sign x [value, floor, ..., verdict, sentence].
+
+    `units` : of losses.
+    """
+    require(data, "floor_share", "floors=20")
+    cost = dict(zip(data.drawn_from.values, data.floor_regret.values[:, :, 1], strict=True))
+    drawn = zip(data.drawn_from.values, data.floor_share.values, strict=True)
+    columns = against({name: _signs(share, cost[name]) for name, share in drawn})
+    frame = pd.DataFrame(columns, index=pd.Index(list(SIGNS), name="sign"))
+    lowest = data.loss.sel(split="test", retrieved=data.turning_point.sel(split="test"))
+    regret = data.swapped_loss.sel(split="test") - lowest
+    frame.insert(0, "value", _signs(roles.proportions(data.role.values), regret.values))
+    frame["low"], frame["high"] = np.nan, np.nan
+    if "share_replicate" in data:
+        again = data.regret_replicate.sel(split="test").values
+        low_high = interval(_signs(data.share_replicate.values, again), level)
+        frame["low"], frame["high"] = low_high
+    point = roles.turning_point(data.loss.values, LOOSE)
+    active = roles.active_set(data.order.values, point)
+    loose = roles.proportions(roles.assign_roles(active[0], active[1]))
+    frame["loose"] = _signs(loose, np.zeros(len(loose)))
+    frame.loc["regret", "loose"] = np.nan  # that of other active sets was not measured
+    # Sampling makes units differ between splits; of agreement it makes less.
+    above = np.where(frame.observed > frame.ceiling, ABOVE, WITHIN)
+    frame["verdict"] = np.where(frame.index.isin(ONE_SIDED), above, "")
+    frame["sentence"] = [_sentence(str(sign), row, units) for sign, row in frame.iterrows()]
+    return frame
+
+
+def _signs(
+    share: Float[np.ndarray, "*rest label role"], regret: Float[np.ndarray, "*rest label"]
+) -> Float[np.ndarray, "*rest sign"]:
+    """The numbers of `SIGNS`, over the classes that have roles."""
+    mean, spread = over_labels(share), np.nanstd(share[..., 0], axis=-1)
+    longer = mean[..., 1] - mean[..., 2]
+    others = np.stack([spread, longer, np.nanmean(regret, axis=-1)], axis=-1)
+    return np.concatenate([mean, others], axis=-1)
+
+
+def _sentence(sign: str, row: pd.Series, units: str) -> str:
+    side = "train" if row.train_floor >= row.test_floor else "test"
+    scale, unit, form = (1, units, "+.4f") if sign == "regret" else (100, "%", ".1f")
+
+    def shown(value: float) -> str:
+        return f"{scale * value:{form}} {unit}"
+
+    def band(low: float, high: float) -> str:
+        there = np.isfinite(low)
+        return f" [{scale * low:{form}}, {scale * high:{form}}]" if there else ""
+
+    text = (
+        f"{SIGNS[sign]} {shown(row.value)}{band(row.low, row.high)}; at the size of the floor "
+        f"{shown(row.observed)}, floor {shown(row.floor)}"
+        f"{band(row[f'{side}_low'], row[f'{side}_high'])}"
+    )
+    if np.isfinite(row.loose):
+        text += f"; {shown(row.loose)} at tolerance {LOOSE:g}"
+    return f"{text}: {row.verdict}" if row.verdict else text
+
+
+def _band(low: float, high: float) -> str:
+    """An interval in %, where there is one."""
+    return f" [{100 * low:.1f}, {100 * high:.1f}]" if np.isfinite(low) else ""
+
+
+def train_only_signs(data: xr.Dataset, level: float, order: str) -> pd.DataFrame:
+    """What the training samples alone say, sign x [value, low, high, sentence].
+
+    Raises
+    ------
+    InputError : test samples ranked the units, with `order` "test" or "pooled".
+    """
+    if order in ("test", "pooled"):
+        raise InputError(
+            f"with order {order!r} the test samples rank the units of the training set too; "
+            "analyse with order='per_split' or 'train'"
+        )
+    units, train = data.sizes["unit"], {"split": "train"}
+    point = data.turning_point.sel(train).values / units
+    rows = {"n0/N": [point.mean(), np.nan, np.nan]}
+    if "turning_point_replicate" in data:
+        again = data.turning_point_replicate.sel(train).values.mean(axis=1) / units
+        rows["n0/N"][1:] = map(float, interval(again, level))
+    if "floor_share" in data:
+        inside = different(over_labels(data.floor_share.sel(drawn_from="train").values))[:, 2]
+        rows["unstable units"] = [inside.mean(), *map(float, interval(inside, BAND))]
+    frame = pd.DataFrame.from_dict(rows, orient="index", columns=pd.Index(["value", "low", "high"]))
+    says = {
+        "n0/N": "of the units bring the training loss to its minimum, on average over the classes",
+        "unstable units": "of the units are active on one half of the training samples only",
+    }
+    frame["sentence"] = [
+        f"{100 * row.value:.1f} %{_band(row.low, row.high)} {says[str(name)]}"
+        for name, row in frame.iterrows()
+    ]
+    return frame.rename_axis("sign")
