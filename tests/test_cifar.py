@@ -3,13 +3,11 @@
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
 import reference
 import unitroles as ur
+from cifar import class_names, images, resnet20
 from forcing import PLANS, forced, quietly
-from unitroles.weights import load_weights
 
 pytestmark = [
     pytest.mark.slow,
@@ -19,70 +17,17 @@ pytestmark = [
 
 LAYERS = {"layer3": 64, "layer2.0": 32}
 PUBLISHED = 0.917  # on the whole test set
-MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
-STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
-
-
-class Block(nn.Module):
-    """Where it halves the image, the shortcut takes every other pixel and pads the channels."""
-
-    def __init__(self, before: int, width: int, stride: int):
-        super().__init__()
-        self.conv1 = nn.Conv2d(before, width, 3, stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.stride, self.padding = stride, (width - before) // 2
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        x = x[:, :, :: self.stride, :: self.stride]
-        return F.relu(h + F.pad(x, (0, 0, 0, 0, self.padding, self.padding)))
-
-
-class ResNet20(nn.Module):
-    """He et al. 2016, section 4.2, with option A: shortcuts without parameters."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        self.layer1, self.layer2, self.layer3 = (
-            nn.Sequential(Block(before, width, stride), *(Block(width, width, 1) for _ in range(2)))
-            for before, width, stride in ((16, 16, 1), (16, 32, 2), (32, 64, 2))
-        )
-        self.linear = nn.Linear(64, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.layer3(self.layer2(self.layer1(F.relu(self.bn1(self.conv1(x))))))
-        return self.linear(h.mean((2, 3)))
-
-
-def existing(folder, name):
-    path = folder / name
-    if not path.is_file():
-        pytest.skip(f"there is no {name} in the shared data")
-    return path
 
 
 @pytest.fixture(scope="module")
 def cifar(shared_data):
-    """Splits as (images normalised, labels), and the names of the classes."""
-    with np.load(existing(shared_data, "cifar10-small.npz")) as file:
-        arrays = {name: file[name] for name in file.files}
-    splits = {}
-    for name in ("train", "test"):
-        pixels = torch.from_numpy(arrays[f"{name}_images"]).permute(0, 3, 1, 2).float() / 255
-        splits[name] = (pixels - MEAN) / STD, torch.from_numpy(arrays[f"{name}_labels"]).long()
-    return splits["train"], splits["test"], [str(name) for name in arrays["classes"]]
+    """Both splits, and the names of the classes."""
+    return images(shared_data, "train"), images(shared_data, "test"), class_names(shared_data)
 
 
 @pytest.fixture(scope="module")
 def resnet(shared_data):
-    """The file's names begin with "module.", which is taken off."""
-    model = ResNet20()
-    load_weights(model, existing(shared_data, "resnet20-12fca82f.th"))
-    return model.eval().requires_grad_(False)
+    return resnet20(shared_data)
 
 
 @pytest.fixture(scope="module")

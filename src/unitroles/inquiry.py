@@ -173,16 +173,18 @@ def _floors(inquiry: Inquiry) -> Variables:
     """Roles inside the training set, inside the test set, and of both, all at the same size."""
     setting, evidence = inquiry.setting, inquiry.evidence
     shape = (len(setting.labels), evidence.floors, evidence.seed)
-    blocks = list(_redone(inquiry, "noise floors", halves(_classes(setting), *shape)))
-
-    def by_pair(values: list[np.ndarray]) -> np.ndarray:
-        return np.moveaxis(np.concatenate(values), 1, 0)
-
-    drawn, by_half = ("drawn_from", "draw"), ("half", "label")
+    draws, found = halves(_classes(setting), *shape), []
+    for block in _redone(inquiry, "noise floors", draws):  # whose curves are not kept
+        found.append((role_shares(block.role), unit_spread(block.role), block.regret))
+    # The pair of parts, from which roles and regret are, comes first.
+    share, spread, regret = (
+        np.moveaxis(np.concatenate(values), 1, 0) for values in zip(*found, strict=True)
+    )
+    drawn = ("drawn_from", "draw")
     return {
-        "floor_share": ((*drawn, *_BY_LABEL), by_pair([role_shares(b.role) for b in blocks])),
-        "floor_unit_std": ((*drawn, "role_name"), by_pair([unit_spread(b.role) for b in blocks])),
-        "floor_regret": ((*drawn, *by_half), by_pair([b.regret for b in blocks])),
+        "floor_share": ((*drawn, *_BY_LABEL), share),
+        "floor_unit_std": ((*drawn, "role_name"), spread),
+        "floor_regret": ((*drawn, "half", "label"), regret),
         "floor_samples": (("label",), half_size(_samples(setting)).astype(np.int64)),
     }
 
