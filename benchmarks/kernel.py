@@ -12,7 +12,8 @@ from table import Setting, ratios, section, spread, table
 from torch import Tensor, nn
 
 from unitroles.additive import Additive
-from unitroles.sweep import Sums, losses, margins, rows_per_tile
+from unitroles.losses import losses, margins
+from unitroles.sweep import Sums, rows_per_tile
 
 _GOAL = 0.4
 _LABELS = 1000

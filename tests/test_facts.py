@@ -17,11 +17,11 @@ from unitroles import roles
 from unitroles.activity import activation_l1, order_units, sample_scores, score_sums
 from unitroles.collect import collect
 from unitroles.data import as_samples
+from unitroles.losses import losses, margins
 from unitroles.prepare import prepared
 from unitroles.probe import untouched
 from unitroles.retrieval import at_points, rof_curve
 from unitroles.store import Ledger
-from unitroles.sweep import losses, margins
 
 CHAINS = ["conv_bn_gap", "conv_pool_linear", "depthwise", "dropout_head", "mlp", "relu_twice"]
 AROUND = ["residual", "residual_early", "transformer"]

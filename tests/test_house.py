@@ -19,7 +19,7 @@ PACKAGE = SRC / "unitroles"
 ARROWS = [
     "errors", "options", "output", "config", "arguments", "progress", "memory", "probe", "wrappers",
     "precision", "trace", "split", "nodes", "functional", "graph", "hoist", "operations", "owners",
-    "separable", "head", "session", "additive", "masks", "sweep", "criterion", "store", "data",
+    "separable", "head", "session", "additive", "masks", "losses", "trees", "sweep", "criterion", "store", "data",
     "columns", "stability", "groups", "sampling", "activity", "roles", "agreement", "minima",
     "resolution", "draws", "evidence", "plans", "check", "choice", "collect", "retrieval",
     "resample", "confidence", "controls", "inquiry", "survey", "prepare", "baseline", "provenance",

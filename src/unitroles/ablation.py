@@ -18,13 +18,13 @@ from unitroles.activity import SampleScore, ScoreSums, mean_scores, ranked, samp
 from unitroles.baseline import with_baseline
 from unitroles.collect import Kept, collect
 from unitroles.errors import InputError, unknown
+from unitroles.losses import Logits
 from unitroles.options import BASELINES, Compute, Layer, Method, Sample
 from unitroles.plans import Plan
 from unitroles.prepare import Ready, prepared
 from unitroles.provenance import Clock, layer_record, record
 from unitroles.retrieval import CurveSums, mask_sums, rof_curve
 from unitroles.store import Ledger
-from unitroles.sweep import Logits
 from unitroles.trace import Site
 
 REMOVAL_ORDERS = ("descending", "ascending", "random")

@@ -249,6 +249,14 @@ def run_again(
     ladder: Annotated[
         str, typer.Option(help="capacity: clean labels, models A to E; noise: corrupted labels.")
     ] = "capacity",
+    evidence: Annotated[
+        bool,
+        typer.Option(
+            "--evidence",
+            help="Also noise floors, intervals, tests and what goes with the gap, beside the "
+            "tables; of a finished folder nothing is trained again.",
+        ),
+    ] = False,
 ) -> None:
     """Train the models of the paper's kind and make its tables and figures."""
     for what, given, known in (("name", name, REPRODUCIBLE), ("ladder", ladder, LADDERS)):
@@ -261,7 +269,7 @@ def run_again(
     try:
         from unitroles.zoo.reproduce import reproduce
 
-        reproduce(name, out, numbers, quick, ladder, typer.echo)
+        reproduce(name, out, numbers, quick, ladder, typer.echo, evidence)
     except ModuleNotFoundError as error:
         raise InputError(
             f"{error.name} is missing; install it with: pip install 'unitroles[zoo]'"

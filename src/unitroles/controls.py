@@ -16,13 +16,13 @@ from unitroles.collect import Kept
 from unitroles.criterion import Criterion, CrossEntropy
 from unitroles.draws import random_scores
 from unitroles.evidence import role_shares
+from unitroles.losses import Logits, losses, margins
 from unitroles.masks import Sets
 from unitroles.plans import Plan
 from unitroles.progress import Track
 from unitroles.resample import Setting
 from unitroles.retrieval import mask_sums, rof_curve
 from unitroles.roles import accuracy_turning_point, active_set, assign_roles, turning_point
-from unitroles.sweep import Logits, losses, margins
 
 TEMPERATURES = 2.0 ** (np.arange(-48, 49) / 8)
 """From 1/64 to 64, each 9 % above the one before."""

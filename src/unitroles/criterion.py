@@ -11,8 +11,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from unitroles.errors import InputError
+from unitroles.losses import Logits, losses, margins
 from unitroles.probe import first_line
-from unitroles.sweep import Logits, losses, margins
 
 _Answers = tuple[Float[Tensor, "masks samples"], Bool[Tensor, "masks samples"]]
 

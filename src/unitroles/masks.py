@@ -88,3 +88,16 @@ class Sets:
 
     def awake(self, part: slice) -> Bool[Tensor, "masks samples units"]:
         return self.sets[part, None].expand(-1, self.samples, -1)
+
+
+@dataclass(frozen=True)
+class Own:
+    """Any units, given for every mask and sample."""
+
+    units: Bool[Tensor, "masks samples units"]
+
+    def __len__(self) -> int:
+        return len(self.units)
+
+    def awake(self, part: slice) -> Bool[Tensor, "masks samples units"]:
+        return self.units[part]

@@ -14,6 +14,7 @@ from torch import Tensor
 from unitroles.activity import sample_score
 from unitroles.collect import collect
 from unitroles.data import Batch, Samples
+from unitroles.losses import Logits
 from unitroles.masks import Prefixes
 from unitroles.options import Compute, Method
 from unitroles.plans import AdditivePlan, SuffixPlan
@@ -21,7 +22,6 @@ from unitroles.prepare import Ready
 from unitroles.probe import blamed, forward, logits_of
 from unitroles.resolution import expected
 from unitroles.store import Ledger
-from unitroles.sweep import Logits
 
 # Shorter runs tell little beyond their overhead.
 _LONG = 0.1

@@ -16,16 +16,19 @@ from torch import Tensor, nn
 
 from unitroles.additive import Additive
 from unitroles.graph import flat
-from unitroles.masks import AllButOne, Masks, Prefixes
+from unitroles.losses import Logits
+from unitroles.masks import AllButOne, Masks, Prefixes, Sets
 from unitroles.precision import Precision
 from unitroles.probe import batch_size, form_of
 from unitroles.separable import Head
 from unitroles.split import Place, output_of, run_masked
-from unitroles.sweep import Logits, Sums, repeat, rows_per_tile
+from unitroles.sweep import Sums, repeat, rows_per_tile
 from unitroles.trace import Site
+from unitroles.trees import Tree
 
 # Beyond this a call gains nothing from more rows but leaves the processor's caches.
 _COPIES_BYTES = 8 * 2**20
+_BRANCH_BYTES = 64 * 2**20
 # Input, output and one intermediate of a masked copy, twice over for what the head widens.
 _COPIES = 6
 _TILE, _TILE_BYTES = 64, 64 * 2**20
@@ -275,6 +278,17 @@ class SuffixPlan:
     ) -> Iterator[tuple[slice, Logits]]:
         return self.masked(kept, Prefixes.of(order, _points(order, points)))
 
+    def branches(
+        self, kept: Any, tree: Tree, points: Sequence[int]
+    ) -> Iterator[tuple[slice, Logits]]:
+        """Logits with the sets of `points` units of a tree awake, the same for all samples."""
+        sets = torch.from_numpy(tree.sets(points)).to(kept[0].device)
+        return self.masked(kept, Sets(sets, len(kept[0])))
+
+    def rows_of(self, tree: Tree) -> int:
+        """How many samples run together through `branches`."""
+        return self.tile
+
     def without_each(
         self, kept: Any, units: Sequence[int] | None = None
     ) -> Iterator[tuple[slice, Logits]]:
@@ -339,6 +353,16 @@ class AdditivePlan:
     ) -> Iterator[tuple[slice, Logits]]:
         return self._sums(kept).prefixes(order, points)
 
+    def branches(
+        self, kept: Any, tree: Tree, points: Sequence[int]
+    ) -> Iterator[tuple[slice, Logits]]:
+        return self._sums(kept).branches(tree, points)
+
+    def rows_of(self, tree: Tree) -> int:
+        one = self._sums(self.keep(*self.probe)).start
+        each = one[0].numel() * one.element_size()
+        return max(1, min(self.tile, _BRANCH_BYTES // (max(tree.sizes) * each)))
+
     def without_each(
         self, kept: Any, units: Sequence[int] | None = None
     ) -> Iterator[tuple[slice, Logits]]:
@@ -350,6 +374,10 @@ class AdditivePlan:
 
     def silenced(self, baseline: Float[Tensor, " units"] | None) -> AdditivePlan:
         return replace(self, suffix=self.suffix.silenced(baseline))
+
+
+Cut = SuffixPlan | AdditivePlan
+"""Plans that keep what they need of each sample, which then stands alone."""
 
 
 def _cast(values: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:

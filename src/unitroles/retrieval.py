@@ -16,13 +16,13 @@ from unitroles.collect import Kept, Tile
 from unitroles.criterion import Criterion
 from unitroles.data import Samples
 from unitroles.errors import InputError
+from unitroles.losses import Logits
 from unitroles.masks import Prefixes
 from unitroles.memory import Pieces, slices
 from unitroles.plans import FullPlan, Plan
 from unitroles.probe import blamed
 from unitroles.resolution import refinement
 from unitroles.roles import positions
-from unitroles.sweep import Logits
 
 # Masks whose logits are held at once where every class has its own.
 _TOGETHER = 128

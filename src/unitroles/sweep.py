@@ -1,80 +1,26 @@
-"""The running sums of an additive head, and losses from logits."""
+"""The running sums of an additive head."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from unitroles.additive import Additive
+from unitroles.losses import Logits
+from unitroles.trees import Tree
 
-Logits = Float[Tensor, "masks samples labels"]
 # Logits of several masks that stay in the processor's caches.
 _BLOCK_BYTES = 2**21
 # Products need many rows, or they mostly read weights; beyond these a call gains nothing.
 _CALL_ROWS, _CALL_BYTES = 1024, 16 * 2**20
 _PARTS_BYTES = 128 * 2**20
 _NUMBERS = 2**18
-_FEW = 20
-"""Classes; measured, from 2 on up to ten times as fast as the fused kernel, at 32 slower."""
-
-
-def margins(
-    logits: Logits, labels: Int[Tensor, " samples"]
-) -> tuple[Float[Tensor, "masks samples"], Bool[Tensor, "masks samples"]]:
-    """The logsumexp of the other logits minus the own logit, and whether the answer is right.
-
-    The answer is the largest logit, the first one of several. `logits` is written to, and is
-    afterwards what it was.
-    """
-    if logits.dtype in (torch.float16, torch.bfloat16):
-        logits = logits.to(torch.float32)
-    elif 0 in logits.stride():
-        logits = logits.clone()  # one number in many places cannot be written to
-    index = labels.expand(logits.shape[0], -1)[..., None]
-    own = logits.gather(2, index)
-    logits.scatter_(2, index, float("-inf"))
-    top, total = _logsumexp(logits)
-    logits.scatter_(2, index, own)
-    own = own.squeeze(2)
-    right = own > top
-    tied = own == top
-    if bool(tied.any()):
-        right = right | (tied & (logits.argmax(dim=2) == labels))
-    alone = top == float("-inf")  # every other class is masked out
-    rest = torch.where(alone, top, total)
-    wide = torch.float64 if logits.device.type != "mps" else torch.float32
-    return rest.to(wide) - own.to(wide), right
-
-
-def _logsumexp(logits: Logits) -> tuple[Tensor, Tensor]:
-    """The largest logit and the logsumexp of each mask and sample."""
-    if logits.shape[2] > _FEW:
-        top = logits.amax(dim=2)
-        # The fused kernel is several times faster than logsumexp; at the largest logit it is exact.
-        return top, top - torch.log_softmax(logits, dim=2).amax(dim=2)
-    # Rows of so few numbers are slow one by one: class by class they run in step.
-    columns = logits.flatten(0, 1).t().contiguous()
-    top = columns.amax(dim=0)
-    parts = columns.sub_(top).exp_()
-    total = parts[0].clone()
-    for part in parts[1:]:  # in this order whatever the number of rows
-        total += part
-    return top.view(logits.shape[:2]), total.log_().add_(top).view(logits.shape[:2])
-
-
-def losses(margin: Float[Tensor, "*rest"]) -> Float[Tensor, "*rest"]:
-    """Cross-entropy in nats from margins, softplus(margin), in float64 on the processor.
-
-    It keeps losses far below the rounding of the logits, which decide turning points in networks
-    that fit their training set.
-    """
-    return F.softplus(margin.cpu().to(torch.float64), threshold=50.0)
 
 
 @runtime_checkable
@@ -142,6 +88,31 @@ def _parts(
     return _Rows(scale if positions > 1 else scale[:, :, 0], rows[:, 0], turn, buffer)
 
 
+def _additions(
+    amount: Float[Tensor, "samples positions units features"],
+    rows: Float[Tensor, "units features outputs"],
+) -> Callable[[Int[Tensor, " sets"]], Float[Tensor, "sets samples *positions outputs"]]:
+    """What some units add to the sums of all samples, a unit for each set."""
+    samples, positions, _, features = amount.shape
+    if features > 1:
+        turned = amount.permute(2, 0, 1, 3).flatten(1, 2)
+        if positions == 1:
+            blocks = torch.bmm(turned, rows)
+            return lambda units: blocks[units]
+        shape = (samples, positions)
+        return lambda units: torch.bmm(turned[units], rows[units]).unflatten(1, shape)
+    scale, rows = amount[..., 0].permute(2, 0, 1), rows[:, 0]
+    if positions == 1:
+        return lambda units: scale[units] * rows[units, None]
+    return lambda units: scale[units][..., None] * rows[units, None, None]
+
+
+_Pairs = Sequence[tuple[Float[Tensor, "units features outputs"], Tensor]]
+"""What each unit adds, and the sum it is added to."""
+_Walk = Callable[[_Pairs, int], Iterator[tuple[slice, list[Tensor]]]]
+"""(pairs, how many masks at a time) -> masks and their sums."""
+
+
 @dataclass(frozen=True)
 class Sums:
     """The sums of an additive head for some samples.
@@ -185,22 +156,62 @@ class Sums:
         """Logits with the first n units of each order awake, for all n or those of `points`."""
         count = order.shape[1]
         wanted = list(range(count + 1)) if points is None else list(points)
-        return self._logits(order, wanted, running=True)
+        return self._logits(self._in_order(order, wanted, running=True))
 
     def without_each(self, units: Sequence[int] | None = None) -> Iterator[tuple[slice, Logits]]:
         """Logits with one unit silent and all others awake, for all units or those of `units`."""
         count = self.amount.shape[2]
         order = torch.arange(count, device=self.amount.device).expand(len(self.amount), -1)
-        return self._logits(order, list(range(count) if units is None else units), running=False)
+        wanted = list(range(count) if units is None else units)
+        return self._logits(self._in_order(order, wanted, running=False))
 
-    def _logits(
-        self, order: Tensor, wanted: list[int], running: bool
-    ) -> Iterator[tuple[slice, Logits]]:
+    def branches(self, tree: Tree, points: Sequence[int]) -> Iterator[tuple[slice, Logits]]:
+        """Logits with the sets of `points` units of a tree awake, the same for all samples."""
+
+        def walk(pairs: _Pairs, step: int) -> Iterator[tuple[slice, list[Tensor]]]:
+            return self._grown(pairs, tree, points, step)
+
+        return self._logits(walk)
+
+    def _logits(self, walk: _Walk) -> Iterator[tuple[slice, Logits]]:
         if self.form.norm is not None:
-            return self._normed(order, wanted, running)
+            return self._normed(walk)
         if self.form.folded:
-            return self._affine(order, wanted, running)
-        return self._deep(order, wanted, running)
+            return self._affine(walk)
+        return self._deep(walk)
+
+    def _in_order(self, order: Tensor, wanted: list[int], running: bool) -> _Walk:
+        def walk(pairs: _Pairs, step: int) -> Iterator[tuple[slice, list[Tensor]]]:
+            steps = [(_parts(self.amount, rows, order), start) for rows, start in pairs]
+            return self._totals(steps, wanted, running, step)
+
+        return walk
+
+    def _grown(
+        self, pairs: _Pairs, tree: Tree, points: Sequence[int], step: int
+    ) -> Iterator[tuple[slice, list[Tensor]]]:
+        """The sums of the sets of `points` units, some sets at a time."""
+        device = self.amount.device
+        adds = [_additions(self.amount, rows) for rows, _ in pairs]
+        level = [start[None] for _, start in pairs]
+        wanted, waiting, done, count = set(points), [], 0, 0
+        for n in range(max(points) + 1):
+            if n:
+                parent = torch.from_numpy(tree.parents[n - 1]).to(device)
+                unit = torch.from_numpy(tree.units[n - 1]).to(device)
+                level = [
+                    sums[parent].add_(add(unit)) for sums, add in zip(level, adds, strict=True)
+                ]
+            if n in wanted:
+                waiting.append(level)
+                count += len(level[0])
+            if waiting and (count >= step or n == max(points)):
+                whole = [torch.cat(sums) for sums in zip(*waiting, strict=True)]
+                for start in range(0, count, step):
+                    part = [sums[start : start + step] for sums in whole]
+                    yield slice(done, done + len(part[0])), part
+                    done += len(part[0])
+                waiting, count = [], 0
 
     def _totals(
         self, pairs: Sequence[tuple[_Parts, Tensor]], wanted: list[int], running: bool, step: int
@@ -235,17 +246,12 @@ class Sums:
                 yield slice(place + 1 - filled, place + 1), [block[:filled] for block in blocks]
                 filled = 0
 
-    def _affine(
-        self, order: Tensor, wanted: list[int], running: bool
-    ) -> Iterator[tuple[slice, Logits]]:
+    def _affine(self, walk: _Walk) -> Iterator[tuple[slice, Logits]]:
         start = self.form.tail(self.start, *self.around)
-        pairs = [(_parts(self.amount, self.form.add, order), start)]
-        for part, (logits,) in self._totals(pairs, wanted, running, _in_cache(start)):
+        for part, (logits,) in walk([(self.form.add, start)], _in_cache(start)):
             yield part, logits
 
-    def _normed(
-        self, order: Tensor, wanted: list[int], running: bool
-    ) -> Iterator[tuple[slice, Logits]]:
+    def _normed(self, walk: _Walk) -> Iterator[tuple[slice, Logits]]:
         norm = self.form.norm
         assert norm is not None
         first = norm.start(self.start, *self.around)
@@ -255,24 +261,18 @@ class Sums:
         constant = norm.finish(torch.zeros_like(first), *self.around)
         whole = norm.finish(flat.view_as(first), *self.around)
         start = torch.where(whole == constant, 0.0, whole - constant)  # both infinite, or a number
-        pairs = [
-            (_parts(self.amount, norm.add, order), flat),
-            (_parts(self.amount, self.form.add, order), start),
-        ]
-        for part, (value, sums) in self._totals(pairs, wanted, running, _in_cache(start)):
+        pairs = [(norm.add, flat), (self.form.add, start)]
+        for part, (value, sums) in walk(pairs, _in_cache(start)):
             size = torch.rsqrt(value.square().mean(dim=2, keepdim=True) + norm.eps)
             yield part, torch.addcmul(constant, sums, size)
 
-    def _deep(
-        self, order: Tensor, wanted: list[int], running: bool
-    ) -> Iterator[tuple[slice, Logits]]:
+    def _deep(self, walk: _Walk) -> Iterator[tuple[slice, Logits]]:
         axis = min(self.form.axis, self.start.ndim - 1)
         spread = self.start.movedim(axis, -1)
         start = spread.flatten(1, -2) if self.amount.shape[1] > 1 else spread.flatten(1)
         rows = max(_CALL_ROWS // len(start), _in_cache(start))
         step = max(1, min(rows, _CALL_BYTES // (start.numel() * start.element_size())))
-        pairs = [(_parts(self.amount, self.form.add, order), start)]
-        for part, (totals,) in self._totals(pairs, wanted, running, step):
+        for part, (totals,) in walk([(self.form.add, start)], step):
             h = totals.view(-1, *spread.shape).movedim(-1, axis + 1)
             yield part, self._tail(h.contiguous())
 
