@@ -15,6 +15,7 @@ from unitroles.precision import Precision
 from unitroles.probe import untouched
 from unitroles.split import run_body, run_masked
 from unitroles.trace import find_site, trace
+from unitroles.trees import Tree
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TOLERANCE = 1e-9
@@ -59,7 +60,17 @@ def assert_right(net):
     single = [torch.arange(units).expand(len(x), -1) != unit for unit in range(units)]
     with untouched(net), torch.inference_mode():
         kept = plan.keep(run_body(net, plan.places, x), x)
+        tree, places = Tree.of(order.numpy())
+        points = list(range(units + 1))
+        grown = torch.cat([logits.clone() for _, logits in plan.branches(kept, tree, points)])
+        sets = torch.from_numpy(tree.sets(points))[:, None].expand(-1, len(x), -1)
+        assert_equal(grown, literal(net, site, x, sets), f"{words}, branches")
+        own = torch.from_numpy(tree.columns(places, points))
+        some = torch.cat([logits.clone() for _, logits in plan.branches(kept, tree, [0, units])])
+        assert_equal(some, grown[[0, -1]], f"{words}, some branches")
         curve = torch.cat([logits.clone() for _, logits in plan.prefixes(kept, order)])
+        again = torch.stack([grown[own[i], i] for i in range(len(x))], dim=1)
+        assert_equal(again, curve, f"{words}, branches of each order")
         alone = torch.cat([logits.clone() for _, logits in plan.without_each(kept)])
     assert_equal(curve, literal(net, site, x, prefixes), words)
     assert_equal(alone, literal(net, site, x, single), words)

@@ -107,7 +107,7 @@ def _additions(
     return lambda units: scale[units][..., None] * rows[units, None, None]
 
 
-_Pairs = Sequence[tuple[Float[Tensor, "units features outputs"], Tensor]]
+_Pairs = Sequence[tuple[Float[Tensor, "units features _"], Tensor]]
 """What each unit adds, and the sum it is added to."""
 _Walk = Callable[[_Pairs, int], Iterator[tuple[slice, list[Tensor]]]]
 """(pairs, how many masks at a time) -> masks and their sums."""

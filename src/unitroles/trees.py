@@ -58,8 +58,8 @@ class Tree:
         self, places: Int[np.ndarray, "orders retrieved"], points: Sequence[int]
     ) -> Int[np.ndarray, "orders points"]:
         """Places among the sets of all `points` one after the other."""
-        sizes = [self.sizes[n] for n in points]
-        return places[:, points] + np.cumsum([0, *sizes[:-1]])
+        sizes = np.array(self.sizes)[list(points)]
+        return places[:, points] + np.cumsum(sizes) - sizes
 
     def sets(self, points: Sequence[int]) -> Bool[np.ndarray, "sets units"]:
         """The sets of all `points`, one after the other."""
