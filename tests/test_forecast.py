@@ -343,6 +343,34 @@ def test_what_differs_between_forecasts_is_said(changes, row, said):
     assert lines(made(**changes))[row] == said
 
 
+def test_evidence_is_counted_at_most():
+    """As many samples under all masks as the draws hold, none of them shared."""
+    toy = networks.toy("mlp")
+    given = toy.model, toy.train, toy.test, layer_of(toy)
+    without = ur.plan(*given)
+    assert (without.evidence_sweeps, without.evidence_seconds) == (0, 0)
+    assert "evidence" not in lines(without)
+    counts = np.stack([np.bincount(split[1]) for split in (toy.train, toy.test)])
+    halves = 4 * (counts.min(axis=0) // 2).sum() / counts.sum()
+    for asked, sweeps in (
+        (ur.Evidence(floors=7, resplits=0, controls=False), 7 * halves),
+        (ur.Evidence(floors=0, resplits=5, controls=False), 5),
+        (ur.Evidence(floors=0, resplits=0), 3),
+        (
+            ur.Evidence(floors=0, resplits=0, confidence="full", replicates=10, controls=False),
+            10 * (1 - np.exp(-1)),
+        ),
+    ):
+        found = ur.plan(*given, evidence=asked)
+        assert found.evidence_sweeps == pytest.approx(sweeps)
+        assert found.evidence_seconds > 0
+        assert lines(found)["evidence"].startswith(f"at most {sweeps:.0f} times the masks, ")
+    with pytest.raises(ur.InputError, match="evidence compares curves at the same n"):
+        ur.plan(*given, method=ur.Method(resolution="adaptive"), evidence=ur.Evidence())
+    with pytest.raises(ur.InputError, match="no class has two samples in both splits"):
+        ur.plan(*given, sample=ur.Sample(max_per_class=1), evidence=ur.Evidence())
+
+
 # --- the command line
 
 NETS = """
@@ -389,6 +417,13 @@ def test_a_dry_run_prints_the_forecast_and_writes_nothing(out, here, capsys):
     assert rows["samples"] == "train 30, test 30"
     assert rows["time"].startswith("about ")
     assert contents(here) == before
+
+
+def test_a_dry_run_counts_the_evidence(here, capsys):
+    words = [*ANALYZE, "--layer", "2", "--dry-run", "--evidence", "--floors", "0"]
+    for more, times in (([], 23), (["--no-controls"], 20)):
+        assert main([*words, *more]) == 0
+        assert f"at most {times} times the masks" in capsys.readouterr().out
 
 
 def test_without_a_dry_run_the_output_file_is_asked_for(here, capsys):

@@ -125,7 +125,7 @@ def analyze_layers(
         torch.inference_mode(),
     ):
         clock = Clock(ready.started)
-        require_halves(evidence, _counts(ready))
+        require_halves(evidence, ready.counts)
         clock.stop("plan")
         ready = with_baseline(ready, method.baseline, compute.batch_size)
         each = evidence is not None and evidence.redoes
@@ -252,7 +252,7 @@ def _sweep(
 ) -> _Swept:
     """Both curves of every class, their turning points, and each split under the other's set."""
     labels, total = ready.labels, sum(map(len, ready.splits))
-    order = order_units(score, _counts(ready), method.order)
+    order = order_units(score, ready.counts, method.order)
     name = kept[0].plan.site.path
     curves = _curves(ready, method, order, kept, inquiry)
     point = turning_point(np.stack([curve.mean_loss for curve in curves]), method.tolerance)
@@ -290,11 +290,6 @@ def _curves(
     ]
 
 
-def _counts(ready: Ready) -> np.ndarray:
-    """Samples by split and class."""
-    return np.stack([np.bincount(np.searchsorted(ready.labels, s.labels)) for s in ready.splits])
-
-
 def _taxonomy(
     ready: Ready, method: Method, place: int, found: _Swept, provenance: dict[str, Any]
 ) -> Taxonomy:
@@ -306,7 +301,7 @@ def _taxonomy(
         order=found.order,
         loss=np.stack([curve.mean_loss for curve in found.curves]),
         accuracy=found.accuracy,
-        samples=_counts(ready),
+        samples=ready.counts,
         turning_point=found.point,
         swapped_loss=np.stack([sums.mean_loss[:, 0] for sums in found.swapped]),
         swapped_accuracy=np.stack([sums.accuracy[:, 0] for sums in found.swapped]),

@@ -168,6 +168,13 @@ Replicates = Annotated[
     int | None, _panel("Evidence", help="Of the intervals; else 100 for given_order, 25 for full.")
 ]
 Level = Annotated[float, _panel("Evidence", help="Of the intervals, between 0 and 1.")]
+Controls = Annotated[
+    bool,
+    _panel(
+        "Evidence",
+        help="Other orders, scaled logits, accuracy, and what each active set does to all classes.",
+    ),
+]
 OutFile = Annotated[Path | None, _panel("Output", metavar="FILE.nc", help="Where the result goes.")]
 DryRun = Annotated[
     bool, _panel("Output", "--dry-run", help="Print plan, memory and time; write nothing.")

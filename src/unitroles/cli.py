@@ -25,6 +25,7 @@ from unitroles.arguments import (
     Classes,
     Confidence,
     Config,
+    Controls,
     Device,
     DryRun,
     Equalize,
@@ -131,6 +132,7 @@ def analyze(
     confidence: Confidence = "given_order",
     replicates: Replicates = None,
     level: Level = Evidence.level,
+    controls: Controls = Evidence.controls,
     out: OutFile = None,
     dry_run: DryRun = False,
     force: Force = False,
@@ -143,7 +145,7 @@ def analyze(
     budget = arguments.whole(memory_budget)
     compute = Compute(device, batch_size, budget, autocast, channels_last=channels_last)
     surely = None if confidence == "none" else confidence
-    asked = Evidence(floors, resplits, surely, replicates, level, seed=seed)
+    asked = Evidence(floors, resplits, surely, replicates, level, controls, seed)
     beside = None
     if not dry_run:
         if out is None:
@@ -177,12 +179,11 @@ def analyze(
     known_names = names if groups is None else {n for own in groups.values() for n in own.tolist()}
     chosen = arguments.classes(classes, known_names)
     sample = replace(sample, classes=chosen, group_by=groups)
-    given = method, sample, compute
+    given = method, sample, compute, asked if evidence else None
     if out is None or dry_run:
         typer.echo(str(ur.plan(network, first, second, layer, names, *given)))
         return
-    wanted = asked if evidence else None
-    taxonomy = ur.analyze(network, first, second, layer, names, not quiet, *given, wanted)
+    taxonomy = ur.analyze(network, first, second, layer, names, not quiet, *given)
     taxonomy.save(out)
     if beside is not None:
         write_whole({beside: config_text(options, ur.__version__)})

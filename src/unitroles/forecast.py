@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from unitroles.activity import sample_score
-from unitroles.options import Compute, Layer, Method, Sample
+from unitroles.draws import half_size
+from unitroles.inquiry import require_halves, require_points
+from unitroles.options import Compute, Evidence, Layer, Method, Sample
 from unitroles.pace import pace
 from unitroles.plans import AdditivePlan, FullPlan, SuffixPlan
 from unitroles.prepare import Ready, prepared
@@ -44,6 +47,9 @@ class Forecast:
     fixed_seconds : checks, export and choice of the plan, already spent. While the model lives its
         export is remembered: the analysis itself will not spend all of them again.
     body_seconds, sweep_seconds : the passes of the model as far as the layer, and the masks.
+    evidence_sweeps : how many times as much as the masks the evidence is at most: sets of units
+        with which several orders begin run once for all of them, mostly several times fewer.
+    evidence_seconds : for so many, the most it takes.
     """
 
     layer: str
@@ -61,6 +67,8 @@ class Forecast:
     fixed_seconds: float
     body_seconds: float
     sweep_seconds: float
+    evidence_sweeps: float = 0.0
+    evidence_seconds: float = 0.0
 
     @property
     def cache(self) -> str:
@@ -69,7 +77,7 @@ class Forecast:
 
     @property
     def seconds(self) -> float:
-        """All of it."""
+        """All of it but evidence."""
         return self.fixed_seconds + self.body_seconds + self.sweep_seconds
 
     def __str__(self) -> str:
@@ -86,6 +94,12 @@ class Forecast:
             "masks",
             "evaluate": f"{_duration(self.evaluation_seconds)} for one plain pass over both splits",
         }
+        if self.evidence_sweeps:
+            rows["evidence"] = (
+                f"at most {self.evidence_sweeps:.0f} times the masks, "
+                f"{_duration(self.evidence_seconds)} more; "
+                "sets that several draws share run once"
+            )
         return "\n".join(f"{name:<8} {value}" for name, value in rows.items())
 
     def _masks(self) -> str:
@@ -123,6 +137,7 @@ def plan(
     method: Method = Method(),
     sample: Sample = Sample(),
     compute: Compute = Compute(),
+    evidence: Evidence | None = None,
 ) -> Forecast:
     """What `analyze` would do with the same arguments, from its own checks and a short probe.
 
@@ -133,7 +148,7 @@ def plan(
 
     Parameters
     ----------
-    model, train, test, layer, class_names, method, sample, compute : as for `analyze`.
+    model, train, test, layer, class_names, method, sample, compute, evidence : as for `analyze`.
 
     Returns
     -------
@@ -156,16 +171,19 @@ def plan(
     ('additive', 40, 1280, 'memory')
     """
     scored = sample_score(method.score) is not None
+    require_points(evidence, method.resolution)
     data = {"train": train, "test": test}
     with (
         prepared(model, data, [layer], class_names, sample, compute, False, method.loss) as ready,
         torch.inference_mode(),
     ):
+        require_halves(evidence, ready.counts)
         fixed = time.perf_counter() - ready.started
         caches, kept = _cached(ready, compute.bytes)
         work = _Work.of(ready, method, compute.batch_size, caches, scored)
         each = pace(ready, method, compute)
         chosen, site = ready.choices[0].plan, ready.sites[0]
+        sweeps = 0.0 if evidence is None else _sweeps(ready, evidence)
     first, second = map(len, ready.splits)
     return Forecast(
         layer=site.path,
@@ -183,7 +201,19 @@ def plan(
         fixed_seconds=fixed,
         body_seconds=each.body * work.body,
         sweep_seconds=each.masks * work.swept,
+        evidence_sweeps=sweeps,
+        evidence_seconds=sweeps * each.masks * work.swept,
     )
+
+
+def _sweeps(ready: Ready, evidence: Evidence) -> float:
+    """How many times the samples of both splits are put under all masks, at most."""
+    samples = ready.counts
+    halved = 4 * half_size(samples).sum() / samples.sum()
+    found = evidence.floors * halved + evidence.resplits + 3.0 * evidence.controls
+    if evidence.confidence == "full":
+        found += evidence.draws * (1 - np.exp(-1.0))  # the others weigh nothing
+    return float(found)
 
 
 def _cached(ready: Ready, budget: int) -> tuple[tuple[str, str], int]:

@@ -82,6 +82,12 @@ class Ready:
     notes: list[str]
     started: float
 
+    @property
+    def counts(self) -> Int[np.ndarray, "split label"]:
+        """Samples by split and class."""
+        places = [np.searchsorted(self.labels, split.labels) for split in self.splits]
+        return np.stack([np.bincount(mine, minlength=len(self.labels)) for mine in places])
+
 
 @contextmanager
 def prepared(
