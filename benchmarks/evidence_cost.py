@@ -3,7 +3,7 @@
 pip install -e '.[bench]'
 python benchmarks/evidence_cost.py --data FOLDER --out docs/results
 
-FOLDER holds cifar10-small.npz and resnet20-12fca82f.th; without --data only the digits are measured.
+FOLDER holds cifar10-small.npz and resnet20-12fca82f.th; without it only the digits are measured.
 """
 
 from __future__ import annotations
@@ -184,11 +184,11 @@ def page(names: Sequence[str], folder: Path | None, asked: argparse.Namespace) -
         peaks.append(memory(name, case, given))
     intro = (
         f"Written by `python benchmarks/evidence_cost.py --data FOLDER --repeats {asked.repeats} "
-        f"--threads {asked.threads} --out docs/results`. Wall-clock time of `analyze` with evidence "
-        "as a multiple of the analysis alone, run in turns: median (least–most). *Floors and "
-        "confidence*: 20 draws of halves and 100 replicates in the given order; *everything*: also "
-        "20 new splits and all controls, the defaults. *New*: the model was never analysed, as in a "
-        "script; *known*: its export is remembered from an earlier call."
+        f"--threads {asked.threads} --out docs/results`. Wall-clock time of `analyze` with "
+        "evidence as a multiple of the analysis alone, run in turns: median (least–most). *Floors "
+        "and confidence*: 20 draws of halves and 100 replicates in the given order; *everything*: "
+        "also 20 new splits and all controls, the defaults. *New*: the model was never analysed, "
+        "as in a script; *known*: its export is remembered from an earlier call."
     )
     return "\n\n".join(
         [

@@ -285,12 +285,13 @@ def test_reproduce_hands_its_options_on(here: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(module, "reproduce", lambda *given: seen.append(given))
     assert main(["reproduce", "digits", "--out", "demo"]) == 0
     chosen = ["--seeds", "1,2", "--quick", "--ladder", "noise"]
-    assert main(["reproduce", "digits", "--out", "demo", *chosen]) == 0
+    assert main(["reproduce", "digits", "--out", "demo", *chosen, "--evidence"]) == 0
     assert [given[:5] for given in seen] == [
         ("digits", Path("demo"), None, False, "capacity"),
         ("digits", Path("demo"), (1, 2), True, "noise"),
     ]
     assert callable(seen[0][5])
+    assert [given[6:] for given in seen] == [(False,), (True,)]
     assert (here / "demo").is_dir()
 
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from torch import nn
 
 import unitroles as ur
-from unitroles.zoo import paper, reproduce, show, tables
+from unitroles.zoo import paper, reproduce, show, sure, sure_text, tables
 from unitroles.zoo.settings import ModelSettings, ladder
+from unitroles.zoo.training import Trained
 
 ROLES = list(paper.ROLES)
+ASKED, FEW = reproduce.EVIDENCE, ur.Evidence(floors=4, resplits=4)
 
 
 def shrink(settings):
@@ -32,9 +35,10 @@ def shrink(settings):
 
 @pytest.fixture(scope="module")
 def small():
-    """Settings of the main job, small enough for a test."""
+    """Settings and evidence of the main job, small enough for a test."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reproduce, "ladder", lambda name: shrink(ladder(name).quick()))
+        patch.setattr(reproduce, "EVIDENCE", FEW)
         yield
 
 
@@ -414,3 +418,265 @@ def test_the_settings_hash_is_stored(run):
     assert stored["seeds"] == [1, 2]
     assert len(stored["models"]) == 6
     assert set(stored["versions"]) >= {"torch", "unitroles", "accelerate"}
+
+
+# --- evidence
+
+KEYS = ["samples", "seed", "model"]
+ONE_PROCESS = pytest.mark.xdist_group("reproduce with evidence")
+
+
+def no_figures(*given):
+    """Evidence has none of its own, and they take the time."""
+
+
+@pytest.fixture(scope="module")
+def surely(run, small, tmp_path_factory):
+    """The finished folder, called again with evidence: what was there, and what was analysed."""
+    out = tmp_path_factory.mktemp("evidence") / "copy"
+    shutil.copytree(run[0], out)
+    before = {path: path.stat().st_mtime_ns for path in out.glob("seed*/*")}
+    asked, lines, analyze = [], [], ur.analyze
+
+    def counted(*args, **options):
+        asked.append((options["method"].order, options["evidence"]))
+        return analyze(*args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ur, "analyze", counted)
+        patch.setattr(reproduce, "_figures", no_figures)
+        written = reproduce.reproduce("digits", out, say=lines.append, evidence=True)
+    return out, written, "\n".join(lines), before, asked
+
+
+@ONE_PROCESS
+def test_evidence_asked_for_later_analyses_again_and_trains_nothing(surely):
+    out, _, _, before, asked = surely
+    assert ur.Evidence() == ASKED
+    assert asked == [("per_split", FEW)] * 6
+    changed = {path for path in before if path.stat().st_mtime_ns != before[path]}
+    assert changed == {out / f"seed{seed}" / f"{model}.nc" for seed in (1, 2) for model in "ACE"}
+    assert json.loads((out / "run.json").read_text())["evidence"] == asdict(FEW)
+
+
+@ONE_PROCESS
+def test_evidence_adds_tables_and_changes_no_other(run, surely):
+    (plain, before, _), (out, written, _, _, _) = run, surely
+    assert set(written) == {*before, *sure.SURE_TABLES}
+    added = {f"{name}.csv" for name in sure.SURE_TABLES}
+    assert {path.name for path in out.iterdir()} == {*added, *(p.name for p in plain.iterdir())}
+    for name in ("table1", "table2", "table3", "regret"):
+        pd.testing.assert_frame_equal(written[name], before[name])
+    rules = set(written["sensitivity"]["rule"]) - set(before["sensitivity"]["rule"])
+    assert rules == {tables.ONE_ERROR}
+    for name in sure.SURE_TABLES:
+        frame = pd.read_csv(out / f"{name}.csv")
+        assert len(frame) == len(written[name]) > 0
+        assert frame["run"].eq("full").all()
+
+
+@ONE_PROCESS
+def test_a_second_run_with_evidence_is_the_same(surely, small, monkeypatch):
+    out, written, _, _, _ = surely
+    monkeypatch.setattr(ur, "analyze", None)
+    monkeypatch.setattr(reproduce, "_figures", no_figures)
+    again = reproduce.reproduce("digits", out, evidence=True)
+    assert set(again) == set(written)
+    for name, frame in written.items():
+        pd.testing.assert_frame_equal(again[name], frame)
+
+
+@ONE_PROCESS
+def test_without_evidence_its_tables_go_and_its_taxonomies_stay(
+    run, surely, small, tmp_path, monkeypatch
+):
+    out = tmp_path / "copy"
+    shutil.copytree(surely[0], out)
+    before = {path: path.read_bytes() for path in out.glob("seed*/*")}
+    monkeypatch.setattr(ur, "analyze", None)
+    monkeypatch.setattr(reproduce, "_figures", no_figures)
+    lines: list[str] = []
+    written = reproduce.reproduce("digits", out, say=lines.append)
+    assert {path: path.read_bytes() for path in out.glob("seed*/*")} == before
+    assert {path.name for path in out.iterdir()} == {path.name for path in run[0].iterdir()}
+    assert lines[:-1] == run[2][:-1]  # the last line has the seconds
+    for name, frame in run[1].items():
+        pd.testing.assert_frame_equal(written[name], frame)
+
+
+def saved(out, samples, seed, model):
+    assert samples == "given labels"
+    return ur.load(out / f"seed{seed}" / f"{model}.nc")
+
+
+@ONE_PROCESS
+def test_the_floors_are_those_of_the_saved_taxonomies(surely):
+    out, written, _, _, _ = surely
+    groups = written["floors"].groupby(KEYS)
+    assert len(groups) == 6
+    for key, rows in groups:
+        taxonomy, found = saved(out, *key), rows.set_index("role")
+        for name in ("observed", "floor", "excess", "train_low", "train_high", "test_low"):
+            np.testing.assert_allclose(found[name], taxonomy.floors()[name])
+        for name in ("observed_std_over_labels", "floor_std_over_units"):
+            np.testing.assert_allclose(found[name], taxonomy.floors()[name])
+        for name in ("low", "high"):
+            np.testing.assert_allclose(found[name], taxonomy.intervals()[name])
+        np.testing.assert_allclose(found["mean"], taxonomy.proportions().mean())
+        assert set(found["floor_samples_per_class"]) == {"7"}  # half of 15
+        assert set(found["floor_classes"]) == {10}
+
+
+@ONE_PROCESS
+def test_the_other_tables_of_evidence_are_those_of_the_saved_taxonomies(surely):
+    out, written, _, _, _ = surely
+    for name, index in (("signs", "sign"), ("exchangeability", "active_on_one_split")):
+        groups = written[name].groupby(KEYS)
+        assert len(groups) == 6
+        for key, rows in groups:
+            expected = getattr(saved(out, *key), name)()
+            found = rows.set_index(index)[expected.columns].rename_axis(expected.index.name)
+            pd.testing.assert_frame_equal(found, expected, check_names=False)
+    assert written["exchangeability"]["smallest_p"].eq(1 / 5).all()
+    for row in written["agreement"].to_dict("records"):
+        taxonomy = saved(out, *(row[name] for name in KEYS))
+        expected = taxonomy.agreement()
+        for name in ("lift", "jaccard", "spearman", "rank_biased"):
+            assert row[name] == pytest.approx(expected[name].mean())
+        # Of the adjusted p those above .05: as many as by the step-up rule, written out.
+        p = np.sort(expected.p.dropna())  # a class whose two orders are one has none
+        passed = np.flatnonzero(p <= 0.05 * np.arange(1, len(p) + 1) / len(p))
+        assert row["classes_tested"] == len(p)
+        assert row["classes_by_chance"] == len(p) - (passed.max() + 1 if len(passed) else 0)
+
+
+@ONE_PROCESS
+def test_criteria_are_the_relation_of_every_seed(surely):
+    out, written, _, _, _ = surely
+    table = written["criteria"]
+    for seed in (1, 2):
+        members = {model: ur.load(out / f"seed{seed}" / f"{model}.nc") for model in "ACE"}
+        expected = ur.relation(members)
+        found = table[table["seed"] == seed].set_index("criterion")[expected.columns]
+        pd.testing.assert_frame_equal(found, expected, check_names=False)
+    assert table["permutations"].eq(6).all()
+    assert table["smallest_p"].eq(1 / 3).all()
+    assert (table["pearson_p"].dropna() >= 1 / 3).all()
+
+
+@ONE_PROCESS
+def test_the_text_says_what_the_evidence_asks(surely):
+    _, written, text, _, _ = surely
+    first = written["floors"].iloc[0]
+    for part in (
+        "never of another training",
+        f"Table 2 beside its floor; halves of {first['floor_samples_per_class']} samples per class",
+        "Table 3 beside its floor",
+        "within is no proof of none",
+        "read the size of the excess, not p",
+        "p by seed, never below 0.200",
+        "given labels: 3 models, all 6 re-pairings, p never below 0.333",
+        "mean of the others",
+        "measured coverage",
+        "one standard error",
+    ):
+        assert part in text
+    assert "No floor" not in text
+    assert "mixture" not in text
+
+
+@ONE_PROCESS
+def test_the_shown_numbers_are_means_over_the_seeds(surely):
+    _, written, text, _, _ = surely
+    rows = written["floors"].query("model == 'A' and role == 'core'")
+    line = next(
+        line for line in text.split("Table 2 beside")[1].splitlines() if line.startswith("A  ")
+    )
+    mean = 100 * rows.mean(numeric_only=True)
+    low = np.where(rows.train_floor >= rows.test_floor, rows.train_low, rows.test_low).mean()
+    start = f"A core {mean['mean']:.1f} [{mean['low']:.1f}, {mean['high']:.1f}] "
+    floor = f"{mean['observed']:.1f} {mean['floor']:.1f} [{100 * low:.1f}, "
+    assert " ".join(line.split()).startswith(start + floor)
+
+
+@ONE_PROCESS
+def test_classes_too_small_for_halves_are_left_out_and_said(tmp_path, monkeypatch):
+    """One correctly labelled sample of each class; for the first model of three classes two."""
+    parts = reproduce._parts
+
+    def two(name):
+        settings = shrink(ladder(name).quick())
+        recipes = {rate: replace(ladder(name).recipes[rate], epochs=2) for rate in ("0.2", "0.4")}
+        return replace(settings, recipes=recipes)
+
+    def few(data):
+        found, doubled = parts(data), 3 if data.label_noise < 0.3 else 0
+        right = found[tables.CORRECT]
+        of_class = [right[data.train_labels[right] == label] for label in range(10)]
+        kept = [rows[: 2 if c < doubled else 1] for c, rows in enumerate(of_class)]
+        return found | {tables.CORRECT: np.concatenate(kept)}
+
+    patches = {"ladder": two, "EVIDENCE": FEW, "_parts": few, "_figures": no_figures}
+    for name, patch in patches.items():
+        monkeypatch.setattr(reproduce, name, patch)
+    lines: list[str] = []
+    written = reproduce.reproduce(
+        "digits", tmp_path, (5,), quick=True, ladder="noise", say=lines.append, evidence=True
+    )
+    text = "\n".join(lines)
+    assert "No floor and no signs for model 0.4, correct labels, seed 5: there no class" in text
+    assert "in both splits: model 0.2, correct labels, seed 5 (3 of 10); shares at" in text
+    assert "a mixture, which no class of the test set is" in text
+    for samples in ("given", "correct"):
+        assert f"the models for {samples} labels, seed 5: fewer than three models" in text
+    assert pd.read_csv(tmp_path / "criteria.csv").empty
+    chosen = {
+        name: written[name].query("samples == 'correct labels'").groupby("model").size().to_dict()
+        for name in sure.SURE_TABLES
+    }
+    assert chosen == {
+        "floors": {"0.2": 4},
+        "signs": {"0.2": 7},
+        "exchangeability": {"0.2": 3, "0.4": 3},
+        "agreement": {"0.2": 1, "0.4": 1},
+        "criteria": {},
+    }
+    floors = written["floors"].query("samples == 'correct labels'")
+    assert set(floors["floor_samples_per_class"]) == {"1"}
+    assert floors[["observed", "floor", "excess"]].notna().all(axis=None)
+
+
+@ONE_PROCESS
+def test_models_of_one_gap_have_no_relation(surely):
+    out, written, _, _, _ = surely
+    taxonomy = ur.load(out / "seed1" / "A.nc")
+    recipe = ladder("capacity").recipes["A"]
+
+    def member(model, gap):
+        trained = Trained(nn.Identity(), 1.0, 1.0 - gap, None, 1, 0.0, True)
+        return tables.Member(1, model, recipe, trained, {("per_split", tables.GIVEN): taxonomy})
+
+    assert sure.criteria([member(model, 0.1) for model in "ABC"]).empty
+    assert sure.criteria([member("A", 0.1), member("B", 0.2)]).empty
+    found = sure.criteria([member("A", 0.1), member("B", 0.2), member("C", 0.3)])
+    assert len(found) == len(written["criteria"]) // 2
+    lines: list[str] = []
+    sure_text._criteria(pd.DataFrame(columns=KEYS), written["exchangeability"], lines.append)
+    assert len(lines) == 1
+    assert "for given labels, seed 1, 2: fewer than three models, or one gap for all" in lines[0]
+
+
+@ONE_PROCESS
+def test_intervals_that_do_not_hold_are_named(surely):
+    _, written, _, _, _ = surely
+    table = written["floors"].query("seed == 1").copy()
+    table["coverage_by_class"] = table["coverage_by_class"].clip(lower=0.9)
+    table[["low", "high"]] = table[["mean", "mean"]].to_numpy()
+    assert len(sure_text._coverage(table).splitlines()) == 1
+    place = table.index[(table["model"] == "C") & (table["role"] == "overfitted")]
+    table.loc[place, "coverage_by_class"] = 0.6
+    table.loc[place, "low"] = table.loc[place, "mean"] + 0.1
+    first, narrow, outside = sure_text._coverage(table).splitlines()
+    assert "overfitted 0.60 to" in first
+    assert narrow == "  below 0.85, too narrow: C overfitted"
+    assert outside.endswith("not to be trusted: C overfitted")

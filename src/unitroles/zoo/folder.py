@@ -13,20 +13,22 @@ from typing import Any
 
 import pandas as pd
 
-from unitroles import InputError
+from unitroles import Evidence, InputError
 from unitroles.zoo.files import make_folder, write_whole
 from unitroles.zoo.settings import Settings
+from unitroles.zoo.sure import SURE_TABLES
 from unitroles.zoo.tables import Member
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run of the main job: what is trained, where it goes and how it is marked."""
+    """One run of the main job: what is trained and measured, where it goes, how it is marked."""
 
     settings: Settings
     out: Path
     kind: str
     ladder: str
+    evidence: Evidence | None = None
 
     def name(self, model: str) -> str:
         """The file name of a model; a smoke run shows in it."""
@@ -70,17 +72,23 @@ def _choices(job: Job) -> dict[str, Any]:
 
 
 def _key(job: Job) -> str:
-    """Hash of all that decides the numbers but the seeds, which may differ from call to call.
+    """Hash of all that decides the networks but the seeds, which may differ from call to call.
 
-    The networks of every seed stay in the folder; tables, figures and run.json are written anew
-    and show only the seeds of the last call. Where the version of the library changed, weights
-    are kept and taxonomies computed again.
+    So may the evidence. The networks of every seed stay in the folder; tables, figures and run.json
+    are written anew and show only the seeds and the evidence of the last call. Where the version of
+    the library changed, or there is too little evidence, weights are kept and taxonomies computed
+    again.
     """
     return hashlib.sha256(json.dumps(_choices(job), sort_keys=True).encode()).hexdigest()
 
 
-def write_csv(frame: pd.DataFrame, path: Path) -> None:
-    write_whole(partial(frame.to_csv, index=False), path)
+def write_tables(job: Job, written: dict[str, pd.DataFrame]) -> None:
+    """Write tables as csv; those of evidence that an earlier call left go, if they are not new."""
+    for name, frame in written.items():
+        marked = frame.assign(run=job.kind)
+        write_whole(partial(marked.to_csv, index=False), job.out / f"{name}.csv")
+    for name in set(SURE_TABLES) - set(written):
+        (job.out / f"{name}.csv").unlink(missing_ok=True)
 
 
 def write_run(job: Job, members: list[Member], seconds: dict[str, Any]) -> None:
@@ -91,6 +99,7 @@ def write_run(job: Job, members: list[Member], seconds: dict[str, Any]) -> None:
             **_choices(job),
             "finished": True,
             "seeds": list(job.settings.seeds),
+            "evidence": asdict(job.evidence) if job.evidence else None,
             "models": [
                 {
                     "seed": member.seed,

@@ -17,14 +17,16 @@ import unitroles as ur
 from unitroles.zoo import tables
 from unitroles.zoo.digits import DigitsData, load_digits
 from unitroles.zoo.files import require
-from unitroles.zoo.folder import Job, claim, write_csv, write_run
+from unitroles.zoo.folder import Job, claim, write_run, write_tables
 from unitroles.zoo.settings import Recipe, ladder
 from unitroles.zoo.show import report
-from unitroles.zoo.tables import CORRECT, GIVEN, Member
+from unitroles.zoo.sure import sure
+from unitroles.zoo.tables import CORRECT, GIVEN, OWN, Member
 from unitroles.zoo.training import Trained, settings_hash, train
 from unitroles.zoo.vgg import last_conv_layer
 
-ORDERS = ("per_split", "train")
+ORDERS = (OWN, "train")
+EVIDENCE = ur.Evidence()
 Epochs = Callable[[int, int], None]
 
 
@@ -35,10 +37,13 @@ def reproduce(
     quick: bool = False,
     ladder: str = "capacity",
     say: Callable[[str], None] = lambda text: None,
+    evidence: bool = False,
 ) -> dict[str, pd.DataFrame]:
     """Train the models of a ladder, test their units, and write the paper's tables and figures.
 
     A run that was killed goes on where it was when it is started again with the same options.
+    Evidence can be asked for later: the networks of the folder are then analysed again, not
+    trained. Without it, taxonomies that have evidence are taken as they are, and its tables go.
 
     Parameters
     ----------
@@ -48,6 +53,8 @@ def reproduce(
     quick : a smoke run of a few seconds; every file says "quick".
     ladder : "capacity" (models A to E, clean labels) or "noise" (rising label noise).
     say : takes every line that is to be shown.
+    evidence : also measure floors, intervals, exchangeability and controls (`EVIDENCE`) where each
+        split has its own order, and write the tables of `unitroles.zoo.sure`.
 
     Returns
     -------
@@ -60,7 +67,7 @@ def reproduce(
     """
     if name != "digits":
         raise ur.InputError(f"unknown reproduction {name!r}; known: digits")
-    job = _job(Path(out), seeds, quick, ladder)
+    job = _job(Path(out), seeds, quick, ladder, evidence)
     require("sklearn", "accelerate")
     claim(job)
     start = time.perf_counter()
@@ -75,8 +82,7 @@ def reproduce(
     if not _is_main_process():
         return {}
     written = _tables(members, job)
-    for table, frame in written.items():
-        write_csv(frame.assign(run=job.kind), job.out / f"{table}.csv")
+    write_tables(job, written)
     _figures(members, job)
     seconds = round(time.perf_counter() - start, 1)
     write_run(job, members, {"by_seed": spent, "all": seconds})
@@ -92,13 +98,13 @@ def _is_main_process() -> bool:
     return PartialState().is_main_process
 
 
-def _job(out: Path, seeds: tuple[int, ...] | None, quick: bool, name: str) -> Job:
+def _job(out: Path, seeds: tuple[int, ...] | None, quick: bool, name: str, evidence: bool) -> Job:
     settings = ladder(name)
     if quick:
         settings = settings.quick()
     if seeds is not None:
         settings = replace(settings, seeds=_checked(seeds))
-    return Job(settings, out, "quick" if quick else "full", name)
+    return Job(settings, out, "quick" if quick else "full", name, EVIDENCE if evidence else None)
 
 
 def _checked(seeds: tuple[Any, ...]) -> tuple[int, ...]:
@@ -160,12 +166,19 @@ def _member(
         ):
             bar(done, len(parts) * len(ORDERS))
             file = folder / f"{job.name(model)}{_suffix(order, samples)}.nc"
-            found[order, samples] = _taxonomy(
-                file, f"{key} {order} {samples} {job.kind}", trained, data, parts[samples], order
-            )
+            fullest = _evidence(order, data, parts[samples])
+            asked = fullest if job.evidence else None
+            # Where no evidence is asked for, a taxonomy that has it serves as well.
+            keys = tuple(_mark(key, order, samples, e, job.kind) for e in (asked, fullest))
+            options = {"method": ur.Method(order=order), "evidence": asked}
+            found[order, samples] = _taxonomy(file, keys, trained, data, parts[samples], options)
     if job.ladder == "noise" and not recipe.label_noise:  # all labels are correct
         found |= {(order, CORRECT): found[order, GIVEN] for order in ORDERS}
     return Member(seed, model, recipe, trained, found)
+
+
+def _mark(*parts: object) -> str:
+    return " ".join(str(part) for part in parts if part is not None)
 
 
 def _parts(data: DigitsData) -> dict[str, np.ndarray]:
@@ -180,17 +193,29 @@ def _parts(data: DigitsData) -> dict[str, np.ndarray]:
 
 
 def _suffix(order: str, samples: str) -> str:
-    return ("" if order == "per_split" else f"-order-{order}") + (
-        "" if samples == GIVEN else "-correct"
-    )
+    return ("" if order == OWN else f"-order-{order}") + ("" if samples == GIVEN else "-correct")
+
+
+def _evidence(order: str, data: DigitsData, rows: np.ndarray) -> ur.Evidence | None:
+    """What can be measured: no floors where no class has two samples in both splits."""
+    if order != OWN:
+        return None
+    labels = (data.train_labels[rows], data.test_labels)
+    counts = [np.bincount(split, minlength=len(data.class_names)) for split in labels]
+    return EVIDENCE if np.min(counts, axis=0).max() >= 2 else replace(EVIDENCE, floors=0)
 
 
 def _taxonomy(
-    file: Path, key: str, trained: Trained, data: DigitsData, rows: np.ndarray, order: str
+    file: Path,
+    keys: tuple[str, ...],
+    trained: Trained,
+    data: DigitsData,
+    rows: np.ndarray,
+    options: dict[str, Any],
 ) -> ur.Taxonomy:
-    """The stored taxonomy where it is of these weights and options, else a new one."""
+    """The stored taxonomy where it has one of the keys, of weights and options; else a new one."""
     stored = _stored(file)
-    if stored is not None and stored.data.attrs.get("zoo_key") == key:
+    if stored is not None and stored.data.attrs.get("zoo_key") in keys:
         return stored
     taxonomy = ur.analyze(
         trained.model,
@@ -199,9 +224,10 @@ def _taxonomy(
         layer=last_conv_layer(trained.model),
         class_names=data.class_names,
         progress=False,
-        method=ur.Method(order=order),
+        **options,
     )
-    marked = ur.Taxonomy(taxonomy.data.assign_attrs(zoo_key=key, run=key.rsplit(" ", 1)[-1]))
+    marks = {"zoo_key": keys[0], "run": keys[0].rsplit(" ", 1)[-1]}
+    marked = ur.Taxonomy(taxonomy.data.assign_attrs(marks))
     marked.save(file)
     return marked
 
@@ -215,8 +241,10 @@ def _stored(file: Path) -> ur.Taxonomy | None:
 
 def _tables(members: list[Member], job: Job) -> dict[str, pd.DataFrame]:
     sensitive = tables.sensitivity(members, job.settings)
+    if not job.evidence:  # whatever stored taxonomies have
+        sensitive = sensitive[sensitive["rule"] != tables.ONE_ERROR].reset_index(drop=True)
     by_class = tables.role_table(members, job.settings, "std_over_labels")
-    return {
+    written = {
         "table1": tables.table1(members, job.settings),
         "table2": by_class,
         "table3": tables.role_table(members, job.settings, "std_over_units"),
@@ -224,6 +252,7 @@ def _tables(members: list[Member], job: Job) -> dict[str, pd.DataFrame]:
         "regret": tables.regret(members, job.settings),
         "relations": tables.relations(sensitive, by_class),
     }
+    return written | (sure(members, job.settings) if job.evidence else {})
 
 
 def _figures(members: list[Member], job: Job) -> None:
@@ -231,5 +260,5 @@ def _figures(members: list[Member], job: Job) -> None:
     from unitroles.zoo.figures import write_figures
 
     seed = job.settings.seeds[0]
-    chosen = {m.model: m.taxonomies["per_split", GIVEN] for m in members if m.seed == seed}
+    chosen = {m.model: m.taxonomies[OWN, GIVEN] for m in members if m.seed == seed}
     write_figures(chosen, job.out, job.mark(seed))

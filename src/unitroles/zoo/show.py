@@ -6,13 +6,15 @@ from collections.abc import Callable
 
 import pandas as pd
 
-from unitroles.zoo import paper
+from unitroles.zoo import paper, sure_text
 from unitroles.zoo.settings import Settings
 from unitroles.zoo.tables import (
     ALL,
     CLEAR,
     CORRECT,
     DEFAULT_RULE,
+    ONE_ERROR,
+    OWN,
     UNFLAGGED,
     mean_over_seeds,
     patterns,
@@ -22,7 +24,14 @@ from unitroles.zoo.tables import (
 
 Say = Callable[[str], None]
 _BY_CLASS = "Table 2: role proportions, %, mean ± std over classes"
-_SHOWN_RULES = ("tolerance 0", DEFAULT_RULE, "tolerance 0.001", "tolerance 0.01", "accuracy")
+_SHOWN_RULES = (
+    "tolerance 0",
+    DEFAULT_RULE,
+    "tolerance 0.001",
+    "tolerance 0.01",
+    "accuracy",
+    ONE_ERROR,
+)
 
 
 def report(
@@ -44,6 +53,8 @@ def report(
     _sensitivity(tables["sensitivity"], say)
     _regret(tables["regret"], say)
     _relations(tables["relations"], tables["table2"], say)
+    if "floors" in tables:
+        sure_text.report(tables, say)
 
 
 def _table1(table: pd.DataFrame, say: Say) -> None:
@@ -121,18 +132,18 @@ def _without_flagged(table: pd.DataFrame, say: Say) -> None:
 
 
 def _sensitivity(table: pd.DataFrame, say: Say) -> None:
-    part = table[(table["order"] == "per_split") & table["rule"].isin(_SHOWN_RULES)]
+    part = table[(table["order"] == OWN) & table["rule"].isin(_SHOWN_RULES)]
     for samples, group in part.groupby("samples", sort=False):
         means = group.groupby(["model", "rule"], sort=False)["overfitted"].mean().unstack("rule")
         say(
             f"\nSensitivity: overfitted units, %, by rule for the turning point; {samples}; "
             f"{_data(group)}"
         )
-        say((100 * means[list(_SHOWN_RULES)]).round(1).to_string())
+        say((100 * means[[rule for rule in _SHOWN_RULES if rule in means]]).round(1).to_string())
 
 
 def _regret(table: pd.DataFrame, say: Say) -> None:
-    part = table[table["order"] == "per_split"]
+    part = table[table["order"] == OWN]
     columns = ["train", "test", "train_accuracy", "test_accuracy"]
     for samples, group in part.groupby("samples", sort=False):
         means = group.groupby("model", sort=False)[columns].mean()
@@ -154,7 +165,7 @@ def _relations(table: pd.DataFrame, roles: pd.DataFrame, say: Say) -> None:
         f"{_data(table)}"
     )
     say(means.xs(ALL, level="classes").join(unflagged).round(3).to_string())
-    own = table[(table["order"] == "per_split") & (table["classes"] == ALL)]
+    own = table[(table["order"] == OWN) & (table["classes"] == ALL)]
     for samples, group in own.groupby("samples", sort=False):
         by_rule = seed_mean(group.groupby(["rule", "role"], sort=False)["spearman"])
         by_rule = by_rule.unstack("role")

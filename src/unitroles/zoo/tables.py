@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,6 +15,10 @@ from unitroles.zoo.settings import Recipe, Settings
 from unitroles.zoo.training import Trained
 
 DEFAULT_RULE = "tolerance 1e-06"
+ONE_ERROR = "one standard error"
+"""The rule that needs evidence."""
+OWN = "per_split"
+"""The order whose taxonomies carry evidence."""
 # Which training samples were analysed, and which classes the means are over.
 GIVEN, CORRECT = "given labels", "correct labels"
 ALL, UNFLAGGED = "all", "unflagged"
@@ -52,7 +56,7 @@ def table1(members: list[Member], settings: Settings) -> pd.DataFrame:
                 "model": member.model,
                 **{lever: recipe[lever] for lever in LEVERS},
                 "label_noise": member.recipe.label_noise,
-                **_about(next(iter(member.taxonomies.values())), settings),
+                **about(next(iter(member.taxonomies.values())), settings),
                 "train_samples": settings.data.train_samples,
                 "test_samples": settings.data.test_samples,
                 "train_accuracy": member.trained.train_accuracy,
@@ -75,7 +79,7 @@ def role_table(members: list[Member], settings: Settings, std: str) -> pd.DataFr
     std : "std_over_labels" or "std_over_units".
     """
     rows = []
-    for member, order, samples, taxonomy in _each(members):
+    for member, order, samples, taxonomy in each(members):
         summary, unflagged = taxonomy.summary(), taxonomy.summary(flagged=False)["mean"]
         rows.append(
             {
@@ -85,7 +89,7 @@ def role_table(members: list[Member], settings: Settings, std: str) -> pd.DataFr
                 "model": member.model,
                 "gap": member.trained.gap,
                 "gap_by": GIVEN,
-                **_about(taxonomy, settings),
+                **about(taxonomy, settings),
                 **summary["mean"].to_dict(),
                 **{f"{role}_std": value for role, value in summary[std].items()},
                 "flagged_classes": len(taxonomy.flagged()),
@@ -103,10 +107,10 @@ def sensitivity(members: list[Member], settings: Settings) -> pd.DataFrame:
         table.sensitivity()
         .reset_index()
         .assign(order=order, samples=samples, seed=member.seed, model=member.model)
-        .assign(gap=member.trained.gap, gap_by=GIVEN, **_about(table, settings))
-        for member, order, samples, table in _each(members)
+        .assign(gap=member.trained.gap, gap_by=GIVEN, **about(table, settings))
+        for member, order, samples, table in each(members)
     ]
-    return _lead(pd.concat(rows, ignore_index=True), "order", "samples", "seed", "model", "rule")
+    return lead(pd.concat(rows, ignore_index=True), "order", "samples", "seed", "model", "rule")
 
 
 def regret(members: list[Member], settings: Settings) -> pd.DataFrame:
@@ -115,10 +119,10 @@ def regret(members: list[Member], settings: Settings) -> pd.DataFrame:
         table.regret()
         .reset_index()
         .assign(order=order, samples=samples, seed=member.seed, model=member.model)
-        .assign(**_about(table, settings))
-        for member, order, samples, table in _each(members)
+        .assign(**about(table, settings))
+        for member, order, samples, table in each(members)
     ]
-    return _lead(pd.concat(rows, ignore_index=True), "order", "samples", "seed", "model", "label")
+    return lead(pd.concat(rows, ignore_index=True), "order", "samples", "seed", "model", "label")
 
 
 def relations(sensitive: pd.DataFrame, roles: pd.DataFrame) -> pd.DataFrame:
@@ -146,10 +150,10 @@ def relations(sensitive: pd.DataFrame, roles: pd.DataFrame) -> pd.DataFrame:
         table = paper.relation(
             paper.with_active(by_model[list(paper.ROLES)]), by_model["gap"]
         ).reset_index()
-        about = group[["gap_by", *ABOUT]].iloc[0].to_dict()
-        about |= {name: span(group[name]) for name in ABOUT[1:]}
-        found.append(table.assign(**dict(zip(family, keys, strict=True)), **about))
-    table = _lead(pd.concat(found, ignore_index=True), *family, "role")
+        of_data = group[["gap_by", *ABOUT]].iloc[0].to_dict()
+        of_data |= {name: span(group[name]) for name in ABOUT[1:]}
+        found.append(table.assign(**dict(zip(family, keys, strict=True)), **of_data))
+    table = lead(pd.concat(found, ignore_index=True), *family, "role")
     return table.join(paper.RELATION.add_prefix("paper_"), on="role")
 
 
@@ -244,7 +248,8 @@ def span(ranges: pd.Series) -> str:
     return str(low) if low == high else f"{low}-{high}"
 
 
-def _each(members: list[Member]):
+def each(members: list[Member]) -> Iterator[tuple[Member, str, str, Taxonomy]]:
+    """Every taxonomy of every network, with its order and its samples."""
     for member in members:
         for (order, samples), taxonomy in member.taxonomies.items():
             yield member, order, samples, taxonomy
@@ -257,17 +262,19 @@ def _beside(table: pd.DataFrame, *frames: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def _about(taxonomy: Taxonomy, settings: Settings) -> dict[str, float | str]:
+def about(taxonomy: Taxonomy, settings: Settings) -> dict[str, float | str]:
     """What every table says of its data."""
     count = taxonomy.data.samples
-    ranges = (_range(count.sel(split=split)) for split in ("train", "test"))
+    ranges = (range_of(count.sel(split=split)) for split in ("train", "test"))
     return dict(zip(ABOUT, (settings.data.pixel_noise, *ranges), strict=True))
 
 
-def _lead(table: pd.DataFrame, *first: str) -> pd.DataFrame:
+def lead(table: pd.DataFrame, *first: str) -> pd.DataFrame:
+    """With these columns before the others."""
     return table[[*first, *(name for name in table if name not in first)]]
 
 
-def _range(count) -> str:
+def range_of(count: Any) -> str:
+    """The least and the largest of some numbers, such as "9-20"."""
     low, high = int(count.min()), int(count.max())
     return str(low) if low == high else f"{low}-{high}"
