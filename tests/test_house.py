@@ -19,13 +19,13 @@ PACKAGE = SRC / "unitroles"
 ARROWS = [
     "errors", "options", "output", "config", "arguments", "progress", "memory", "probe", "wrappers",
     "precision", "trace", "split", "nodes", "functional", "graph", "hoist", "operations", "owners",
-    "separable", "head", "session", "additive", "masks", "losses", "trees", "sweep", "criterion", "store", "data",
-    "columns", "stability", "groups", "sampling", "activity", "roles", "agreement", "minima",
-    "resolution", "draws", "evidence", "plans", "check", "choice", "collect", "retrieval",
-    "resample", "confidence", "controls", "inquiry", "survey", "prepare", "baseline", "provenance",
-    "labelled", "verdict", "signs", "taxonomy", "members", "criteria", "relations", "analysis",
-    "ablation", "plots", "weights", "library", "hub", "models", "tables", "texts", "inputs",
-    "layout", "evidence_text", "text", "pace", "forecast", "cli", "zoo",
+    "separable", "head", "session", "additive", "masks", "losses", "trees", "sweep", "criterion",
+    "store", "data", "columns", "stability", "groups", "sampling", "activity", "roles", "agreement",
+    "minima", "resolution", "draws", "evidence", "plans", "check", "choice", "collect", "retrieval",
+    "uses", "resample", "confidence", "controls", "inquiry", "survey", "prepare", "baseline",
+    "provenance", "labelled", "verdict", "signs", "taxonomy", "members", "criteria", "relations",
+    "analysis", "ablation", "plots", "weights", "library", "hub", "models", "tables", "texts",
+    "inputs", "layout", "evidence_text", "text", "pace", "forecast", "cli", "zoo",
 ]
 # fmt: on
 NOT_IN_INIT = {"plots", "cli", "zoo"}

@@ -127,23 +127,22 @@ def weigh(
     place = int(turning_point(whole, tolerance))
     curves = _weighted(losses, weights)
     low, high = interval(curves, level)
-    inner, covered = [], []
-    for row, many in enumerate(weighted_again(weights[:OUTER], INNER, key)):
-        again = _weighted(losses, many)
-        inner.append(points[turning_point(again, tolerance)])
-        # What the interval has to hold is the truth of the world that the outer weights are of.
-        bottom, top = interval(again, level)
-        first, last = interval(inner[row], level)
-        held = ((bottom <= whole) & (whole <= top)).mean()
-        covered.append([float(first <= points[place] <= last), held])
+    again = np.stack(
+        [_weighted(losses, many) for many in weighted_again(weights[:OUTER], INNER, key)]
+    )
+    inner = points[turning_point(again, tolerance)]
+    # What the interval has to hold is the truth of the world that the outer weights are of.
+    (bottom, top), (first, last) = (interval(np.moveaxis(x, 1, 0), level) for x in (again, inner))
+    n0_held = (first <= points[place]) & (points[place] <= last)
+    held = ((bottom <= whole) & (whole <= top)).mean(axis=1)
     return Weighed(
         low=low,
         high=high,
         point=points[turning_point(curves, tolerance)],
         paired_error=_paired_error(losses, place),
         lowest=losses[:, place].copy(),
-        covered=np.array(covered),
-        inner=np.array(inner),
+        covered=np.stack([n0_held, held], axis=1),
+        inner=inner,
     )
 
 

@@ -359,9 +359,8 @@ class AdditivePlan:
         return self._sums(kept).branches(tree, points)
 
     def rows_of(self, tree: Tree) -> int:
-        one = self._sums(self.keep(*self.probe)).start
-        each = one[0].numel() * one.element_size()
-        return max(1, min(self.tile, _BRANCH_BYTES // (max(tree.sizes) * each)))
+        sums = self._sums(self.keep(*self.probe)).rows_of(tree, _BRANCH_BYTES)
+        return min(sums, self.suffix.rows_within(_TILE_BYTES))
 
     def without_each(
         self, kept: Any, units: Sequence[int] | None = None

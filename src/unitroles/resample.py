@@ -4,24 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from unitroles.activity import order_units, ranked
-from unitroles.collect import SCORE_TILE, Kept, Tile
+from unitroles.collect import SCORE_TILE, Kept
 from unitroles.draws import Draws, Weights
 from unitroles.losses import Logits
 from unitroles.masks import Own, Sets
-from unitroles.memory import Pieces, slices
-from unitroles.plans import Cut, FullPlan, Plan
-from unitroles.retrieval import Run, tile_losses
+from unitroles.memory import slices
+from unitroles.plans import Cut, Plan
 from unitroles.roles import active_set, assign_roles, turning_point
 from unitroles.trees import Tree
+from unitroles.uses import Job, summed
 
 _Scores = Float[np.ndarray, "replicate part label unit"]
 _Orders = Int[np.ndarray, "replicate part label position"]
@@ -214,16 +213,17 @@ def _curves(
     def run(plan: Plan, kept: Any, group: Tensor) -> Iterator[tuple[slice, Logits]]:
         return plan.prefixes(kept, rows[group].to(device), points)
 
-    def job(label: int, used: Int[np.ndarray, " uses"]) -> _Job:
+    def job(label: int, used: Int[np.ndarray, " uses"]) -> Job:
         tree, places = Tree.of(table[used, label])
 
         def branches(plan: Plan, kept: Any, group: Tensor) -> Iterator[tuple[slice, Logits]]:
             assert isinstance(plan, Cut)
             return plan.branches(kept, tree, points)
 
-        return _Job(branches, tree, tree.columns(places, points), used)
+        return Job(branches, tree.columns(places, points), used, tree)
 
-    total = _summed(setting, split, weights, len(points), run, job, done)
+    classes = setting.classes(split)
+    total = summed(setting.kept[split], classes, labels, weights, len(points), run, job, done)
     return total.reshape(*weights.shape[:2], labels, -1)
 
 
@@ -244,98 +244,15 @@ def _swapped(
     def run(plan: Plan, kept: Any, group: Tensor) -> Iterator[tuple[slice, Logits]]:
         return plan.masked(kept, Own(sets[group.to(device)][None]))
 
-    def job(label: int, used: Int[np.ndarray, " uses"]) -> _Job:
+    def job(label: int, used: Int[np.ndarray, " uses"]) -> Job:
         own, places = np.unique(active[used, label], axis=0, return_inverse=True)
         chosen = torch.from_numpy(own).to(device)
 
         def masked(plan: Plan, kept: Any, group: Tensor) -> Iterator[tuple[slice, Logits]]:
             return plan.masked(kept, Sets(chosen, len(group)))
 
-        return _Job(masked, None, places.reshape(-1, 1), used)
+        return Job(masked, places.reshape(-1, 1), used)
 
-    total = _summed(setting, split, weights, 1, run, job)
+    classes = setting.classes(split)
+    total = summed(setting.kept[split], classes, labels, weights, 1, run, job)
     return total.reshape(len(draws), *pairs.shape, labels)
-
-
-@dataclass(frozen=True)
-class _Job:
-    """What is evaluated on the samples of one class, whatever they are used for.
-
-    Parameters
-    ----------
-    run : evaluates some masks.
-    tree : whose sets these are; None = of no tree.
-    columns : which of them every use is made of.
-    used : the uses in which the class has samples.
-    """
-
-    run: Run
-    tree: Tree | None
-    columns: Int[np.ndarray, "uses masks"]
-    used: Int[np.ndarray, " uses"]
-
-    def rows_of(self, plan: Cut) -> int:
-        """How many samples run together."""
-        return plan.tile if self.tree is None else plan.rows_of(self.tree)
-
-
-def _summed(
-    setting: Setting,
-    split: int,
-    weights: Weights,
-    masks: int,
-    run: Run,
-    job: Callable[[int, Int[np.ndarray, " uses"]], _Job],
-    done: Callable[[int], None] = lambda count: None,
-) -> Float[np.ndarray, "use label masks"]:
-    """The losses of one split under some masks, summed by use (replicate and part) and class.
-
-    Parameters
-    ----------
-    run : evaluates the masks of each sample's own use and class, for whole batches.
-    job : for a class, and the uses that have samples of it.
-    """
-    kept, classes = setting.kept[split], setting.classes(split)
-    labels, flat = len(setting.labels), weights.reshape(-1, weights.shape[2])
-    total, pieces = np.zeros((len(flat), labels, masks)), Pieces("the runs with masks")
-
-    @lru_cache(maxsize=2)  # samples come class by class
-    def of_class(label: int) -> _Job:
-        return job(label, np.flatnonzero(flat[:, classes == label].any(axis=1)))
-
-    for tile in kept.tiles():
-        if isinstance(tile.plan, FullPlan):  # its batches stay whole: samples may hang together
-            for use in np.flatnonzero(flat[:, tile.places].any(axis=1)):
-                mine = classes[tile.places]
-                group = torch.from_numpy(use * labels + mine)
-                losses, _ = tile_losses(kept, tile, group, masks, run, pieces)
-                times = flat[use, tile.places].astype(np.float64)
-                np.add.at(total[use], mine, (losses.numpy() * times).T)
-                done(int(np.count_nonzero(times)))
-            continue
-        assert isinstance(tile.plan, Cut)
-        for label in np.unique(classes[tile.places]).tolist():
-            mine = of_class(label)
-            for some in _parts_of(tile, classes == label, flat, mine.rows_of(tile.plan)):
-                times = flat[:, some.places][mine.used].astype(np.float64)
-                group = torch.zeros(len(some.places), dtype=torch.int64)
-                many = int(mine.columns.max()) + 1
-                losses, _ = tile_losses(kept, some, group, many, mine.run, pieces)
-                sums = times @ losses.numpy().T
-                total[mine.used, label] += np.take_along_axis(sums, mine.columns, axis=1)
-                done(int(np.count_nonzero(times)))
-    return total
-
-
-def _parts_of(
-    tile: Tile,
-    members: Bool[np.ndarray, " samples"],
-    weights: UInt8[np.ndarray, "use samples"],
-    rows: int,
-) -> Iterator[Tile]:
-    """The samples of one class that are used at all, so many at a time."""
-    mine = np.flatnonzero(members[tile.places] & weights[:, tile.places].any(axis=0))
-    for part in slices(len(mine), rows):
-        index = torch.from_numpy(mine[part])
-        kept = tuple(value.index_select(0, index.to(value.device)) for value in tile.kept)
-        yield Tile(tile.plan, tile.places[mine[part]], kept)

@@ -173,6 +173,13 @@ class Sums:
 
         return self._logits(walk)
 
+    def rows_of(self, tree: Tree, room: int) -> int:
+        """How many samples' sums with the sets of a level fit into so many bytes, at least one."""
+        units, features, outputs = self.form.add.shape
+        blocks = units * outputs if features > 1 else 0
+        each = max(tree.sizes) * self.start[0].numel() + blocks
+        return max(1, room // (self.start.element_size() * each))
+
     def _logits(self, walk: _Walk) -> Iterator[tuple[slice, Logits]]:
         if self.form.norm is not None:
             return self._normed(walk)

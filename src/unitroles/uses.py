@@ -1,0 +1,132 @@
+"""One pass over the rows of a split for many uses of each sample, whose sets run once for all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+
+from unitroles.collect import Kept, Tile
+from unitroles.draws import Weights
+from unitroles.memory import Pieces, slices
+from unitroles.plans import Cut, FullPlan, Plan
+from unitroles.retrieval import Run, tile_losses
+from unitroles.trees import Tree
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is evaluated on the samples of one class, whatever they are used for.
+
+    Parameters
+    ----------
+    run : evaluates some masks.
+    columns : which of them every use is made of.
+    used : the uses in which the class has samples.
+    tree : whose sets the masks are; None = of no tree.
+    """
+
+    run: Run
+    columns: Int[np.ndarray, "uses masks"]
+    used: Int[np.ndarray, " uses"]
+    tree: Tree | None = None
+
+    def rows_of(self, plan: Plan) -> int:
+        """How many samples run together."""
+        if isinstance(plan, FullPlan) or self.tree is None:
+            return plan.tile
+        assert isinstance(plan, Cut)
+        return plan.rows_of(self.tree)
+
+
+def summed(
+    kept: Kept,
+    classes: Int[np.ndarray, " samples"],
+    labels: int,
+    weights: Weights,
+    masks: int,
+    run: Run,
+    job: Callable[[int, Int[np.ndarray, " uses"]], Job],
+    done: Callable[[int], None] = lambda count: None,
+) -> Float[np.ndarray, "use label masks"]:
+    """The losses of one split under some masks, summed by use (replicate and part) and class.
+
+    Parameters
+    ----------
+    classes : the place of every sample's class, of `labels`.
+    weights : how often each sample counts in each use.
+    run : evaluates the masks of each sample's own use and class, for whole batches.
+    job : for a class, and the uses that have samples of it.
+    """
+    flat, pieces = weights.reshape(-1, weights.shape[2]), Pieces("the runs with masks")
+    total = np.zeros((len(flat), labels, masks))
+
+    @lru_cache(maxsize=2)  # samples come class by class
+    def of_class(label: int) -> tuple[Job, int]:
+        found = job(label, np.flatnonzero(flat[:, classes == label].any(axis=1)))
+        return found, found.rows_of(kept.plan)
+
+    for tile in _by_class(kept, classes, flat, lambda label: of_class(label)[1]):
+        if isinstance(tile.plan, FullPlan):  # its batches stay whole: samples may hang together
+            for use in np.flatnonzero(flat[:, tile.places].any(axis=1)):
+                mine = classes[tile.places]
+                group = torch.from_numpy(use * labels + mine)
+                losses, _ = tile_losses(kept, tile, group, masks, run, pieces)
+                times = flat[use, tile.places].astype(np.float64)
+                np.add.at(total[use], mine, (losses.numpy() * times).T)
+                done(int(np.count_nonzero(times)))
+            continue
+        label = int(classes[tile.places[0]])
+        mine, _ = of_class(label)
+        times = flat[:, tile.places][mine.used].astype(np.float64)
+        group = torch.zeros(len(tile.places), dtype=torch.int64)
+        losses, _ = tile_losses(kept, tile, group, int(mine.columns.max()) + 1, mine.run, pieces)
+        sums = times @ losses.numpy().T
+        total[mine.used, label] += np.take_along_axis(sums, mine.columns, axis=1)
+        done(int(np.count_nonzero(times)))
+    return total
+
+
+def _by_class(
+    kept: Kept,
+    classes: Int[np.ndarray, " samples"],
+    weights: UInt8[np.ndarray, "use samples"],
+    rows_of: Callable[[int], int],
+) -> Iterator[Tile]:
+    """The samples that are used at all, those of a class together as far as there is room.
+
+    Batches that are run in full come as they are.
+    """
+    wanted = np.asarray(weights.any(axis=0))
+    waiting, last = [], -1
+    for tile in kept.tiles():
+        if isinstance(tile.plan, FullPlan):
+            yield tile
+            continue
+        own = classes[tile.places]
+        for label in np.unique(own[wanted[tile.places]]).tolist():
+            if waiting and label != last:
+                yield from _pieces(waiting, rows_of(last))
+                waiting = []
+            mine = np.flatnonzero(wanted[tile.places] & (own == label))
+            index = torch.from_numpy(mine)
+            rows = tuple(value.index_select(0, index.to(value.device)) for value in tile.kept)
+            waiting.append(Tile(tile.plan, tile.places[mine], rows))
+            last = label
+            if sum(len(part.places) for part in waiting) >= rows_of(label):
+                yield from _pieces(waiting, rows_of(label))
+                waiting = []
+    if waiting:
+        yield from _pieces(waiting, rows_of(last))
+
+
+def _pieces(waiting: Sequence[Tile], size: int) -> Iterator[Tile]:
+    """Samples of one class as one tile, or as several where there is no room for that."""
+    places = np.concatenate([part.places for part in waiting])
+    rows = tuple(map(torch.cat, zip(*(part.kept for part in waiting), strict=True)))
+    for part in slices(len(places), size):
+        yield Tile(waiting[0].plan, places[part], tuple(value[part] for value in rows))
