@@ -6,7 +6,7 @@ import torch
 
 import reference
 import unitroles as ur
-from cifar import class_names, images, resnet20
+from cifar import class_names, read_split, resnet20
 from forcing import PLANS, forced, quietly
 
 pytestmark = [
@@ -22,7 +22,8 @@ PUBLISHED = 0.917  # on the whole test set
 @pytest.fixture(scope="module")
 def cifar(shared_data):
     """Both splits, and the names of the classes."""
-    return images(shared_data, "train"), images(shared_data, "test"), class_names(shared_data)
+    train, test = (read_split(shared_data, split) for split in ("train", "test"))
+    return train, test, class_names(shared_data)
 
 
 @pytest.fixture(scope="module")

@@ -243,10 +243,10 @@ def test_flat_minima_and_the_rule_of_one_error_are_tables(taxonomy):
 def test_agreement_is_a_table_and_is_printed(taxonomy):
     data, frame = taxonomy.data, taxonomy.agreement()
     found = overlap(data.order.values, data.turning_point.values)
-    for name in frame:
+    for name in frame.columns.drop("adjusted_p"):
         np.testing.assert_array_equal(frame[name], getattr(found, str(name)))
-    chance = verdict.by_chance(frame)
-    assert chance == frame.index[fair_p(frame.p.to_numpy()) > 0.05].tolist()
+    np.testing.assert_array_equal(frame.adjusted_p, fair_p(found.p))
+    assert verdict.by_chance(frame) == frame.index[frame.adjusted_p > 0.05].tolist()
     assert "Agreement of train and test" in text.report(taxonomy)
     shared = analyze_toy(one_copy("mlp", torch.float64), method=ur.Method(order="train"))[0]
     assert verdict.by_chance(shared.agreement()) is None
@@ -254,7 +254,8 @@ def test_agreement_is_a_table_and_is_printed(taxonomy):
 
 
 def test_a_core_as_large_as_chance_makes_it_is_named():
-    frame = pd.DataFrame({"p": [0.001, 0.04, 0.9, np.nan]}, index=["ant", "bee", "cat", "dog"])
+    p = [0.001, 0.06, 0.9, np.nan]
+    frame = pd.DataFrame({"adjusted_p": p}, index=["ant", "bee", "cat", "dog"])
     assert verdict.by_chance(frame) == ["bee", "cat"]
 
 

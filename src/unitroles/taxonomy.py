@@ -233,7 +233,10 @@ class Taxonomy:
         return verdict.minima(self.data, delta)
 
     def agreement(self) -> pd.DataFrame:
-        """Is a core a core: label x the values of `unitroles.agreement.Overlap`."""
+        """Is a core a core: label x the values of `unitroles.agreement.Overlap`.
+
+        `adjusted_p` is p adjusted for the number of classes (Benjamini-Hochberg).
+        """
         return verdict.agreement(self.data)
 
     def controls(self) -> pd.DataFrame:

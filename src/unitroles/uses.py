@@ -85,7 +85,8 @@ def summed(
         times = flat[:, tile.places][mine.used].astype(np.float64)
         group = torch.zeros(len(tile.places), dtype=torch.int64)
         losses, _ = tile_losses(kept, tile, group, int(mine.columns.max()) + 1, mine.run, pieces)
-        sums = times @ losses.numpy().T
+        # By torch: the threads of NumPy's products are not those the user set.
+        sums = (torch.from_numpy(times) @ losses.T).numpy()
         total[mine.used, label] += np.take_along_axis(sums, mine.columns, axis=1)
         done(int(np.count_nonzero(times)))
     return total

@@ -29,8 +29,8 @@ from unitroles.roles import ROLE_NAMES
 BAND = 0.9
 """Of the draws of a floor; 5 to 95 %."""
 ASKS = (
-    "does this network treat its training samples like fresh ones?\nFor a trained network the "
-    "answer is nearly always no: read the size of the excess, not p."
+    "does this network treat its training samples like fresh ones?\nFor a trained network and "
+    "enough samples the answer is nearly always no: read the size of the excess, not p."
 )
 
 
@@ -126,7 +126,12 @@ def intervals(data: xr.Dataset, level: float) -> pd.DataFrame:
 def agreement(data: xr.Dataset) -> pd.DataFrame:
     """How far active sets and orders of the two splits agree, label x field of `Overlap`."""
     found = overlap(data.order.values, data.turning_point.values)
-    return pd.DataFrame(asdict(found), index=pd.Index(data.label.values, name="label"))
+    frame = pd.DataFrame(asdict(found), index=pd.Index(data.label.values, name="label"))
+    known, fair = frame.p.notna().to_numpy(), np.full(len(frame), np.nan)
+    if known.any():
+        fair[known] = fair_p(frame.p.to_numpy()[known])
+    frame.insert(list(frame).index("p") + 1, "adjusted_p", fair)
+    return frame
 
 
 def by_chance(agreement: pd.DataFrame) -> list[Any] | None:
@@ -134,11 +139,8 @@ def by_chance(agreement: pd.DataFrame) -> list[Any] | None:
 
     None where both splits have one order, which makes a core of nested sets.
     """
-    known = agreement.p[agreement.p.notna()]
-    if known.empty:
-        return None
-    fair = fair_p(known.to_numpy())
-    return known.index[fair > ALPHA].tolist()
+    known = agreement.adjusted_p.dropna()
+    return None if known.empty else known.index[known > ALPHA].tolist()
 
 
 def minima(data: xr.Dataset, delta: float) -> pd.DataFrame:

@@ -86,15 +86,10 @@ def _agreement(taxonomy: ur.Taxonomy) -> pd.DataFrame:
 
     Classes whose two splits happen to have one order are not tested.
     """
-    from scipy.stats import false_discovery_control
-
-    frame = taxonomy.agreement()
-    p = frame.pop("p").dropna().to_numpy()
-    fair = false_discovery_control(p) if len(p) else p
-    means = frame.mean().to_frame().T
-    chance = int(np.sum(fair > FALSE_DISCOVERY))
-    counts = {"classes_by_chance": chance, "classes_tested": len(p)}
-    return means.assign(**counts, class_count=len(frame))
+    frame = taxonomy.agreement().drop(columns="p")
+    fair = frame.pop("adjusted_p").dropna()
+    counts = {"classes_by_chance": int((fair > FALSE_DISCOVERY).sum()), "classes_tested": len(fair)}
+    return frame.mean().to_frame().T.assign(**counts, class_count=len(frame))
 
 
 def criteria(members: list[Member]) -> pd.DataFrame:
