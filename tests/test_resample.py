@@ -10,7 +10,7 @@ import networks
 import reference
 import unitroles as ur
 from forcing import analyze_toy, best, find, forced, layer_of, one_copy
-from unitroles import draws
+from unitroles import draws, resample
 from unitroles.collect import Kept
 from unitroles.confidence import Watch
 from unitroles.data import Samples
@@ -19,6 +19,7 @@ from unitroles.inquiry import DRAWN_FROM
 from unitroles.plans import FullPlan
 from unitroles.precision import Precision
 from unitroles.resample import Setting
+from unitroles.uses import Job
 
 NAMES = sorted(networks.TOYS)
 SMALL = ["mlp", "conv_pool_linear"]
@@ -127,6 +128,33 @@ def test_every_plan_gives_the_same_evidence(name, plan):
             np.testing.assert_allclose(first.data[name], second.data[name], atol=1e-12)
         if name in ("loss_low", "loss_high", "paired_error"):
             np.testing.assert_allclose(first.data[name], second.data[name], atol=1e-9)
+
+
+class Together(Job):
+    """Sets run once for all uses."""
+
+    def __post_init__(self):
+        object.__setattr__(self, "shared", True)
+
+
+class Apart(Job):
+    """Every use runs its own masks."""
+
+    def __post_init__(self):
+        object.__setattr__(self, "shared", False)
+
+
+@pytest.mark.parametrize("name", ["mlp", "residual_early", "transformer"])
+def test_sets_that_run_once_for_all_draws_give_what_each_draw_gives_alone(name, monkeypatch):
+    seen = {}
+    for shared in (True, False):
+        with monkeypatch.context() as patch:
+            patch.setattr(resample, "Job", Together if shared else Apart)
+            seen[shared] = analyze_toy(one_copy(name, torch.float64), evidence=FEW)[0].data
+    for variable in ("floor_share", "resplit_share", "share_replicate", "role_probability"):
+        np.testing.assert_array_equal(seen[True][variable], seen[False][variable])
+    for variable in ("floor_regret", "loss_low", "loss_high"):
+        np.testing.assert_allclose(seen[True][variable], seen[False][variable], atol=1e-10)
 
 
 def test_intervals_in_the_given_order_are_those_of_weighted_means():

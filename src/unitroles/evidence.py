@@ -1,7 +1,7 @@
 """What sampling alone does to a result: intervals, floors, tests. Arrays in, arrays out.
 
-NumPy and, for adjusted p, SciPy. Everything here speaks of other samples of the same kind for this
-one network, never of the same network trained again.
+NumPy; torch for products, SciPy for adjusted p. Everything here speaks of other samples of the
+same kind for this one network, never of the same network trained again.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int, Shaped, UInt8
 
 from unitroles.draws import weighted_again
@@ -157,7 +158,9 @@ def _weighted(
     losses: Float[np.ndarray, "samples masks"], weights: UInt8[np.ndarray, "replicate samples"]
 ) -> Float[np.ndarray, "replicate masks"]:
     many = weights.astype(np.float64)
-    return (many @ losses) / many.sum(axis=1, keepdims=True)
+    # By torch: the threads of NumPy's products are not those the user set.
+    sums = (torch.from_numpy(many) @ torch.from_numpy(losses)).numpy()
+    return sums / many.sum(axis=1, keepdims=True)
 
 
 def _paired_error(

@@ -28,7 +28,7 @@ from unitroles.trees import Tree
 
 # Beyond this a call gains nothing from more rows but leaves the processor's caches.
 _COPIES_BYTES = 8 * 2**20
-_BRANCH_BYTES = 64 * 2**20
+_BRANCH_BYTES = 2**22
 # Input, output and one intermediate of a masked copy, twice over for what the head widens.
 _COPIES = 6
 _TILE, _TILE_BYTES = 64, 64 * 2**20

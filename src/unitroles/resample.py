@@ -209,6 +209,7 @@ def _curves(
     labels, units = len(setting.labels), order.shape[-1]
     table, points = order.reshape(-1, labels, units).astype(np.int64), setting.points.tolist()
     device, rows = setting.kept[split].precision.device, torch.from_numpy(table.reshape(-1, units))
+    classes, flat = setting.classes(split), weights.reshape(-1, weights.shape[2])
 
     def run(plan: Plan, kept: Any, group: Tensor) -> Iterator[tuple[slice, Logits]]:
         return plan.prefixes(kept, rows[group].to(device), points)
@@ -220,9 +221,12 @@ def _curves(
             assert isinstance(plan, Cut)
             return plan.branches(kept, tree, points)
 
-        return Job(branches, tree.columns(places, points), used, tree)
+        # Of few uses of many samples each would run sets that it does not need.
+        mine = flat[used][:, classes == label]
+        shared = mine.any(axis=0).sum() * sum(tree.sizes[n] for n in points)
+        apart = np.count_nonzero(mine) * len(points)
+        return Job(branches, tree.columns(places, points), used, tree, bool(shared <= apart))
 
-    classes = setting.classes(split)
     total = summed(setting.kept[split], classes, labels, weights, len(points), run, job, done)
     return total.reshape(*weights.shape[:2], labels, -1)
 

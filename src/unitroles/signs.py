@@ -10,6 +10,7 @@ from jaxtyping import Float
 from unitroles import roles
 from unitroles.errors import InputError
 from unitroles.evidence import different, interval
+from unitroles.labelled import SPLITS
 from unitroles.roles import ROLE_NAMES
 from unitroles.verdict import BAND, against, over_labels, require
 
@@ -68,20 +69,26 @@ def _signs(
 
 
 def _sentence(sign: str, row: pd.Series, units: str) -> str:
-    side = "train" if row.train_floor >= row.test_floor else "test"
-    scale, unit, form = (1, units, "+.4f") if sign == "regret" else (100, "%", ".1f")
+    in_nats = sign == "regret"
+
+    def number(value: float) -> str:
+        # Regrets may be smaller than any fixed number of decimals; -0 is 0.
+        return f"{value + 0.0:+.2g}" if in_nats else f"{100 * value:.1f}"
 
     def shown(value: float) -> str:
-        return f"{scale * value:{form}} {unit}"
+        return f"{number(value)} {units if in_nats else '%'}"
 
     def band(low: float, high: float) -> str:
-        there = np.isfinite(low)
-        return f" [{scale * low:{form}}, {scale * high:{form}}]" if there else ""
+        return f" [{number(low)}, {number(high)}]" if np.isfinite(low) else ""
 
+    floors = " and ".join(
+        f"{shown(row[f'{split}_floor'])}{band(row[f'{split}_low'], row[f'{split}_high'])} inside "
+        f"{split}"
+        for split in SPLITS
+    )
     text = (
         f"{SIGNS[sign]} {shown(row.value)}{band(row.low, row.high)}; at the size of the floor "
-        f"{shown(row.observed)}, floor {shown(row.floor)}"
-        f"{band(row[f'{side}_low'], row[f'{side}_high'])}"
+        f"{shown(row.observed)}, floor {floors}"
     )
     if np.isfinite(row.loose):
         text += f"; {shown(row.loose)} at tolerance {LOOSE:g}"

@@ -125,7 +125,8 @@ def regret(taxonomy: Taxonomy) -> str:
     rows = {}
     for split in SPLITS:
         lost, points = frame[split], 100 * frame[f"{split}_accuracy"]
-        rows[split] = [f"{lost.mean():+.4f}", f"{lost.min():+.4f} to {lost.max():+.4f}"]
+        low, high = (f"{value + 0.0:+.2g}" for value in (lost.min(), lost.max()))
+        rows[split] = [f"{lost.mean() + 0.0:+.2g}", f"{low} to {high}"]
         if taxonomy.scored:
             low, high = points.min(), points.max()
             rows[split] += [f"{points.mean():+.2f}", f"{low:+.2f} to {high:+.2f}"]

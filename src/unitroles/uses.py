@@ -28,12 +28,14 @@ class Job:
     columns : which of them every use is made of.
     used : the uses in which the class has samples.
     tree : whose sets the masks are; None = of no tree.
+    shared : whether the sets run once for all uses; else every use runs its own masks.
     """
 
     run: Run
     columns: Int[np.ndarray, "uses masks"]
     used: Int[np.ndarray, " uses"]
     tree: Tree | None = None
+    shared: bool = True
 
     def rows_of(self, plan: Plan) -> int:
         """How many samples run together."""
@@ -82,6 +84,9 @@ def summed(
             continue
         label = int(classes[tile.places[0]])
         mine, _ = of_class(label)
+        if not mine.shared:
+            _one_by_one(kept, tile, flat, total[:, label], run, (label, labels), pieces, done)
+            continue
         times = flat[:, tile.places][mine.used].astype(np.float64)
         group = torch.zeros(len(tile.places), dtype=torch.int64)
         losses, _ = tile_losses(kept, tile, group, int(mine.columns.max()) + 1, mine.run, pieces)
@@ -90,6 +95,36 @@ def summed(
         total[mine.used, label] += np.take_along_axis(sums, mine.columns, axis=1)
         done(int(np.count_nonzero(times)))
     return total
+
+
+def _one_by_one(
+    kept: Kept,
+    tile: Tile,
+    weights: UInt8[np.ndarray, "use samples"],
+    total: Float[np.ndarray, "use masks"],
+    run: Run,
+    places: tuple[int, int],
+    pieces: Pieces,
+    done: Callable[[int], None],
+) -> None:
+    """Add the losses of some samples of one class, a copy of each for every use of it.
+
+    Parameters
+    ----------
+    total : of the class.
+    places : of the class, and how many there are.
+    """
+    label, labels = places
+    use, place = np.nonzero(weights[:, tile.places])
+    for part in slices(len(use), tile.plan.tile):
+        which, index = use[part], torch.from_numpy(place[part])
+        rows = tuple(value.index_select(0, index.to(value.device)) for value in tile.kept)
+        some = Tile(tile.plan, tile.places[place[part]], rows)
+        group = torch.from_numpy(which * labels + label)
+        losses, _ = tile_losses(kept, some, group, total.shape[1], run, pieces)
+        times = weights[which, some.places].astype(np.float64)
+        np.add.at(total, which, (losses.numpy() * times).T)
+        done(len(which))
 
 
 def _by_class(

@@ -30,7 +30,7 @@ BAND = 0.9
 """Of the draws of a floor; 5 to 95 %."""
 ASKS = (
     "does this network treat its training samples like fresh ones?\nFor a trained network and "
-    "enough samples the answer is nearly always no: read the size of the excess, not p."
+    "enough samples the answer is mostly no: read the size of the excess, not p."
 )
 
 
