@@ -24,7 +24,7 @@ from unitroles.evidence import (
     weigh,
 )
 from unitroles.minima import basin, one_error_point, status
-from unitroles.signs import ABOVE, WITHIN
+from unitroles.signs import ABOVE, TOO_FEW, WITHIN
 
 seeds = st.integers(0, 2**20)
 
@@ -158,7 +158,7 @@ def test_classes_are_adjusted_only_where_one_alone_can_be_rejected():
     np.testing.assert_allclose(found, [0.02, 0.9, 0.9, 0.9])
 
 
-ASKED = ur.Evidence(floors=6, resplits=6, confidence="full", replicates=6, seed=1)
+ASKED = ur.Evidence(floors=20, resplits=6, confidence="full", replicates=6, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -374,3 +374,15 @@ def test_a_class_of_one_sample_has_no_floor():
     assert found.data.floor_samples[0] == 0
     assert np.isnan(found.data.floor_share[:, :, 0]).all()
     assert np.isfinite(found.floors().to_numpy()).all()
+    printed = text.report(found)
+    assert "between sets of 0" not in printed
+    assert "without 1 class of one sample in a split: 0" in printed
+    of_one_sided = found.signs().verdict[["overfitted", "generalizing", "longer", "regret"]]
+    assert (of_one_sided == TOO_FEW).all()  # 3 draws have no 95 % point
+
+
+def test_losses_say_what_they_are_measured_in(taxonomy):
+    data = taxonomy.data
+    names = ["loss_low", "loss_high", "paired_error", "floor_regret", "regret_replicate"]
+    for name in [*names, "set_loss", "intact_loss"]:
+        assert data[name].attrs["units"] == data.loss.attrs["units"] == "nats"

@@ -343,8 +343,8 @@ def test_what_differs_between_forecasts_is_said(changes, row, said):
     assert lines(made(**changes))[row] == said
 
 
-def test_evidence_is_counted_at_most():
-    """As many samples under all masks as the draws hold, none of them shared."""
+def test_evidence_is_counted():
+    """As many samples under all masks as the draws hold, sets that they share not taken off."""
     toy = networks.toy("mlp")
     given = toy.model, toy.train, toy.test, layer_of(toy)
     without = ur.plan(*given)
@@ -364,7 +364,12 @@ def test_evidence_is_counted_at_most():
         found = ur.plan(*given, evidence=asked)
         assert found.evidence_sweeps == pytest.approx(sweeps)
         assert found.evidence_seconds > 0
-        assert lines(found)["evidence"].startswith(f"at most {sweeps:.0f} times the masks, ")
+        assert lines(found)["evidence"].startswith(f"about {sweeps:.0f} times the masks, ")
+    asked = ur.Evidence(floors=4, resplits=3, confidence="full", replicates=5, controls=False)
+    with forced("full"):
+        whole = ur.plan(networks.toy("mlp").model, *given[1:], evidence=asked)
+    assert whole.plan == "full"
+    assert whole.evidence_sweeps == 2 * (4 + 3) + 5  # its batches are never cut
     with pytest.raises(ur.InputError, match="evidence compares curves at the same n"):
         ur.plan(*given, method=ur.Method(resolution="adaptive"), evidence=ur.Evidence())
     with pytest.raises(ur.InputError, match="no class has two samples in both splits"):
@@ -423,7 +428,7 @@ def test_a_dry_run_counts_the_evidence(here, capsys):
     words = [*ANALYZE, "--layer", "2", "--dry-run", "--evidence", "--floors", "0"]
     for more, times in (([], 23), (["--no-controls"], 20)):
         assert main([*words, *more]) == 0
-        assert f"at most {times} times the masks" in capsys.readouterr().out
+        assert f"about {times} times the masks" in capsys.readouterr().out
 
 
 def test_without_a_dry_run_the_output_file_is_asked_for(here, capsys):

@@ -179,7 +179,7 @@ def test_the_call_is_the_verdict_of_the_library():
     verdicts = []
     for plan in (SMALL.null, replace(SMALL, strength=0.3, generalizing=0.25)):
         planted = plant(replace(plan, train=60, test=60))
-        asked = ur.Evidence(floors=5, resplits=0, confidence=None, controls=False)
+        asked = ur.Evidence(floors=20, resplits=0, confidence=None, controls=False)
         data = (planted.train, planted.test)
         found = ur.analyze(planted.model, *data, layer=LAYER, progress=False, evidence=asked)
         mine, signs = called(found.data.floor_share.values), found.signs()

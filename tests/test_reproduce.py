@@ -18,7 +18,7 @@ from unitroles.zoo.settings import ModelSettings, ladder
 from unitroles.zoo.training import Trained
 
 ROLES = list(paper.ROLES)
-ASKED, FEW = reproduce.EVIDENCE, ur.Evidence(floors=4, resplits=4)
+ASKED, FEW = reproduce.EVIDENCE, ur.Evidence(floors=20, resplits=4)
 
 
 def shrink(settings):

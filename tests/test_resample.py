@@ -115,6 +115,29 @@ def test_a_shared_order_is_one_of_each_pair(order):
         assert (share[:, 1] * share[:, 2] == 0).all()
 
 
+@pytest.mark.parametrize("score", ["random", "weight_l1"])
+def test_a_score_without_samples_is_that_of_the_side_in_each_pair(score):
+    """The first part of a pair is read in the order of train, the second in that of test."""
+    toy = one_copy("mlp", torch.float64)
+    given = {"evidence": FEW, "method": ur.Method(score=score)}
+    data, splits = analyze_toy(toy, **given)[0].data, in_order(toy)
+    classes, labels = classes_of(splits)
+    halves = draws.halves(classes, len(labels), 2, FEW.seed)
+    assert (data.order[0] != data.order[1]).any() == (score == "random")
+    for r in range(2):
+        for pair, name in enumerate(DRAWN_FROM):
+            parts = [part_of(splits, halves, r, part) for part in halves.pairs[pair]]
+            for k, label in enumerate(labels.tolist()):
+                active = []
+                for side, (x, y) in enumerate(parts):
+                    order = data.order[side, k].values
+                    curve = reference.rof_curve(toy.model, toy.layer, x[y == label], label, order)
+                    active.append(order[: reference.turning_point(curve[0])])
+                role = reference.roles(active[0], active[1], data.sizes["unit"])
+                share = data.floor_share.sel(drawn_from=name)[r, k]
+                np.testing.assert_allclose(share, reference.proportions(role[None])[0], atol=1e-12)
+
+
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("plan", ["suffix", "full"])
 def test_every_plan_gives_the_same_evidence(name, plan):

@@ -33,7 +33,7 @@ OVERFITTING = Plan(
 @pytest.fixture(scope="module")
 def cases():
     """A network of planted overfitting and a null one, as the command analyses its own."""
-    evidence, found = ur.Evidence(floors=10, resplits=20, replicates=10), []
+    evidence, found = ur.Evidence(floors=20, resplits=20, replicates=10), []
     for name, plan in (("Bad", OVERFITTING), ("Null", replace(OVERFITTING.null, seed=1))):
         made = plant(plan)
         data = Cifar(made.train, made.test, NAMES[: plan.labels])

@@ -107,7 +107,7 @@ def require_room(kept: Kept, labels: Int[np.ndarray, " label"], masks: int, room
     needed = 8 * most * masks
     if needed > room:
         raise InputError(
-            f"confidence holds the losses of a class's samples at all n, {needed / 2**30:.1f} GiB "
+            f"confidence holds the losses of a class's samples at all n, {needed / 2**20:.1f} MiB "
             f"for {kept.samples.name}, more than a quarter of the memory_budget; give a larger "
             "one, fewer samples by max_per_class, a coarser resolution, or confidence=None"
         )

@@ -1,7 +1,7 @@
 """Which samples stand in for which: halves of a split, new splits of all samples, new weights.
 
-NumPy only. Everything is drawn by split and class and keyed by what it is drawn for, so that no
-draw hangs on another one, on batches or on which process makes it.
+NumPy only. Everything is drawn by split and class, keyed by what it is drawn for (the class by its
+place among those analysed), so that no draw hangs on batches or on which process makes it.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
 from unitroles import verdict
@@ -26,9 +27,11 @@ def evidence(taxonomy: Taxonomy) -> str:
 
 
 def _floors(taxonomy: Taxonomy) -> str:
-    frame, size = 100 * taxonomy.floors(), taxonomy.data.floor_samples.values
-    low, high = int(size.min()), int(size.max())
+    frame, size = 100 * taxonomy.floors(), taxonomy.data.floor_samples.to_series()
+    low, high = int(size[size > 0].min()), int(size.max())
     each = f"{low}" if low == high else f"{low} to {high}"
+    without = size.index[size == 0].tolist()
+    left_out = f"\nwithout {count_of(without)} of one sample in a split: {names_of(without)}"
     table = pd.DataFrame(
         {
             "role": frame.index,
@@ -46,7 +49,8 @@ def _floors(taxonomy: Taxonomy) -> str:
     )
     return (
         f"Noise floor: mean share of the units in % between sets of {each} samples per class;\n"
-        f"mean [5, 95 %] of {taxonomy.data.sizes['draw']} draws; excess = over the larger floor\n"
+        f"mean [5, 95 %] of {taxonomy.data.sizes['draw']} draws; excess = over the larger floor"
+        f"{left_out * bool(without)}\n"
         f"{aligned(table)}\n{_spreads(frame)}"
     )
 
@@ -146,8 +150,9 @@ def _sets(taxonomy: Taxonomy) -> str:
     rows = []
     for split, row in mean.iterrows():
         for name, side in (("its active set", ""), ("the whole layer", "intact_")):
-            shown = [f"{100 * row[f'{side}recall']:.1f}"]
-            shown += [f"{100 * row[f'{side}balanced_accuracy']:.1f}", f"{row[f'{side}loss']:.4f}"]
+            shares = [100 * row[f"{side}recall"], 100 * row[f"{side}balanced_accuracy"]]
+            shown = [f"{share:.1f}" if np.isfinite(share) else "-" for share in shares]
+            shown.append(f"{row[f'{side}loss']:.4f}")
             rows.append([f"{split}, {name}", *shown])
     heads = ["awake", "recall", "balanced accuracy", f"loss of all ({taxonomy.loss_units})"]
     return (

@@ -47,9 +47,9 @@ class Forecast:
     fixed_seconds : checks, export and choice of the plan, already spent. While the model lives its
         export is remembered: the analysis itself will not spend all of them again.
     body_seconds, sweep_seconds : the passes of the model as far as the layer, and the masks.
-    evidence_sweeps : how many times as much as the masks the evidence is at most: sets of units
-        with which several orders begin run once for all of them, mostly several times fewer.
-    evidence_seconds : for so many, the most it takes.
+    evidence_sweeps : how many times as much as the masks the evidence is, if draws share nothing:
+        but for plan "full", sets with which several orders begin run once for all of them.
+    evidence_seconds : for so many; without the weighing of losses in the given order.
     """
 
     layer: str
@@ -96,9 +96,10 @@ class Forecast:
         }
         if self.evidence_sweeps:
             rows["evidence"] = (
-                f"at most {self.evidence_sweeps:.0f} times the masks, "
-                f"{_duration(self.evidence_seconds)} more; "
-                "sets that several draws share run once"
+                f"about {self.evidence_sweeps:.0f} times the masks, "
+                f"{_duration(self.evidence_seconds)} more"
+                + "; less where draws share sets"
+                * (self.plan != "full")
             )
         return "\n".join(f"{name:<8} {value}" for name, value in rows.items())
 
@@ -207,13 +208,15 @@ def plan(
 
 
 def _sweeps(ready: Ready, evidence: Evidence) -> float:
-    """How many times the samples of both splits are put under all masks, at most."""
-    samples = ready.counts
+    """How many times the samples of both splits are put under all masks, if draws share nothing."""
+    samples, controls = ready.counts, 3.0 * evidence.controls
+    full = evidence.draws * (evidence.confidence == "full")
+    if isinstance(ready.choices[0].plan, FullPlan):  # whole batches, of two parts in either split
+        return 2.0 * (evidence.floors + evidence.resplits) + full + controls
     halved = 4 * half_size(samples).sum() / samples.sum()
-    found = evidence.floors * halved + evidence.resplits + 3.0 * evidence.controls
-    if evidence.confidence == "full":
-        found += evidence.draws * (1 - np.exp(-1.0))  # the others weigh nothing
-    return float(found)
+    # Of weighted samples e^-1 weigh nothing.
+    drawn = evidence.floors * halved + evidence.resplits + full * (1 - np.exp(-1.0))
+    return float(drawn + controls)
 
 
 def _cached(ready: Ready, budget: int) -> tuple[tuple[str, str], int]:

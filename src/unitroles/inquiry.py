@@ -21,6 +21,7 @@ from unitroles.draws import Draws, half_size, halves, resplits, reweighted
 from unitroles.errors import InputError
 from unitroles.evidence import interval, role_shares, unit_spread
 from unitroles.options import Evidence
+from unitroles.plans import FullPlan
 from unitroles.progress import Track
 from unitroles.resample import Redone, Setting, redo, work
 from unitroles.retrieval import Observer, nobody
@@ -220,7 +221,8 @@ def _full(inquiry: Inquiry, draws: Draws, say: Callable[[float], None] | None) -
     """Score, order and curve anew for every replicate: P(role), and intervals with rank noise."""
     setting, level = inquiry.setting, inquiry.evidence.level
     if say is not None:
-        say(work(setting, draws) / setting.samples)
+        whole = isinstance(setting.kept[0].plan, FullPlan)  # its batches are never cut
+        say(len(draws) if whole else work(setting, draws) / setting.samples)
     blocks = list(_redone(inquiry, "confidence", draws))
     role = np.concatenate([block.role[:, 0] for block in blocks])
     curve = np.concatenate([block.curve[:, 0] for block in blocks])

@@ -18,6 +18,8 @@ SPLITS = ("train", "test")
 CROSS_ENTROPY = "cross_entropy"
 OWN_UNITS = "units of the loss"
 """In what a loss other than cross-entropy is measured."""
+_LOSSES = {"loss_low", "loss_high", "paired_error", "floor_regret", "regret_replicate"}
+_LOSSES |= {"set_loss", "intact_loss"}
 
 
 def dataset(
@@ -57,7 +59,7 @@ def dataset(
             "swapped_accuracy": (by_label, swapped_accuracy, {"units": "fraction"}),
             "role": (("label", "unit"), role, _role_flags()),
             "status": (by_label, status(loss, turning_point)),
-            **evidence[0],
+            **_with_units(evidence[0], nats),
         },
         coords={
             "split": list(SPLITS),
@@ -76,6 +78,14 @@ def dataset(
             "provenance": json.dumps(provenance),
         },
     )
+
+
+def _with_units(evidence: Mapping[str, Any], nats: str) -> dict[str, Any]:
+    """Variables as (dims, values), those of losses with what they are measured in."""
+    return {
+        name: (*given, {"units": nats}) if name in _LOSSES else given
+        for name, given in evidence.items()
+    }
 
 
 def _role_flags() -> dict[str, Any]:

@@ -210,7 +210,8 @@ class Evidence:
     Parameters
     ----------
     floors : random splits inside the training and inside the test set, whose roles are what
-        sampling alone gives; 0 = none.
+        sampling alone gives; 0 = none. Of fewer than 20 no verdict is read. What silent units give
+        with `Method(baseline="mean")` stays that of all training samples.
     resplits : new splits of all samples into two sets of the sizes of training and test set; 0 =
         no test. The smallest possible p is 1 / (resplits + 1).
     confidence : None; "given_order", intervals from samples weighted anew, with each unit keeping
@@ -238,6 +239,8 @@ class Evidence:
         _one_of("confidence", self.confidence, (None, *CONFIDENCES))
         if self.replicates is not None:
             _whole("replicates", self.replicates, 2)
+        if not isinstance(self.controls, bool):
+            raise InputError(f"controls must be True or False, not {self.controls!r}")
         if not isinstance(self.level, Real) or not 0 < self.level < 1:
             raise InputError(f"level must lie between 0 and 1, not {self.level!r}")
 

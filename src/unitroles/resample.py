@@ -92,20 +92,21 @@ def redo(
     ----------
     done : told how many samples each step added; see `work`.
     """
-    draws = _by_pair(draws, setting.order)
+    draws = _by_pair(draws, setting)
     for block in slices(len(draws), _together(setting, draws)):
         yield _redone(setting, draws.part(block), done)
 
 
 def work(setting: Setting, draws: Draws) -> int:
     """How many samples `redo` puts under all masks."""
-    draws = _by_pair(draws, setting.order)
+    draws = _by_pair(draws, setting)
     return sum(int(np.count_nonzero(weights)) for weights in draws.weights)
 
 
-def _by_pair(draws: Draws, order: str) -> Draws:
-    """Parts with curves of their own in every pair, where the order is one of the pair."""
-    if order == "per_split" or len(draws.pairs) == 1:
+def _by_pair(draws: Draws, setting: Setting) -> Draws:
+    """Parts of their own in every pair, where orders hang on the pair or on the side in it."""
+    alike = setting.order == "per_split" and setting.fixed is None
+    if alike or len(draws.pairs) == 1:
         return draws
     parts = [part for pair in draws.pairs for part in pair]
     first, second = (np.ascontiguousarray(weights[:, parts]) for weights in draws.weights)
@@ -175,7 +176,7 @@ def _fixed(setting: Setting, draws: Draws) -> Float[np.ndarray, "part label unit
     assert setting.fixed is not None
     parts = draws.weights[0].shape[1]
     found = np.zeros((parts, *setting.fixed.shape[1:]))
-    for pair in reversed(draws.pairs):
+    for pair in draws.pairs:
         for split, part in enumerate(pair):
             found[part] = setting.fixed[split]
     return found

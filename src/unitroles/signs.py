@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 import xarray as xr
@@ -17,6 +19,9 @@ from unitroles.verdict import BAND, against, over_labels, require
 LOOSE = 1e-2
 """Nats; the other tolerance that a sign names."""
 ABOVE, WITHIN = "above what sampling gives", "within what sampling gives"
+ENOUGH = 20
+"""Draws; of fewer none marks the 95 % point."""
+TOO_FEW = f"fewer than {ENOUGH} floors, too few for a verdict"
 SIGNS = {role: f"{role} share" for role in ROLE_NAMES} | {
     "spread": "std of the core share over classes",
     "longer": "n0/N on train beyond test",
@@ -52,7 +57,9 @@ def signs(data: xr.Dataset, level: float, units: str) -> pd.DataFrame:
     frame["loose"] = _signs(loose, np.zeros(len(loose)))
     frame.loc["regret", "loose"] = np.nan  # that of other active sets was not measured
     # Sampling makes units differ between splits; of agreement it makes less.
-    above = np.where(frame.observed > frame.ceiling, ABOVE, WITHIN)
+    above = np.where(frame.observed > frame.ceiling, ABOVE, WITHIN).astype(object)
+    if data.sizes["draw"] < ENOUGH:
+        above[:] = TOO_FEW
     frame["verdict"] = np.where(frame.index.isin(ONE_SIDED), above, "")
     frame["sentence"] = [_sentence(str(sign), row, units) for sign, row in frame.iterrows()]
     return frame
@@ -73,13 +80,13 @@ def _sentence(sign: str, row: pd.Series, units: str) -> str:
 
     def number(value: float) -> str:
         # Regrets may be smaller than any fixed number of decimals; -0 is 0.
-        return f"{value + 0.0:+.2g}" if in_nats else f"{100 * value:.1f}"
+        return f"{value + 0.0:+.2g}" if in_nats else _percent(value)
 
     def shown(value: float) -> str:
         return f"{number(value)} {units if in_nats else '%'}"
 
     def band(low: float, high: float) -> str:
-        return f" [{number(low)}, {number(high)}]" if np.isfinite(low) else ""
+        return _band(low, high, number)
 
     floors = " and ".join(
         f"{shown(row[f'{split}_floor'])}{band(row[f'{split}_low'], row[f'{split}_high'])} inside "
@@ -95,9 +102,13 @@ def _sentence(sign: str, row: pd.Series, units: str) -> str:
     return f"{text}: {row.verdict}" if row.verdict else text
 
 
-def _band(low: float, high: float) -> str:
-    """An interval in %, where there is one."""
-    return f" [{100 * low:.1f}, {100 * high:.1f}]" if np.isfinite(low) else ""
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def _band(low: float, high: float, number: Callable[[float], str] = _percent) -> str:
+    """An interval, where there is one."""
+    return f" [{number(low)}, {number(high)}]" if np.isfinite(low) else ""
 
 
 def train_only_signs(data: xr.Dataset, level: float, order: str) -> pd.DataFrame:

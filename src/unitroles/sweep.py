@@ -13,6 +13,7 @@ from torch import Tensor
 
 from unitroles.additive import Additive
 from unitroles.losses import Logits
+from unitroles.memory import slices
 from unitroles.trees import Tree
 
 # Logits of several masks that stay in the processor's caches.
@@ -214,8 +215,8 @@ class Sums:
                 count += len(level[0])
             if waiting and (count >= step or n == max(points)):
                 whole = [torch.cat(sums) for sums in zip(*waiting, strict=True)]
-                for start in range(0, count, step):
-                    part = [sums[start : start + step] for sums in whole]
+                for some in slices(count, step):
+                    part = [sums[some] for sums in whole]
                     yield slice(done, done + len(part[0])), part
                     done += len(part[0])
                 waiting, count = [], 0
