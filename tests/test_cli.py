@@ -695,8 +695,8 @@ def test_the_tables_in_words() -> None:
         "overfitted 25.0 ± 25.0 25.0 ± 25.0",
         "confusing 25.0 ± 25.0 25.0 ± 25.0",
         "tolerance 1e-06 50.0 25.0 0.0 25.0",
-        "train +0.1500 +0.0000 to +0.3000 +25.00 +0.00 to +50.00",
-        "test +0.1000 +0.0000 to +0.2000 +0.00 +0.00 to +0.00",
+        "train +0.15 +0 to +0.3 +25.00 +0.00 to +50.00",
+        "test +0.1 +0 to +0.2 +0.00 +0.00 to +0.00",
     ):
         assert line in shown
     assert any("std = population std (ddof 0)" in line for line in shown)

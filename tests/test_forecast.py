@@ -366,7 +366,8 @@ def test_evidence_is_counted():
         assert found.evidence_seconds > 0
         assert lines(found)["evidence"].startswith(f"about {sweeps:.0f} times the masks, ")
     asked = ur.Evidence(floors=4, resplits=3, confidence="full", replicates=5, controls=False)
-    with forced("full"):
+    with forced("full"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ur.PlanWarning)
         whole = ur.plan(networks.toy("mlp").model, *given[1:], evidence=asked)
     assert whole.plan == "full"
     assert whole.evidence_sweeps == 2 * (4 + 3) + 5  # its batches are never cut

@@ -132,7 +132,7 @@ def test_rof_curve_shows_the_curve_its_turning_point_and_both_ends(name: str, sp
     assert artist(ax, "turning point").get_linestyle() == "--"
     dead, whole = data.loss.values[[0, -1]]
     expected = {f"$n_0$ = {point}", f"dead layer {dead:#.3g}", f"whole layer {whole:#.3g}"}
-    assert set(texts(ax)) == expected
+    assert set(texts(ax)) == {*expected, *notes(member, "cat", split)}
     drawn(ax.figure)
 
 
@@ -263,6 +263,47 @@ def under_title(ax: Axes) -> list[str]:
     return [line for text in found for line in text.get_text().split("\n")]
 
 
+def notes(member: Taxonomy, label: str, *splits: str) -> list[str]:
+    """What should be said of curves without a clear minimum."""
+    status = {
+        split: str(member.data.status.sel(split=split, label=label).item()) for split in splits
+    }
+    return [f"{split}: {s}" for split, s in status.items() if s != "clear minimum"]
+
+
+def test_bands_show_the_intervals_where_there_are_some() -> None:
+    member = MODELS["B"]
+    data, n = member.data, member.data.sizes["retrieved"]
+    low, high = data.loss - 0.1, data.loss + 0.2
+    points = (
+        np.repeat(data.turning_point.values[None], 3, axis=0) + np.array([-1, 0, 1])[:, None, None]
+    )
+    dims = ("replicate", "split", "label")
+    sure = Taxonomy(
+        data.assign(loss_low=low, loss_high=high, turning_point_replicate=(dims, points))
+    )
+    ax = plots.rof_curve(sure, "cat", "test")
+    band = artist_of(ax.collections, "test interval").get_paths()[0].vertices
+    own = data.loss.sel(split="test", label="cat").values
+    assert set(band[:, 0]) == set(range(n))
+    np.testing.assert_allclose(band[:, 1].min(), own.min() - 0.1)
+    np.testing.assert_allclose(band[:, 1].max(), own.max() + 0.2)
+    span = artist_of(ax.patches, "test interval of n0")
+    n0 = int(data.turning_point.sel(split="test", label="cat"))
+    first, last = np.percentile([n0 - 1, n0, n0 + 1], [5, 95])
+    np.testing.assert_allclose([span.get_x(), span.get_x() + span.get_width()], [first, last])
+    drawn(ax.figure)
+    curves, _ = plots.role_curves(sure, "cat")
+    assert {c.get_gid() for c in curves.collections} == {"train interval", "test interval"}
+    drawn(curves.figure)
+    assert not plots.rof_curve(member, "cat", "test").collections
+
+
+def artist_of(artists, gid: str):
+    (found,) = [artist for artist in artists if artist.get_gid() == gid]
+    return found
+
+
 def test_compare_marks_the_flagged_panels() -> None:
     flagged = {
         "B": MODELS["B"],
@@ -282,11 +323,12 @@ def test_compare_marks_the_flagged_panels() -> None:
 def test_curves_of_a_flagged_class_are_marked() -> None:
     member = with_flags(MODELS["E"], "cat", "test")
     test = "test: never below the dead layer"
+    train, both = notes(member, "cat", "train"), notes(member, "dog", *SPLITS)
     for axes, expected in (
-        (plots.role_curves(member, "cat")[0], [test]),
+        (plots.role_curves(member, "cat")[0], [*train, test]),
         (plots.rof_curve(member, "cat", "test"), [test]),
-        (plots.rof_curve(member, "cat", "train"), []),
-        (plots.role_curves(member, "dog")[0], []),
+        (plots.rof_curve(member, "cat", "train"), train),
+        (plots.role_curves(member, "dog")[0], both),
     ):
         drawn(axes.figure)
         assert under_title(axes) == expected

@@ -34,7 +34,7 @@ class Tree:
 
         >>> tree, places = Tree.of(np.array([[0, 1, 2], [1, 0, 2]]))
         >>> tree.sizes, places.tolist()
-        ([1, 2, 1, 1], [[0, 0, 0, 0], [0, 1, 0, 0]])
+        ([1, 2, 1, 1], [[0, 1, 0, 0], [0, 0, 0, 0]])
         """
         count, units = orders.shape
         member = np.zeros((count, units), dtype=bool)
