@@ -265,23 +265,19 @@ def under_title(ax: Axes) -> list[str]:
 
 def notes(member: Taxonomy, label: str, *splits: str) -> list[str]:
     """What should be said of curves without a clear minimum."""
-    status = {
-        split: str(member.data.status.sel(split=split, label=label).item()) for split in splits
-    }
-    return [f"{split}: {s}" for split, s in status.items() if s != "clear minimum"]
+    status = member.data.status.sel(label=label)
+    words = {split: str(status.sel(split=split).item()) for split in splits}
+    return [f"{split}: {text}" for split, text in words.items() if text != "clear minimum"]
 
 
 def test_bands_show_the_intervals_where_there_are_some() -> None:
     member = MODELS["B"]
     data, n = member.data, member.data.sizes["retrieved"]
     low, high = data.loss - 0.1, data.loss + 0.2
-    points = (
-        np.repeat(data.turning_point.values[None], 3, axis=0) + np.array([-1, 0, 1])[:, None, None]
-    )
-    dims = ("replicate", "split", "label")
-    sure = Taxonomy(
-        data.assign(loss_low=low, loss_high=high, turning_point_replicate=(dims, points))
-    )
+    points = data.turning_point.values + np.array([-1, 0, 1])[:, None, None]
+    again = (("replicate", "split", "label"), points)
+    wide = data.assign(loss_low=low, loss_high=high, turning_point_replicate=again)
+    sure = Taxonomy(wide.assign_attrs(provenance='{"options": {}}'))
     ax = plots.rof_curve(sure, "cat", "test")
     band = artist_of(ax.collections, "test interval").get_paths()[0].vertices
     own = data.loss.sel(split="test", label="cat").values
