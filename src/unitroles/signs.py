@@ -103,7 +103,7 @@ def _sentence(sign: str, row: pd.Series, units: str) -> str:
 
 
 def _percent(value: float) -> str:
-    return f"{100 * value:.1f}"
+    return f"{round(100 * value, 1) + 0.0:.1f}"  # -0 is 0
 
 
 def _band(low: float, high: float, number: Callable[[float], str] = _percent) -> str:
