@@ -240,6 +240,17 @@ def test_flat_minima_and_the_rule_of_one_error_are_tables(taxonomy):
         plain.minima(-1.0)
 
 
+def test_one_error_is_that_of_the_smaller_split(taxonomy):
+    data = taxonomy.data
+    more = data.assign(samples=data.samples * np.array([[9], [1]]))
+    given = data.loss.values, data.paired_error.values, more.samples.values
+    point, fewer = data.turning_point.values, more.samples.values.min(axis=0)
+    found = verdict.minima(more, 0.01).one_error.to_numpy().reshape(point.shape)
+    np.testing.assert_array_equal(found, one_error_point(*given, fewer, point))
+    larger = one_error_point(*given, more.samples.values.max(axis=0), point)
+    assert (found < larger).any()
+
+
 def test_agreement_is_a_table_and_is_printed(taxonomy):
     data, frame = taxonomy.data, taxonomy.agreement()
     found = overlap(data.order.values, data.turning_point.values)
