@@ -8,16 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
 
 Weights = UInt8[np.ndarray, "replicate part _"]
 
 _HALVES, _RESPLIT, _WEIGHTS, _RANDOM, _COVERAGE = range(5)
-# Poisson(1) up to where no 53-bit number reaches: the chance of 19 and more is 3e-18.
-_POISSON = np.cumsum(np.exp(-1.0) / np.cumprod([1.0, *range(1, 19)]))
 _TRIES = 1000
+
+
+@cache
+def _poisson_levels(mean: int) -> Float[np.ndarray, " values"]:
+    """The distribution function of Poisson(mean) up to where no 53-bit number reaches."""
+    chances = np.exp(-mean) * np.cumprod([1.0, *(mean / np.arange(1, 30 + 4 * mean))])
+    return np.cumsum(chances)
 
 
 @dataclass(frozen=True)
@@ -134,7 +140,7 @@ def _poisson(
         # A sample's number is its place in the stream: nothing hangs on who its neighbours are.
         stream = np.random.Generator(np.random.Philox(np.random.SeedSequence((*key, attempt))))
         level = stream.random(rows[again].max() + 1)[rows[again]]
-        weights[again] = np.searchsorted(_POISSON, level, side="right")
+        weights[again] = np.searchsorted(_poisson_levels(1), level, side="right")
         empty = np.bincount(classes, weights, minlength=labels) == 0
     return weights
 
@@ -152,10 +158,24 @@ def weighted_again(
     Draws without any sample are those of the replicate itself.
     """
     rng = np.random.default_rng([*key, _COVERAGE])
+    levels, first = _all_poisson_levels()
     for own in weights:
-        drawn = rng.poisson(own.astype(np.float64), size=(inner, len(own))).astype(np.uint8)
+        place = own + rng.random((inner, len(own)))
+        drawn = (levels.searchsorted(place, side="right") - first[own]).astype(np.uint8)
         drawn[~drawn.any(axis=1)] = own
         yield drawn
+
+
+@cache
+def _all_poisson_levels() -> tuple[Float[np.ndarray, " values"], Int[np.ndarray, " weights"]]:
+    """Weight + distribution function of Poisson(weight), in one row, and where each one starts.
+
+    Together they rise, as no level reaches 1, so one search finds the numbers of all weights.
+    """
+    by_weight = [np.zeros(0), *map(_poisson_levels, range(1, 33))]
+    by_weight = [levels[levels < 1 - 2.0**-44] for levels in by_weight]
+    first = np.cumsum([0, *map(len, by_weight[:-1])])
+    return np.concatenate([w + levels for w, levels in enumerate(by_weight)]), first
 
 
 def _members(

@@ -23,14 +23,8 @@ def margins(
     """
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.to(torch.float32)
-    elif 0 in logits.stride():
-        logits = logits.clone()  # one number in many places cannot be written to
-    index = labels.expand(logits.shape[0], -1)[..., None]
-    own = logits.gather(2, index)
-    logits.scatter_(2, index, float("-inf"))
-    top, total = _logsumexp(logits)
-    logits.scatter_(2, index, own)
-    own = own.squeeze(2)
+    parts = _by_class if logits.shape[2] <= _FEW else _by_row
+    own, top, total = parts(logits, labels)
     right = own > top
     tied = own == top
     if bool(tied.any()):
@@ -41,20 +35,36 @@ def margins(
     return rest.to(wide) - own.to(wide), right
 
 
-def _logsumexp(logits: Logits) -> tuple[Tensor, Tensor]:
-    """The largest logit and the logsumexp of each mask and sample."""
-    if logits.shape[2] > _FEW:
-        top = logits.amax(dim=2)
-        # The fused kernel is several times faster than logsumexp; at the largest logit it is exact.
-        return top, top - torch.log_softmax(logits, dim=2).amax(dim=2)
-    # Rows of so few numbers are slow one by one: class by class they run in step.
-    columns = logits.flatten(0, 1).t().contiguous()
+_Parts = tuple[Float[Tensor, "masks samples"], ...]
+"""The own logit, the largest of the others, and their logsumexp."""
+
+
+def _by_row(logits: Logits, labels: Int[Tensor, " samples"]) -> _Parts:
+    if 0 in logits.stride():
+        logits = logits.clone()  # one number in many places cannot be written to
+    index = labels.expand(logits.shape[0], -1)[..., None]
+    own = logits.gather(2, index)
+    logits.scatter_(2, index, float("-inf"))
+    top = logits.amax(dim=2)
+    # The fused kernel is several times faster than logsumexp; at the largest logit it is exact.
+    total = top - torch.log_softmax(logits, dim=2).amax(dim=2)
+    logits.scatter_(2, index, own)
+    return own.squeeze(2), top, total
+
+
+def _by_class(logits: Logits, labels: Int[Tensor, " samples"]) -> _Parts:
+    """Rows of so few numbers are slow one by one: class by class they run in step."""
+    columns = logits.new_empty(logits.shape[2], *logits.shape[:2])
+    columns.copy_(logits.movedim(2, 0))
+    index = labels.expand(1, logits.shape[0], -1)
+    own = columns.gather(0, index)
+    columns.scatter_(0, index, float("-inf"))
     top = columns.amax(dim=0)
     parts = columns.sub_(top).exp_()
     total = parts[0].clone()
     for part in parts[1:]:  # in this order whatever the number of rows
         total += part
-    return top.view(logits.shape[:2]), total.log_().add_(top).view(logits.shape[:2])
+    return own[0], top, total.log_().add_(top)
 
 
 def losses(margin: Float[Tensor, "*rest"]) -> Float[Tensor, "*rest"]:

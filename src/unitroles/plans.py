@@ -28,7 +28,7 @@ from unitroles.trees import Tree
 
 # Beyond this a call gains nothing from more rows but leaves the processor's caches.
 _COPIES_BYTES = 8 * 2**20
-_BRANCH_BYTES = 2**22
+_BRANCH_BYTES = 2**23
 # Input, output and one intermediate of a masked copy, twice over for what the head widens.
 _COPIES = 6
 _TILE, _TILE_BYTES = 64, 64 * 2**20
@@ -264,6 +264,8 @@ class SuffixPlan:
         for start in range(0, len(masks), step):
             part = slice(start, min(start + step, len(masks)))
             awake = masks.awake(part)
+            if awake.stride(1) == 0:  # the same for all samples: spread once for all of them
+                awake = awake[:, :1]
             many = len(awake)
             copies = [
                 torch.where(owners.spread(awake), value, dead).flatten(0, 1)
@@ -285,9 +287,9 @@ class SuffixPlan:
         sets = torch.from_numpy(tree.sets(points)).to(kept[0].device)
         return self.masked(kept, Sets(sets, len(kept[0])))
 
-    def rows_of(self, tree: Tree) -> int:
-        """How many samples run together through `branches`."""
-        return self.tile
+    def rows_of(self, tree: Tree | None) -> int:
+        """How many samples run together through `branches`, or under some masks."""
+        return self.tile if tree else max(self.tile, self.rows_within(_COPIES_BYTES))
 
     def without_each(
         self, kept: Any, units: Sequence[int] | None = None
@@ -358,7 +360,9 @@ class AdditivePlan:
     ) -> Iterator[tuple[slice, Logits]]:
         return self._sums(kept).branches(tree, points)
 
-    def rows_of(self, tree: Tree) -> int:
+    def rows_of(self, tree: Tree | None) -> int:
+        if tree is None:
+            return self.suffix.rows_of(None)
         sums = self._sums(self.keep(*self.probe)).rows_of(tree, _BRANCH_BYTES)
         return min(sums, self.suffix.rows_within(_TILE_BYTES))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -92,20 +92,28 @@ def _parts(
 def _additions(
     amount: Float[Tensor, "samples positions units features"],
     rows: Float[Tensor, "units features outputs"],
-) -> Callable[[Int[Tensor, " sets"]], Float[Tensor, "sets samples *positions outputs"]]:
-    """What some units add to the sums of all samples, a unit for each set."""
+) -> Callable[[Int[Tensor, " sets"], Float[Tensor, "sets samples *positions outputs"]], Any]:
+    """Adds to sums of all samples what some units do, a unit for each set."""
     samples, positions, _, features = amount.shape
     if features > 1:
         turned = amount.permute(2, 0, 1, 3).flatten(1, 2)
         if positions == 1:
             blocks = torch.bmm(turned, rows)
-            return lambda units: blocks[units]
+            return lambda units, sums: sums.add_(blocks.index_select(0, units))
         shape = (samples, positions)
-        return lambda units: torch.bmm(turned[units], rows[units]).unflatten(1, shape)
+        return lambda units, sums: sums.add_(
+            torch.bmm(turned[units], rows[units]).unflatten(1, shape)
+        )
     scale, rows = amount[..., 0].permute(2, 0, 1), rows[:, 0]
-    if positions == 1:
-        return lambda units: scale[units] * rows[units, None]
-    return lambda units: scale[units][..., None] * rows[units, None, None]
+    scale = (scale[:, :, 0] if positions == 1 else scale)[..., None].contiguous()
+
+    def add(units: Tensor, sums: Tensor) -> None:
+        row = rows.index_select(0, units)
+        sums.addcmul_(
+            scale.index_select(0, units), row[:, None] if positions == 1 else row[:, None, None]
+        )
+
+    return add
 
 
 _Pairs = Sequence[tuple[Float[Tensor, "units features _"], Tensor]]
@@ -199,27 +207,41 @@ class Sums:
         self, pairs: _Pairs, tree: Tree, points: Sequence[int], step: int
     ) -> Iterator[tuple[slice, list[Tensor]]]:
         """The sums of the sets of `points` units, some sets at a time."""
-        device = self.amount.device
-        adds = [_additions(self.amount, rows) for rows, _ in pairs]
-        level = [start[None] for _, start in pairs]
-        wanted, waiting, done, count = set(points), [], 0, 0
-        for n in range(max(points) + 1):
-            if n:
-                parent = torch.from_numpy(tree.parents[n - 1]).to(device)
-                unit = torch.from_numpy(tree.units[n - 1]).to(device)
-                level = [
-                    sums[parent].add_(add(unit)) for sums, add in zip(level, adds, strict=True)
-                ]
-            if n in wanted:
-                waiting.append(level)
-                count += len(level[0])
-            if waiting and (count >= step or n == max(points)):
-                whole = [torch.cat(sums) for sums in zip(*waiting, strict=True)]
-                for some in slices(count, step):
-                    part = [sums[some] for sums in whole]
-                    yield slice(done, done + len(part[0])), part
-                    done += len(part[0])
-                waiting, count = [], 0
+        device, last = self.amount.device, max(points)
+        starts, adds = zip(
+            *((sums, _additions(self.amount, rows)) for rows, sums in pairs), strict=True
+        )
+        parents, units = (
+            [torch.from_numpy(values).to(device) for values in levels[:last]]
+            for levels in (tree.parents, tree.units)
+        )
+
+        def empty(sets: int) -> list[Tensor]:
+            return [start.new_empty(sets, *start.shape) for start in starts]
+
+        wanted, sizes = set(points), tree.sizes
+        total = sum(sizes[n] for n in wanted)
+        level = [start[None] for start in starts]
+        blocks: list[Tensor] = []
+        filled = done = 0
+        for n in range(last + 1):
+            # Room for what is missing of a block, and for the level that completes it.
+            blocks = blocks or empty(min(step + max(sizes), total - done))
+            here = slice(filled, filled + sizes[n])
+            grown = [block[here] for block in blocks] if n in wanted else empty(sizes[n])
+            for sums, add, out in zip(level, adds, grown, strict=True):
+                if n == 0:
+                    out.copy_(sums)
+                else:
+                    torch.index_select(sums, 0, parents[n - 1], out=out)
+                    add(units[n - 1], out)
+            level = grown
+            filled += sizes[n] if n in wanted else 0
+            if filled >= step or n == last:
+                for some in slices(filled, step):
+                    yield slice(done, done + some.stop - some.start), [b[some] for b in blocks]
+                    done += some.stop - some.start
+                blocks, filled = [], 0
 
     def _totals(
         self, pairs: Sequence[tuple[_Parts, Tensor]], wanted: list[int], running: bool, step: int

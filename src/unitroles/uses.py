@@ -39,7 +39,7 @@ class Job:
 
     def rows_of(self, plan: Plan) -> int:
         """How many samples run together."""
-        if isinstance(plan, FullPlan) or self.tree is None:
+        if isinstance(plan, FullPlan):
             return plan.tile
         assert isinstance(plan, Cut)
         return plan.rows_of(self.tree)
@@ -146,23 +146,31 @@ def _by_class(
         own = classes[tile.places]
         for label in np.unique(own[wanted[tile.places]]).tolist():
             if waiting and label != last:
-                yield from _pieces(waiting, rows_of(last))
+                yield _joined(waiting)
                 waiting = []
             mine = np.flatnonzero(wanted[tile.places] & (own == label))
             index = torch.from_numpy(mine)
             rows = tuple(value.index_select(0, index.to(value.device)) for value in tile.kept)
             waiting.append(Tile(tile.plan, tile.places[mine], rows))
-            last = label
-            if sum(len(part.places) for part in waiting) >= rows_of(label):
-                yield from _pieces(waiting, rows_of(label))
-                waiting = []
+            last, size = label, rows_of(label)
+            if sum(len(part.places) for part in waiting) >= size:
+                pieces = _cut(_joined(waiting), size)
+                waiting = [pieces.pop()] if len(pieces[-1].places) < size else []
+                yield from pieces
     if waiting:
-        yield from _pieces(waiting, rows_of(last))
+        yield _joined(waiting)
 
 
-def _pieces(waiting: Sequence[Tile], size: int) -> Iterator[Tile]:
-    """Samples of one class as one tile, or as several where there is no room for that."""
-    places = np.concatenate([part.places for part in waiting])
-    rows = tuple(map(torch.cat, zip(*(part.kept for part in waiting), strict=True)))
-    for part in slices(len(places), size):
-        yield Tile(waiting[0].plan, places[part], tuple(value[part] for value in rows))
+def _joined(some: Sequence[Tile]) -> Tile:
+    """Samples of one class as one tile."""
+    places = np.concatenate([part.places for part in some])
+    rows = tuple(map(torch.cat, zip(*(part.kept for part in some), strict=True)))
+    return Tile(some[0].plan, places, rows)
+
+
+def _cut(tile: Tile, size: int) -> list[Tile]:
+    """Its samples in pieces of some size, of which the last may be smaller."""
+    return [
+        Tile(tile.plan, tile.places[part], tuple(value[part] for value in tile.kept))
+        for part in slices(len(tile.places), size)
+    ]
