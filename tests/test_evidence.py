@@ -373,6 +373,7 @@ def test_copies_of_a_sample_are_drawn_again_as_often_as_it_counts():
     weights = np.array([[3, 0, 1], [0, 0, 1]], dtype=np.uint8)
     first, second = draws.weighted_again(weights, 4000, (0,))
     np.testing.assert_allclose(first.mean(axis=0), [3, 0, 1], atol=0.1)
+    np.testing.assert_allclose(first.var(axis=0), [3, 0, 1], atol=0.25)
     assert (second.sum(axis=1) > 0).all()  # a draw of nothing is the replicate itself
 
 
