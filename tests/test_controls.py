@@ -116,6 +116,13 @@ def test_the_temperature_is_the_best_for_the_test_split():
     assert 10 / 2 ** (1 / 8) <= found[1] / found[0] <= 10 * 2 ** (1 / 8)
 
 
+@pytest.mark.parametrize(("factor", "said"), [(1.0, False), (1e4, True)])
+def test_a_temperature_beyond_those_that_are_tried_is_said(factor, said):
+    printed = text.report(analyze_toy(one_copy("mlp", torch.float64, factor), evidence=ONLY)[0])
+    assert "(scaled logits: divided by " in printed
+    assert ("the end of what is tried" in printed) == said
+
+
 @pytest.mark.parametrize("name", ["mlp", "conv_pool_linear"])
 @pytest.mark.parametrize("plan", ["suffix", "full"])
 def test_every_plan_gives_the_same_controls(name, plan):

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from unitroles import verdict
+from unitroles.controls import TEMPERATURES
 from unitroles.evidence import ALPHA, GOOD_COVERAGE
 from unitroles.labelled import SPLITS
 from unitroles.layout import aligned, count_of, names_of
@@ -138,11 +139,16 @@ def _controls(taxonomy: Taxonomy) -> str:
     frame = (100 * taxonomy.controls()).map("{:.1f}".format).reset_index()
     frame = frame.rename(columns={"agreement": "same role"})
     scale = taxonomy.data.get("temperature")
-    divided = "" if scale is None else f"\n(scaled logits: divided by {float(scale):.3g})"
+    divided = "" if scale is None else f"\n(scaled logits: divided by {_temperature(float(scale))})"
     return (
         "Controls: mean share of the units in %, and of those whose role stays the same"
         f"{divided}\n{aligned(frame)}\n\n{_sets(taxonomy)}"
     )
+
+
+def _temperature(value: float) -> str:
+    at_end = value in (TEMPERATURES[0], TEMPERATURES[-1])
+    return f"{value:.3g}" + ", the end of what is tried" * at_end
 
 
 def _sets(taxonomy: Taxonomy) -> str:
