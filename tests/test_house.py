@@ -24,11 +24,11 @@ ARROWS = [
     "minima", "resolution", "draws", "evidence", "plans", "check", "choice", "collect", "retrieval",
     "uses", "resample", "confidence", "controls", "inquiry", "survey", "prepare", "baseline",
     "provenance", "labelled", "verdict", "signs", "taxonomy", "members", "criteria", "relations",
-    "analysis", "ablation", "plots", "weights", "library", "hub", "models", "tables", "texts",
+    "analysis", "ablation", "drawing", "plots", "weights", "library", "hub", "models", "tables", "texts",
     "inputs", "layout", "evidence_text", "text", "pace", "forecast", "cli", "zoo",
 ]
 # fmt: on
-NOT_IN_INIT = {"plots", "cli", "zoo"}
+NOT_IN_INIT = {"drawing", "plots", "cli", "zoo"}
 PUBLIC_BESIDE_ALL = {"plots", "__version__", ""}  # "" is `import unitroles` itself
 
 # fmt: off

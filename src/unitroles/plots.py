@@ -12,7 +12,7 @@ confidence show the intervals of the losses and of n0 as bands.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,47 +20,43 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba_array
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from mpl_toolkits.mplot3d.art3d import Poly3DCollection
 from mpl_toolkits.mplot3d.axes3d import Axes3D
 
+from unitroles.drawing import (
+    EDGE,
+    FAINT,
+    INK,
+    NARROW,
+    PLAIN,
+    ROLE_COLOURS,
+    SMALL,
+    SPLIT_STYLES,
+    TEXT,
+    TITLE,
+    calm,
+    class_title,
+    dots,
+    draw_intervals,
+    evaluated,
+    finish_curves,
+    flags_of,
+    notes_of,
+    patches,
+    spans_decades,
+    take,
+    write_beside,
+    write_title,
+)
 from unitroles.errors import InputError, unknown
-from unitroles.evidence import interval
 from unitroles.labelled import SPLITS
-from unitroles.minima import CLEAR, NEVER_FALLS
 from unitroles.roles import ROLE_NAMES, ROLES
 from unitroles.taxonomy import Taxonomy
 
-# The paper's light red, orange, light yellow and light blue, in shades that stay apart for every
-# type of colour vision.
-ROLE_COLOURS: dict[str, str] = {
-    "core": "#f2a7a0",
-    "overfitted": "#dd7a1c",
-    "generalizing": "#fbeb9a",
-    "confusing": "#b5d3ea",
-}
-
-_INK, _FAINT = "#22262b", "#9aa1a9"
-_SPLIT_STYLES: dict[str, dict[str, Any]] = {
-    "train": {"color": _INK, "linestyle": "-"},
-    "test": {"color": "#5b3fa0", "linestyle": (0, (4, 1.6))},
-}
 # Seven colours and eight markers: 56 models before a pair comes back.
 _MODEL_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#4d4d4d")
 _MODEL_MARKERS = "os^Dv<>P"
 _POINT: dict[str, Any] = {"s": 32, "edgecolors": "white", "linewidths": 0.5, "depthshade": False}
-_EDGE: dict[str, Any] = {"edgecolor": _INK, "linewidth": 0.4}
-_SMALL, _TEXT, _TITLE = 7.5, 8.5, 10.0
-_PLAIN: dict[str, Any] = {"frameon": False, "fontsize": _TEXT, "borderpad": 0}
-_NARROW: dict[str, Any] = {"handlelength": 1.2, "handletextpad": 0.5, "columnspacing": 1.2}
-_RESOLUTION = 1e-6  # nats
-# Whether it is cross-entropy and whether the scale is logarithmic.
-_LOSS = {
-    (True, False): "cross-entropy (nats)",
-    (True, True): "cross-entropy (nats, log scale)",
-    (False, False): "loss",
-    (False, True): "loss (log scale)",
-}
 _MAX_STEPS = 20
 _PANELS_PER_ROW = 6
 
@@ -82,23 +78,23 @@ def rof_curve(
     loss, point, last = data.loss.values, int(data.turning_point), data.sizes["unit"]
     if ax is None:
         ax = Figure(figsize=(6.2, 3.6), layout="constrained").add_subplot()
-    ax.plot(*_evaluated(loss), color=_INK, linewidth=1.6, gid="curve", **_points(loss))
-    _draw_intervals(ax, taxonomy, place, split, _INK)
-    ax.axvline(point, color=_INK, linestyle="--", linewidth=0.9, gid="turning point")
-    ax.plot([0, point, last], loss[[0, point, last]], "o", color=_INK, markersize=4, clip_on=False)
-    _finish_curves(ax, loss, _spans_decades([loss]), taxonomy.loss_units)
-    ax.set_xlabel("units retrieved", fontsize=_TEXT)
-    top, title = ax.get_xaxis_transform(), f"{_name(taxonomy, place)}, {split}"
-    ax.text(point, 1.02, f"$n_0$ = {point}", transform=top, ha="center", fontsize=_TEXT)
-    notes = _notes(taxonomy, place, (split,))
-    _write_title(ax, title, notes, len(notes), below=12.0)  # n0 stands between
+    ax.plot(*evaluated(loss), color=INK, linewidth=1.6, gid="curve", **dots(loss))
+    draw_intervals(ax, taxonomy, place, split, INK)
+    ax.axvline(point, color=INK, linestyle="--", linewidth=0.9, gid="turning point")
+    ax.plot([0, point, last], loss[[0, point, last]], "o", color=INK, markersize=4, clip_on=False)
+    finish_curves(ax, loss, spans_decades([loss]), taxonomy.loss_units)
+    ax.set_xlabel("units retrieved", fontsize=TEXT)
+    top, title = ax.get_xaxis_transform(), f"{class_title(taxonomy, place)}, {split}"
+    ax.text(point, 1.02, f"$n_0$ = {point}", transform=top, ha="center", fontsize=TEXT)
+    notes = notes_of(taxonomy, place, (split,))
+    write_title(ax, title, notes, len(notes), below=12.0)  # n0 stands between
     ends = np.stack([[0, last], loss[[0, last]]], axis=1)
     heights = ax.transAxes.inverted().transform(ax.transData.transform(ends))[:, 1]
     sides = ("bottom", "top") if heights[0] >= heights[1] else ("top", "bottom")
     apart = abs(heights[0] - heights[1]) > 0.08
     for n, name, side in zip((0, last), ("dead layer", "whole layer"), sides, strict=True):
-        ax.axhline(loss[n], color=_FAINT, linestyle=":", linewidth=0.9, zorder=0)
-        _write_beside(ax, loss[n], f"{name} {loss[n]:#.3g}", _TEXT, "center" if apart else side)
+        ax.axhline(loss[n], color=FAINT, linestyle=":", linewidth=0.9, zorder=0)
+        write_beside(ax, loss[n], f"{name} {loss[n]:#.3g}", TEXT, "center" if apart else side)
     return ax
 
 
@@ -118,13 +114,13 @@ def role_curves(
     if axes is None:
         figure = Figure(figsize=(6.4, 4.2), layout="constrained")
         axes = figure.subplots(2, 1, height_ratios=[6, 1])
-    curves, strips = _take(axes, 2, "the curves and the strips under them")
-    log = _spans_decades(taxonomy.data.loss.values[:, place])
+    curves, strips = take(axes, 2, "the curves and the strips under them")
+    log = spans_decades(taxonomy.data.loss.values[:, place])
     _draw_roles(curves, strips, taxonomy, place, log)
     # Above the axes, where no line can run through it.
-    curves.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, **_PLAIN)
-    notes = _notes(taxonomy, place)
-    _write_title(curves, _name(taxonomy, place), notes, len(notes))
+    curves.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, **PLAIN)
+    notes = notes_of(taxonomy, place)
+    write_title(curves, class_title(taxonomy, place), notes, len(notes))
     _count_roles(strips, taxonomy, place, "{role} {count}")
     return curves, strips
 
@@ -145,9 +141,9 @@ def compare(taxonomies: Mapping[str, Taxonomy], label: int | str) -> Figure:
     if rows > 1:  # or the counts would stand closer to the title below than to their own panel
         figure.set_layout_engine("constrained", h_pad=0.09)
     grid = figure.subplots(2 * rows, columns, height_ratios=[6, 1] * rows, squeeze=False)
-    notes = [_flags(m, i) for m, i in zip(members.values(), places, strict=True)]
+    notes = [flags_of(m, i) for m, i in zip(members.values(), places, strict=True)]
     lines = max(map(len, notes))  # the titles of a row stay level
-    log, peaks = _spans_decades(losses), [np.nanmax(loss) for loss in losses]
+    log, peaks = spans_decades(losses), [np.nanmax(loss) for loss in losses]
     shared = log or max(peaks) <= 5 * min(peaks)
     for i, (name, member) in enumerate(members.items()):
         row, column = divmod(i, columns)
@@ -157,16 +153,16 @@ def compare(taxonomies: Mapping[str, Taxonomy], label: int | str) -> Figure:
         _draw_roles(curves, strips, member, places[i], log)
         _count_roles(strips, member, places[i], "{count}")
         between = "  " if len(name) < 16 else "\n"
-        _write_title(curves, f"{name}{between}{_gap(member)}", notes[i], lines)
+        write_title(curves, f"{name}{between}{_gap(member)}", notes[i], lines)
         if column:
             curves.set_ylabel("")
             curves.tick_params(labelleft=not shared)
             strips.set_yticklabels([])
     for spare in grid[-2:, len(members) - columns * (rows - 1) :].flat:
         spare.remove()
-    handles, names = [*grid[0, 0].get_lines()[:2], *_patches()], [*SPLITS, *ROLE_NAMES]
-    title = _name(next(iter(members.values())), places[0])
-    figure.legend(handles, names, title=title, loc="outside upper center", ncols=6, **_PLAIN)
+    handles, names = [*grid[0, 0].get_lines()[:2], *patches()], [*SPLITS, *ROLE_NAMES]
+    title = class_title(next(iter(members.values())), places[0])
+    figure.legend(handles, names, title=title, loc="outside upper center", ncols=6, **PLAIN)
     return figure
 
 
@@ -192,9 +188,9 @@ def proportions_3d(taxonomies: Mapping[str, Taxonomy], ax: Axes | None = None) -
         style = {"color": colour, "marker": marker, "label": f"{name}  {_gap(member)}", **_POINT}
         ax.scatter(core, overfitted, confusing, **style)
     if figure is None:
-        ax.legend(loc="upper left", **_PLAIN)
+        ax.legend(loc="upper left", **PLAIN)
     else:
-        figure.legend(loc="outside right upper", **_PLAIN)
+        figure.legend(loc="outside right upper", **PLAIN)
     return ax
 
 
@@ -214,18 +210,18 @@ def shares(
     members = _members(taxonomies)
     if axes is None:
         figure = Figure(figsize=(2.6 + 1.4 * len(members), 5.2), layout="constrained")
-        figure.supxlabel("width: fraction of the units;  dot: mean", fontsize=_SMALL)
+        figure.supxlabel("width: fraction of the units;  dot: mean", fontsize=SMALL)
         axes = figure.subplots(2, 2, sharex=True, sharey=True)
-    panels = _take(axes, len(ROLE_NAMES), "the four roles")
+    panels = take(axes, len(ROLE_NAMES), "the four roles")
     tables = [member.shares() for member in members.values()]
     steps = [min(len(member.labels), _MAX_STEPS) for member in members.values()]
     turned: dict[str, Any] = {"rotation": 30, "ha": "right"} if max(map(len, members)) > 9 else {}
     for ax, role in zip(panels, ROLE_NAMES, strict=True):
         columns = [table[role].to_numpy() for table in tables]
         _draw_distributions(ax, columns, steps, ROLE_COLOURS[role])
-        ax.set_xticks(range(len(members)), list(members), fontsize=_TEXT, **turned)
-        ax.set_title(role, loc="left", fontsize=_TITLE)
-        ax.set_ylabel("role share (of the classes)", fontsize=_TEXT)
+        ax.set_xticks(range(len(members)), list(members), fontsize=TEXT, **turned)
+        ax.set_title(role, loc="left", fontsize=TITLE)
+        ax.set_ylabel("role share (of the classes)", fontsize=TEXT)
         ax.label_outer()
     return panels
 
@@ -233,58 +229,34 @@ def shares(
 def _draw_roles(curves: Axes, strips: Axes, taxonomy: Taxonomy, place: int, log: bool) -> None:
     data = taxonomy.data.isel(label=place)
     losses, role, order = data.loss.values, data.role.values, data.order.values
-    palette = to_rgba_array([_FAINT, *(ROLE_COLOURS[name] for name in ROLE_NAMES)])
+    palette = to_rgba_array([FAINT, *(ROLE_COLOURS[name] for name in ROLE_NAMES)])
     for split, loss in zip(SPLITS, losses, strict=True):
-        look = {**_SPLIT_STYLES[split], **_points(loss)}
-        curves.plot(*_evaluated(loss), label=split, linewidth=1.5, gid=f"{split} curve", **look)
-        _draw_intervals(curves, taxonomy, place, split, look["color"])
+        look = {**SPLIT_STYLES[split], **dots(loss)}
+        curves.plot(*evaluated(loss), label=split, linewidth=1.5, gid=f"{split} curve", **look)
+        draw_intervals(curves, taxonomy, place, split, look["color"])
     for i, (split, low) in enumerate(zip(SPLITS, (1.15, 0), strict=True)):
-        point, style = int(data.turning_point[i]), _SPLIT_STYLES[split]
+        point, style = int(data.turning_point[i]), SPLIT_STYLES[split]
         mark = {"color": style["color"], "linewidth": 0.9}
         curves.axvline(point, linestyle=style["linestyle"], gid=f"{split} turning point", **mark)
         curves.plot(point, losses[i, point], "o", markersize=3.5, clip_on=False, **mark)
         image = {"extent": (0, len(role), low, low + 1), "gid": f"{split} roles"}
         strips.imshow(palette[role[order[i]]][None], interpolation="nearest", **image)
         strips.plot([point, point], [low, low + 1], **mark)
-        _write_beside(strips, low + 0.5, f"$n_0$ = {point}", _SMALL)
-    _finish_curves(curves, losses, log, taxonomy.loss_units)
+        write_beside(strips, low + 0.5, f"$n_0$ = {point}", SMALL)
+    finish_curves(curves, losses, log, taxonomy.loss_units)
     curves.tick_params(labelbottom=False)
-    _calm(strips, len(role))
+    calm(strips, len(role))
     strips.spines[:].set_visible(False)
     strips.set(aspect="auto", ylim=(0, 2.15), yticks=(1.65, 0.5), yticklabels=SPLITS)
     strips.tick_params(axis="y", length=0)
-    strips.set_xlabel("units retrieved", fontsize=_TEXT)
-
-
-def _draw_intervals(ax: Axes, taxonomy: Taxonomy, place: int, split: str, colour: str) -> None:
-    """A band around the curve and one around n0, over other samples, where they were measured."""
-    if "loss_low" not in taxonomy.data:
-        return
-    data = taxonomy.data.sel(split=split).isel(label=place)
-    n, low = _evaluated(data.loss_low.values)
-    high = data.loss_high.values[n]
-    tint: dict[str, Any] = {"color": colour, "linewidth": 0, "zorder": 1}
-    ax.fill_between(n, low, high, alpha=0.16, gid=f"{split} interval", **tint)
-    first, last = interval(data.turning_point_replicate.values, taxonomy.level)
-    ax.axvspan(float(first), float(last), alpha=0.07, gid=f"{split} interval of n0", **tint)
-
-
-def _evaluated(loss: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers of retrieved units that were evaluated, and their losses."""
-    there = np.flatnonzero(np.isfinite(loss))
-    return there, loss[there]
-
-
-def _points(loss: np.ndarray) -> dict[str, Any]:
-    """A dot for every evaluated point, where some were left out."""
-    return {} if np.isfinite(loss).all() else {"marker": "o", "markersize": 2.5}
+    strips.set_xlabel("units retrieved", fontsize=TEXT)
 
 
 def _count_roles(ax: Axes, taxonomy: Taxonomy, place: int, text: str) -> None:
     role = taxonomy.data.role.values[place]
     texts = [text.format(role=r.name.lower(), count=int((role == r).sum())) for r in ROLES]
     below: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -1.1), "ncols": 4}
-    ax.legend(_patches(), texts, **below, **_PLAIN, **_NARROW)
+    ax.legend(patches(), texts, **below, **PLAIN, **NARROW)
 
 
 def _draw_distributions(ax: Axes, columns: list[np.ndarray], steps: list[int], colour: str) -> None:
@@ -296,80 +268,25 @@ def _draw_distributions(ax: Axes, columns: list[np.ndarray], steps: list[int], c
     for i, (values, width, n) in enumerate(zip(columns, widths, steps, strict=True)):
         used = np.flatnonzero(width)
         bars = width[used] * scale
-        ax.barh(used / n, bars, left=i - bars / 2, height=0.82 / n, color=colour, **_EDGE)
-        ax.plot(i, values.mean(), "o", color=_INK, markeredgecolor="white", markersize=5)
-    _calm(ax)
+        ax.barh(used / n, bars, left=i - bars / 2, height=0.82 / n, color=colour, **EDGE)
+        ax.plot(i, values.mean(), "o", color=INK, markeredgecolor="white", markersize=5)
+    calm(ax)
     ax.set(xlim=(-0.6, len(columns) - 0.4), ylim=(-0.06, 1.06), yticks=np.linspace(0, 1, 6))
 
 
 def _draw_space(ax: Axes3D) -> None:
-    simplex = Poly3DCollection([np.eye(3)], facecolor="#8a929a14", edgecolor=_FAINT, linewidth=0.7)
+    simplex = Poly3DCollection([np.eye(3)], facecolor="#8a929a14", edgecolor=FAINT, linewidth=0.7)
     ax.add_collection3d(simplex)
     ax.set(xlim=(0, 1), ylim=(0, 1), zlim=(0, 1))
     sides: list[Any] = [ax.xaxis, ax.yaxis, ax.zaxis]
     for side, role in zip(sides, ("core", "overfitted", "confusing"), strict=True):
         side.set_pane_color((1, 1, 1, 0))
-        side.line.set(color=_FAINT, linewidth=0.8)
-        side.set_label_text(f"{role} units (fraction)", fontsize=_TEXT)
+        side.line.set(color=FAINT, linewidth=0.8)
+        side.set_label_text(f"{role} units (fraction)", fontsize=TEXT)
         # At 0 and 1 the texts of two sides would collide.
         side.set_ticks(np.linspace(0, 1, 6), ["", "0.2", "0.4", "0.6", "0.8", ""])
-    ax.tick_params(labelsize=_SMALL, pad=0)
+    ax.tick_params(labelsize=SMALL, pad=0)
     ax.view_init(elev=28, azim=45)  # facing the triangle
-
-
-def _patches() -> list[Patch]:
-    return [Patch(facecolor=ROLE_COLOURS[name], **_EDGE) for name in ROLE_NAMES]
-
-
-def _write_beside(ax: Axes, y: float, text: str, size: float, va: str = "center") -> None:
-    style: dict[str, Any] = {"textcoords": "offset points", "va": va, "fontsize": size}
-    ax.annotate(text, (1, y), (5, 0), xycoords=ax.get_yaxis_transform(), **style)
-
-
-def _notes(taxonomy: Taxonomy, place: int, splits: Sequence[str] = SPLITS) -> list[str]:
-    """A line for each split whose curve has no clear minimum: what it has instead."""
-    status = taxonomy.data.status.isel(label=place).sel(split=list(splits)).values
-    return [f"{split}: {s}" for split, s in zip(splits, status, strict=True) if s != CLEAR]
-
-
-def _flags(taxonomy: Taxonomy, place: int) -> list[str]:
-    """Of these lines those without which the roles would be misread."""
-    return [note for note in _notes(taxonomy, place) if note.endswith(NEVER_FALLS)]
-
-
-def _write_title(ax: Axes, title: str, notes: list[str], lines: int, below: float = 0.0) -> None:
-    """The title with room for `lines` notes under it, and `below` points under these."""
-    ax.set_title(title, loc="left", fontsize=_TITLE, pad=6 + below + 1.3 * _SMALL * lines)
-    if notes:
-        style: dict[str, Any] = {"fontsize": _SMALL, "style": "italic", "va": "bottom"}
-        place: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points"}
-        top = 5 + below + 1.3 * _SMALL * (lines - len(notes))
-        ax.annotate("\n".join(notes), (0, 1), (0, top), gid="status", **place, **style)
-
-
-def _finish_curves(ax: Axes, losses: np.ndarray, log: bool, units: str) -> None:
-    if log:
-        ax.set_yscale("symlog", linthresh=_RESOLUTION)  # a loss may be exactly 0
-    ax.set_ylabel(_LOSS[units == "nats", log], fontsize=_TEXT)
-    _calm(ax, losses.shape[-1] - 1)
-
-
-def _calm(ax: Axes, units: int | None = None) -> None:
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.spines[["left", "bottom"]].set(color=_FAINT, linewidth=0.8)
-    ax.tick_params(labelsize=_SMALL, color=_FAINT, length=3)
-    if units is not None:
-        ax.set_xlim(0, units)
-        ax.locator_params(axis="x", nbins=7, steps=[1, 2, 5, 10], integer=True)
-
-
-def _spans_decades(losses: Iterable[np.ndarray]) -> bool:
-    values = np.concatenate([np.ravel(loss) for loss in losses])
-    return bool(np.nanmax(values) > 1e3 * max(np.nanmin(values), _RESOLUTION))
-
-
-def _name(taxonomy: Taxonomy, place: int) -> str:
-    return f"class {taxonomy.labels[place]}"
 
 
 def _gap(taxonomy: Taxonomy) -> str:
@@ -382,10 +299,3 @@ def _members(taxonomies: Mapping[str, Taxonomy]) -> dict[str, Taxonomy]:
     if not taxonomies:
         raise InputError("expected taxonomies by name, at least one: {'A': taxonomy, ...}")
     return dict(taxonomies)
-
-
-def _take(axes: Sequence[Axes] | np.ndarray | None, count: int, use: str) -> tuple[Axes, ...]:
-    taken = tuple(np.ravel(np.array(axes, dtype=object)))
-    if len(taken) != count:
-        raise InputError(f"expected {count} axes, for {use}; {len(taken)} were given")
-    return taken
