@@ -21,7 +21,7 @@ _TRIES = 1000
 
 @cache
 def _poisson_levels(mean: int) -> Float[np.ndarray, " values"]:
-    """The distribution function of Poisson(mean) up to where no 53-bit number reaches."""
+    """The distribution function of Poisson(mean), mean at most 32, as far as 53 bits can tell."""
     chances = np.exp(-mean) * np.cumprod([1.0, *(mean / np.arange(1, 30 + 4 * mean))])
     return np.cumsum(chances)
 

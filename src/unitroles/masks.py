@@ -87,7 +87,7 @@ class Sets:
         return len(self.sets)
 
     def awake(self, part: slice) -> Bool[Tensor, "masks samples units"]:
-        return self.sets[part, None].expand(-1, self.samples, -1)
+        return self.sets[part, None].expand(-1, self.samples, -1)  # see `for_all`
 
 
 @dataclass(frozen=True)
@@ -101,3 +101,11 @@ class Own:
 
     def awake(self, part: slice) -> Bool[Tensor, "masks samples units"]:
         return self.units[part]
+
+
+def for_all(awake: Bool[Tensor, "masks samples units"]) -> Bool[Tensor, "masks _ units"]:
+    """The masks of one sample, where all share one memory as those of `Sets` do; else all.
+
+    What is computed from them then is computed once for all samples.
+    """
+    return awake[:, :1] if awake.stride(1) == 0 else awake

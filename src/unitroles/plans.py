@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from unitroles.additive import Additive
 from unitroles.graph import flat
 from unitroles.losses import Logits
-from unitroles.masks import AllButOne, Masks, Prefixes, Sets
+from unitroles.masks import AllButOne, Masks, Prefixes, Sets, for_all
 from unitroles.precision import Precision
 from unitroles.probe import batch_size, form_of
 from unitroles.separable import Head
@@ -28,7 +28,10 @@ from unitroles.trees import Tree
 
 # Beyond this a call gains nothing from more rows but leaves the processor's caches.
 _COPIES_BYTES = 8 * 2**20
-_BRANCH_BYTES = 2**23
+# Sums of one level of a tree; measured, larger and smaller ones are slower.
+_BRANCH_BYTES = 8 * 2**20
+# Samples under a few masks: each is run with all of these at once.
+_MASKED_ROWS = 256
 # Input, output and one intermediate of a masked copy, twice over for what the head widens.
 _COPIES = 6
 _TILE, _TILE_BYTES = 64, 64 * 2**20
@@ -263,9 +266,7 @@ class SuffixPlan:
         step = max(least, self._masks_per_call(edge))
         for start in range(0, len(masks), step):
             part = slice(start, min(start + step, len(masks)))
-            awake = masks.awake(part)
-            if awake.stride(1) == 0:  # the same for all samples: spread once for all of them
-                awake = awake[:, :1]
+            awake = for_all(masks.awake(part))
             many = len(awake)
             copies = [
                 torch.where(owners.spread(awake), value, dead).flatten(0, 1)
@@ -287,9 +288,15 @@ class SuffixPlan:
         sets = torch.from_numpy(tree.sets(points)).to(kept[0].device)
         return self.masked(kept, Sets(sets, len(kept[0])))
 
-    def rows_of(self, tree: Tree | None) -> int:
-        """How many samples run together through `branches`, or under some masks."""
-        return self.tile if tree else max(self.tile, self.rows_within(_COPIES_BYTES))
+    def rows_of(self, tree: Tree) -> int:
+        """How many samples run together through `branches`."""
+        return self.tile
+
+    @property
+    def rows_with_masks(self) -> int:
+        """How many samples run together under a few masks, the same for all of them."""
+        room = min(_COPIES_BYTES, self.budget // _COPIES)
+        return max(self.tile, min(_MASKED_ROWS, self.rows_within(room)))
 
     def without_each(
         self, kept: Any, units: Sequence[int] | None = None
@@ -360,9 +367,11 @@ class AdditivePlan:
     ) -> Iterator[tuple[slice, Logits]]:
         return self._sums(kept).branches(tree, points)
 
-    def rows_of(self, tree: Tree | None) -> int:
-        if tree is None:
-            return self.suffix.rows_of(None)
+    @property
+    def rows_with_masks(self) -> int:
+        return self.suffix.rows_with_masks
+
+    def rows_of(self, tree: Tree) -> int:
         sums = self._sums(self.keep(*self.probe)).rows_of(tree, _BRANCH_BYTES)
         return min(sums, self.suffix.rows_within(_TILE_BYTES))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -89,29 +89,42 @@ def _parts(
     return _Rows(scale if positions > 1 else scale[:, :, 0], rows[:, 0], turn, buffer)
 
 
-def _additions(
+_Add = Callable[[Int[Tensor, " sets"], Float[Tensor, "sets samples *positions outputs"]], None]
+"""(a unit for each set, sums) -> nothing; adds to the sums of all samples what the units do."""
+
+
+def _adder(
     amount: Float[Tensor, "samples positions units features"],
     rows: Float[Tensor, "units features outputs"],
-) -> Callable[[Int[Tensor, " sets"], Float[Tensor, "sets samples *positions outputs"]], Any]:
-    """Adds to sums of all samples what some units do, a unit for each set."""
-    samples, positions, _, features = amount.shape
-    if features > 1:
-        turned = amount.permute(2, 0, 1, 3).flatten(1, 2)
-        if positions == 1:
-            blocks = torch.bmm(turned, rows)
-            return lambda units, sums: sums.add_(blocks.index_select(0, units))
-        shape = (samples, positions)
-        return lambda units, sums: sums.add_(
-            torch.bmm(turned[units], rows[units]).unflatten(1, shape)
-        )
+) -> _Add:
+    if amount.shape[3] > 1:
+        return _adder_of_blocks(amount, rows)
+    flat = amount.shape[1] == 1
     scale, rows = amount[..., 0].permute(2, 0, 1), rows[:, 0]
-    scale = (scale[:, :, 0] if positions == 1 else scale)[..., None].contiguous()
+    scale = (scale[:, :, 0] if flat else scale)[..., None].contiguous()
 
     def add(units: Tensor, sums: Tensor) -> None:
         row = rows.index_select(0, units)
-        sums.addcmul_(
-            scale.index_select(0, units), row[:, None] if positions == 1 else row[:, None, None]
-        )
+        row = row[:, None] if flat else row[:, None, None]
+        sums.addcmul_(scale.index_select(0, units), row)
+
+    return add
+
+
+def _adder_of_blocks(
+    amount: Float[Tensor, "samples positions units features"],
+    rows: Float[Tensor, "units features outputs"],
+) -> _Add:
+    samples, positions = amount.shape[:2]
+    turned = amount.permute(2, 0, 1, 3).flatten(1, 2)
+    blocks = torch.bmm(turned, rows) if positions == 1 else None
+
+    def add(units: Tensor, sums: Tensor) -> None:
+        if blocks is not None:
+            sums.add_(blocks.index_select(0, units))
+        else:
+            block = torch.bmm(turned[units], rows[units])
+            sums.add_(block.unflatten(1, (samples, positions)))
 
     return add
 
@@ -206,10 +219,13 @@ class Sums:
     def _grown(
         self, pairs: _Pairs, tree: Tree, points: Sequence[int], step: int
     ) -> Iterator[tuple[slice, list[Tensor]]]:
-        """The sums of the sets of `points` units, some sets at a time."""
+        """The sums of the sets of `points` units, some sets at a time.
+
+        The next ones grow from those of the last level: who writes to them puts them back.
+        """
         device, last = self.amount.device, max(points)
         starts, adds = zip(
-            *((sums, _additions(self.amount, rows)) for rows, sums in pairs), strict=True
+            *((sums, _adder(self.amount, rows)) for rows, sums in pairs), strict=True
         )
         parents, units = (
             [torch.from_numpy(values).to(device) for values in levels[:last]]

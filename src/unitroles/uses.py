@@ -42,7 +42,7 @@ class Job:
         if isinstance(plan, FullPlan):
             return plan.tile
         assert isinstance(plan, Cut)
-        return plan.rows_of(self.tree)
+        return plan.rows_with_masks if self.tree is None else plan.rows_of(self.tree)
 
 
 def summed(
