@@ -21,10 +21,11 @@ import pandas as pd
 import planted_report as report
 import torch
 from planting import LAYER, SPLITS, Plan, Planted, plant
-from population import check
+from population import check, curves_of
 from rates import called, covered, excess, recovered
 
 import unitroles as ur
+from unitroles.roles import proportions
 
 _KINDS = {"overfitted": 1, "generalizing": 2}
 
@@ -45,6 +46,7 @@ class Grid:
     redone : replicates of intervals with scores and orders anew, too, for the narrowest networks
         with a linear head.
     samples : of each class and split, for the population.
+    fresh : likewise, for the losses that intervals should hold.
     """
 
     strengths: tuple[float, ...] = (0.05, 0.08, 0.12, 0.2, 0.3)
@@ -56,6 +58,7 @@ class Grid:
     evidence: ur.Evidence = _EVIDENCE
     redone: int = 50
     samples: int = 20_000
+    fresh: int = 2_000
 
     def plans(self) -> Iterator[Plan]:
         """Every network, with overfitting and without."""
@@ -109,6 +112,7 @@ QUICK = Grid(
     evidence=ur.Evidence(floors=6, resplits=6, replicates=20, controls=False),
     redone=10,
     samples=10_000,
+    fresh=200,
 )
 
 
@@ -134,7 +138,8 @@ def analysed(grid: Grid, plan: Plan) -> dict[str, object]:
         row[f"{kind}_called"] = bool(called(drawn)[column])
         row[f"{kind}_excess"] = float(excess(drawn)[column])
         row[f"{kind}_rejected"] = bool(p[kind] <= 0.05)
-    row |= _held("covered", planted, found)
+    row |= _held("covered", planted, found) | _losses_held(planted, found, grid.fresh)
+    row["claimed_loss"] = float(data.coverage.sel(quantity="loss"))
     if plan.head == "linear" and plan.units == min(grid.units):
         again = replace(asked, floors=0, resplits=0, confidence="full", replicates=grid.redone)
         row |= _held("redone", planted, _analyze(planted, again))
@@ -147,10 +152,29 @@ def _analyze(planted: Planted, evidence: ur.Evidence) -> ur.Taxonomy:
 
 
 def _held(name: str, planted: Planted, found: ur.Taxonomy) -> dict[str, object]:
-    """In how many of the classes the interval of n0 holds the planted one, for both splits."""
+    """In how many of the classes intervals hold what was planted.
+
+    Of n0 for both splits, of the shares of the roles, and whether those of their means do.
+    """
     replicates = found.data.turning_point_replicate.values
     held = covered(replicates, planted.turning_point, found.level).mean(axis=1)
-    return {f"{name}_{split}": float(share) for split, share in zip(SPLITS, held, strict=True)}
+    row = {f"{name}_{split}": float(share) for split, share in zip(SPLITS, held, strict=True)}
+    truth, again = proportions(planted.role), found.data.share_replicate.values
+    by_class = covered(again, truth, found.level).mean(axis=0)
+    mean = covered(again.mean(axis=1), truth.mean(axis=0), found.level)
+    for kind, column in _KINDS.items():
+        row[f"{name}_{kind}"] = float(by_class[column])
+        row[f"{name}_mean_{kind}"] = float(mean[column])
+    return row
+
+
+def _losses_held(planted: Planted, found: ur.Taxonomy, samples: int) -> dict[str, object]:
+    """For how many n and classes the interval of E(n) holds that of new samples, in one order."""
+    data = found.data
+    truth = curves_of(planted, data.order.values, samples)
+    held = (data.loss_low.values <= truth) & (truth <= data.loss_high.values)
+    shares = zip(SPLITS, held.mean(axis=(1, 2)), strict=True)
+    return {f"covered_loss_{split}": float(share) for split, share in shares}
 
 
 def confirmed(samples: int, plan: Plan) -> None:

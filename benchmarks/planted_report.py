@@ -40,6 +40,7 @@ def document(rows: pd.DataFrame, settings: str) -> str:
         _power(planted),
         _areas(null, planted),
         _coverage(rows),
+        _share_coverage(rows),
         _heads(null, planted),
     ]
     return "\n\n".join(parts) + "\n"
@@ -80,9 +81,26 @@ def _enough(planted: pd.DataFrame, kind: str) -> str:
 
 def _held(rows: pd.DataFrame) -> str:
     train, test, claimed = rows[["covered_train", "covered_test", "claimed"]].mean()
+    losses = rows[["covered_loss_train", "covered_loss_test", "claimed_loss"]].mean().tolist()
     return (
         f"- **Intervals of the turning point** hold the planted n0 in {train:.1%} of the classes "
-        f"on train and {test:.1%} on test; the analysis itself estimates {claimed:.1%}."
+        f"on train and {test:.1%} on test; the analysis itself estimates {claimed:.1%}.\n"
+        f"- **Intervals of E(n)** hold the loss of new samples at {losses[0]:.1%} of all n on "
+        f"train and {losses[1]:.1%} on test; the analysis estimates {losses[2]:.1%}.\n"
+        "- **Intervals of a share** hold the planted one in "
+        + "; ".join(_shares_held(rows, kind) for kind in KINDS)
+        + "."
+    )
+
+
+def _shares_held(rows: pd.DataFrame, kind: str) -> str:
+    narrow = rows[rows["redone_test"].notna()]
+    given, mean = rows[f"covered_{kind}"].mean(), rows[f"covered_mean_{kind}"].mean()
+    redone = narrow[f"redone_{kind}"].mean()
+    return (
+        f"{given:.1%} of the classes for {kind} units ({redone:.1%} with orders redone, in the "
+        f"narrowest networks), and the interval of the mean over the classes in {mean:.1%} of the "
+        "networks"
     )
 
 
@@ -164,6 +182,37 @@ def _coverage(rows: pd.DataFrame) -> str:
         "The narrowest networks with a linear head, in the given order on train / on test, and "
         'with orders redone (`confidence="full"`) on train / on test:',
         _by_strength(narrow, redone),
+    )
+
+
+def _share_coverage(rows: pd.DataFrame) -> str:
+    narrow = rows[rows["redone_test"].notna()]
+    parts = []
+    for null, some in (("null networks", True), ("networks with overfitting", False)):
+        columns = {
+            f"{kind}, {text}": (f"{name}_{kind}", chosen)
+            for kind in KINDS
+            for text, name, chosen in (
+                ("class", "covered", rows),
+                ("mean", "covered_mean", rows),
+                ("class, orders redone", "redone", narrow),
+                ("mean, orders redone", "redone_mean", narrow),
+            )
+        }
+        each = {
+            head: 100 * chosen.loc[chosen["null"] == some].groupby("strength")[column].mean()
+            for head, (column, chosen) in columns.items()
+        }
+        lines = pd.DataFrame(each).map("{:.0f}".format).rename_axis("strength").reset_index()
+        parts += [f"{null.capitalize()}:", table(lines.astype(str).to_dict("records"))]
+    return section(
+        "Intervals of the shares",
+        "How often, in percent, the interval holds the planted share: that of a class, and that of "
+        "the mean over the classes. With orders redone: the narrowest networks with a linear head. "
+        "What sampling adds to overfitted and generalizing units it adds to every replicate too, "
+        "so these intervals speak of what is measured, not of what is there: read the excess over "
+        "the floor.",
+        *parts,
     )
 
 

@@ -69,6 +69,23 @@ def population(planted: Planted, samples: int = 20_000) -> Population:
     return Population(order, loss, np.array(above), np.array(step))
 
 
+def curves_of(
+    planted: Planted, order: Int[np.ndarray, "split label position"], samples: int
+) -> Float[np.ndarray, "split label retrieved"]:
+    """E(n) in given orders over `samples` new samples of each class and split, in nats."""
+    found = [
+        np.concatenate(
+            [
+                _losses(planted, activation, label, order[split, label])
+                for activation in _activations(planted, split, label, samples)
+            ]
+        ).mean(axis=0)
+        for split in range(len(SPLITS))
+        for label in range(planted.plan.labels)
+    ]
+    return np.reshape(found, (len(SPLITS), planted.plan.labels, -1))
+
+
 def check(planted: Planted, samples: int = 20_000) -> Population:
     """The population, after making sure that it has the planted roles.
 

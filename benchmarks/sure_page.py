@@ -167,19 +167,19 @@ def _tables(cases: list[Case]) -> str:
     return section(
         "Tables 2 and 3 beside their floors",
         *parts,
-        f"*Share*: mean over the classes with the {100 * found.level:g} % interval (replicates in "
-        "the given order: rank noise is not included), population std over classes (table 2) and "
-        f"over units (table 3). *At m*: between {floor_size(found)} images of a class from train "
-        "and as many from test; *inside train*, *inside test*: the floors, between as many and as "
-        "many of one split [5, 95 % of the draws]; *excess*: at m beyond the larger floor; stds at "
-        "m beside the larger floor of them. Sampling makes overfitted and generalizing units. Of "
-        "core and confusing ones the floors differ where the turning points of the splits do; an "
-        "excess over the larger one says little there.",
+        f"*Share*: mean over the classes, population std over classes (table 2) and over units "
+        f"(table 3), each with its {100 * found.level:g} % interval (replicates in the given "
+        f"order: rank noise is not included). *At m*: between {floor_size(found)} images of a "
+        "class from train and as many from test; *inside train*, *inside test*: the floors, "
+        "between as many and as many of one split [5, 95 % of the draws]; *excess*: at m beyond "
+        "the larger floor; stds at m beside the larger floor of them. Sampling makes overfitted "
+        "and generalizing units. Of core and confusing ones the floors differ where the turning "
+        "points of the splits do; an excess over the larger one says little there.",
     )
 
 
 def _beside(found: ur.Taxonomy, role: str) -> Row:
-    own, floor = 100 * found.summary().loc[role], 100 * found.floors().loc[role]
+    own, floor = 100 * found.intervals().loc[role], 100 * found.floors().loc[role]
     inside = {
         f"inside {split}": f"{floor[f'{split}_floor']:.1f} [{floor[f'{split}_low']:.1f}, "
         f"{floor[f'{split}_high']:.1f}]"
@@ -191,9 +191,12 @@ def _beside(found: ur.Taxonomy, role: str) -> Row:
         for name, shown in (("labels", "classes"), ("units", "units"))
     }
     return {
-        "share": f"{own['mean']:.1f} [{own.low:.1f}, {own.high:.1f}]",
-        "std over classes": f"{own.std_over_labels:.1f}",
-        "std over units": f"{own.std_over_units:.1f}",
+        "share": f"{own.value:.1f} [{own.low:.1f}, {own.high:.1f}]",
+        **{
+            f"std over {shown}": f"{own[name]:.1f} [{own[f'{name}_low']:.1f}, "
+            f"{own[f'{name}_high']:.1f}]"
+            for name, shown in (("std_over_labels", "classes"), ("std_over_units", "units"))
+        },
         "at m": f"{floor.observed:.1f}",
         **inside,
         "excess": f"{floor.excess:+.1f}",
@@ -202,12 +205,7 @@ def _beside(found: ur.Taxonomy, role: str) -> Row:
 
 
 def _whole(case: Case) -> str:
-    own = "\n".join(case.every.train_only_signs().sentence)
-    return section(
-        f"{case.name}: everything, all images",
-        f"```text\n{report(case.every)}\n```",
-        f"The training images alone say:\n\n```text\n{own}\n```",
-    )
+    return section(f"{case.name}: everything, all images", f"```text\n{report(case.every)}\n```")
 
 
 def _costs(case: Case) -> list[Row]:

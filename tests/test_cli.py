@@ -467,6 +467,11 @@ BAD: dict[str, tuple[Any, dict[str, str | None], str]] = {
         {"colour": "red"},
         "No such option: --colour ... see unitroles analyze --h",
     ),
+    "no evidence": (
+        None,
+        {"floors": "5", "confidence": "full"},
+        "--floors, --confidence: of no use without --evidence; add it",
+    ),
     "no out": (None, {"out": None}, "Missing option '--out'; see unitroles analyze --help"),
     "no number": (
         None,

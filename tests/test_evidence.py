@@ -129,7 +129,7 @@ def test_more_samples_narrow_the_interval():
     widths = []
     for size in (25, 100, 400, 1600):
         drawn = draws.reweighted([np.zeros(size, int)] * 2, [np.arange(size)] * 2, 1, 200, 0)
-        found = weigh(losses[:size], drawn.weights[0][:, 0], np.arange(5), 1e-6, 0.9, (0,))
+        found = weigh(losses[:size], drawn.weights[0][:, 0], np.arange(5), 1e-6, 0.9)
         widths.append((found.high - found.low).mean())
     ratios = np.array(widths[:-1]) / widths[1:]
     assert (np.abs(ratios - 2) < 0.4).all()  # four times the samples, half the width
@@ -245,7 +245,7 @@ def test_one_error_is_that_of_the_smaller_split(taxonomy):
     more = data.assign(samples=data.samples * np.array([[9], [1]]))
     given = data.loss.values, data.paired_error.values, more.samples.values
     point, fewer = data.turning_point.values, more.samples.values.min(axis=0)
-    found = verdict.minima(more, 0.01).one_error.to_numpy().reshape(point.shape)
+    found = verdict.minima(more, 0.01, 0.9).one_error.to_numpy().reshape(point.shape)
     np.testing.assert_array_equal(found, one_error_point(*given, fewer, point))
     larger = one_error_point(*given, more.samples.values.max(axis=0), point)
     assert (found < larger).any()
@@ -342,8 +342,11 @@ def test_evidence_that_cannot_be_is_refused():
     without = ur.Evidence(floors=0, replicates=2, resplits=2)
     assert text.report(quietly(ur.analyze, *given, evidence=without, sample=single))
     small = ur.Compute(batch_size=16, memory_budget=2000)
-    with pytest.raises(ur.InputError, match="confidence holds the losses of a class's samples"):
+    with pytest.raises(ur.InputError, match="how often each of 60 samples counts in every draw"):
         quietly(ur.analyze, *given, evidence=ur.Evidence(), compute=small)
+    few = ur.Evidence(floors=0, resplits=0, replicates=2, controls=False)
+    with pytest.raises(ur.InputError, match="confidence holds the losses of a class's samples"):
+        quietly(ur.analyze, *given, evidence=few, compute=small)
 
 
 def test_training_signs_refuse_orders_that_test_samples_made():

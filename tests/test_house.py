@@ -23,9 +23,10 @@ ARROWS = [
     "store", "data", "columns", "stability", "groups", "sampling", "activity", "roles", "agreement",
     "minima", "resolution", "draws", "evidence", "plans", "check", "choice", "collect", "retrieval",
     "uses", "resample", "confidence", "controls", "inquiry", "survey", "prepare", "baseline",
-    "provenance", "labelled", "verdict", "signs", "taxonomy", "members", "criteria", "relations",
-    "analysis", "ablation", "drawing", "plots", "weights", "library", "hub", "models", "tables", "texts",
-    "inputs", "layout", "evidence_text", "text", "pace", "forecast", "cli", "zoo",
+    "provenance", "labelled", "verdict", "frames", "signs", "taxonomy", "members", "criteria",
+    "relations", "analysis", "ablation", "drawing", "plots", "weights", "library", "hub", "models",
+    "tables", "texts", "inputs", "layout", "evidence_text", "text", "pace", "forecast", "cli",
+    "zoo",
 ]
 # fmt: on
 NOT_IN_INIT = {"drawing", "plots", "cli", "zoo"}

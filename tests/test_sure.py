@@ -69,15 +69,20 @@ def test_tables_2_and_3_are_those_of_the_taxonomies(page, cases):
     for case in cases:
         part = page.split(f"{case.name}, %:")[1].split("\n\n")[1]
         for name, found in case.results.items():
-            summary, floors = 100 * found.summary(), 100 * found.floors()
+            intervals, floors = 100 * found.intervals(), 100 * found.floors()
             for role in ROLES:
                 cells = row(part, name, role)
-                own, floor = summary.loc[role], floors.loc[role]
-                assert cells[0] == f"{own['mean']:.1f} [{own.low:.1f}, {own.high:.1f}]"
-                close(cells[1:4], [own.std_over_labels, own.std_over_units, floor.observed])
+                own, floor = intervals.loc[role], floors.loc[role]
+                assert cells[0] == f"{own.value:.1f} [{own.low:.1f}, {own.high:.1f}]"
+                for cell, std in zip(
+                    cells[1:3], ("std_over_labels", "std_over_units"), strict=True
+                ):
+                    band = f"[{own[f'{std}_low']:.1f}, {own[f'{std}_high']:.1f}]"
+                    assert cell == f"{own[std]:.1f} {band}"
+                close(cells[3:4], [floor.observed])
                 inside = [cell.split()[0] for cell in cells[4:6]]
                 close([*inside, cells[6]], [floor.train_floor, floor.test_floor, floor.excess])
-                for cell, std in zip(cells[7:], ("std_over_labels", "std_over_units"), strict=True):
+                for cell, std in zip(cells[7:], stds, strict=True):
                     close(cell.split(" / "), [floor[f"observed_{std}"], floor[f"floor_{std}"]])
 
 

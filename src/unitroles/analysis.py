@@ -16,7 +16,16 @@ from unitroles.activity import mean_scores, order_units, sample_score
 from unitroles.baseline import with_baseline
 from unitroles.collect import Kept, collect
 from unitroles.errors import InputError
-from unitroles.inquiry import Found, Inquiry, findings, inquire, require_halves, require_points
+from unitroles.inquiry import (
+    SHARE,
+    Found,
+    Inquiry,
+    findings,
+    inquire,
+    require_halves,
+    require_points,
+    require_weights,
+)
 from unitroles.labelled import CROSS_ENTROPY, dataset
 from unitroles.members import TaxonomySet
 from unitroles.options import Compute, Evidence, Layer, Method, Sample
@@ -126,6 +135,7 @@ def analyze_layers(
     ):
         clock = Clock(ready.started)
         require_halves(evidence, ready.counts)
+        require_weights(evidence, int(ready.counts.sum()), compute.bytes)
         clock.stop("plan")
         ready = with_baseline(ready, method.baseline, compute.batch_size)
         each = evidence is not None and evidence.redoes
@@ -238,7 +248,7 @@ def _inquiry(
     plan = kept[0].plan
     points = grid(plan.site.units, plan.resolution(method.resolution))
     fixed = score if sample_score(method.score) is None else None
-    room = compute.bytes // 4
+    room = compute.bytes // SHARE
     setting = Setting(kept, ready.labels, points, method.order, method.tolerance, fixed, room)
     return inquire(setting, evidence, ready.bars)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 
 from unitroles.config import take_config
 from unitroles.errors import InputError
+from unitroles.options import Evidence
 
 _DATA = (
     "a folder of class folders; file.npz (arrays 'images', 'labels') or file.npz::train "
@@ -213,3 +215,19 @@ def classes(text: str | None, names: Collection[Any] | None) -> tuple[int | str,
 def whole(text: str) -> int | str:
     """A number where it is one: of units in a step, of bytes."""
     return int(text) if text.isdigit() else text
+
+
+def require_evidence(asked: bool, evidence: Evidence) -> None:
+    """Refuse options of evidence where no evidence is asked for.
+
+    Raises
+    ------
+    InputError : and which ones.
+    """
+    plain = Evidence(seed=evidence.seed)
+    changed = [f.name for f in fields(plain) if getattr(plain, f.name) != getattr(evidence, f.name)]
+    if changed and not asked:
+        names = ", ".join(
+            "--no-controls" if name == "controls" else f"--{name}" for name in changed
+        )
+        raise InputError(f"{names}: of no use without --evidence; add it")

@@ -146,6 +146,7 @@ def analyze(
     compute = Compute(device, batch_size, budget, autocast, channels_last=channels_last)
     surely = None if confidence == "none" else confidence
     asked = Evidence(floors, resplits, surely, replicates, level, controls, seed)
+    arguments.require_evidence(evidence, asked)
     beside = None
     if not dry_run:
         if out is None:

@@ -12,9 +12,20 @@ from torch import Tensor
 from unitroles.collect import Kept
 from unitroles.draws import Draws
 from unitroles.errors import InputError
-from unitroles.evidence import Weighed, share_coverage, shares_at, weigh, weighed_mean
+from unitroles.evidence import (
+    Again,
+    Weighed,
+    share_coverage,
+    shares_at,
+    unit_spread,
+    weigh,
+    weigh_again,
+    weighed_mean,
+)
+from unitroles.memory import size
 from unitroles.options import Evidence
 from unitroles.resample import Setting
+from unitroles.roles import active_set, assign_roles
 
 QUANTITIES = ("turning_point", "loss", "overfitted", "generalizing")
 """Whose intervals' coverage is measured."""
@@ -33,6 +44,7 @@ class Watch:
     draws: Draws
     evidence: Evidence
     found: dict[int, Weighed] = field(default_factory=dict)
+    again: dict[int, Again] = field(default_factory=dict)
     _waiting: dict[int, list[tuple[np.ndarray, np.ndarray]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -55,14 +67,16 @@ class Watch:
         places = np.concatenate([block[0] for block in blocks])
         turn = np.argsort(places)
         losses = np.concatenate([block[1] for block in blocks])[turn]
-        self.found[label] = weigh(
+        given = (
             losses,
             self.draws.weights[self.split][:, self.split, places[turn]],
             self.setting.points,
             self.setting.tolerance,
             self.evidence.level,
-            (self.evidence.seed, self.split, label),
         )
+        self.found[label] = weigh(*given)
+        if self.evidence.confidence == "given_order":  # of other orders it would say nothing
+            self.again[label] = weigh_again(*given, (self.evidence.seed, self.split, label))
 
 
 @dataclass
@@ -94,6 +108,11 @@ def regrets(
     return np.moveaxis(np.array(found), 2, 0)
 
 
+def losses_bytes(samples: int, masks: int) -> int:
+    """Of the losses of one class, held until all of its samples have come."""
+    return 8 * samples * masks
+
+
 def require_room(kept: Kept, labels: Int[np.ndarray, " label"], masks: int, room: int) -> None:
     """Refuse a class whose losses do not fit into the room.
 
@@ -104,10 +123,10 @@ def require_room(kept: Kept, labels: Int[np.ndarray, " label"], masks: int, room
     count = np.bincount(np.searchsorted(labels, kept.samples.labels))
     # Batches of another form come last, when the other samples of many classes are waiting.
     most = int(count.sum() if kept.foreign else count.max())
-    needed = 8 * most * masks
+    needed = losses_bytes(most, masks)
     if needed > room:
         raise InputError(
-            f"confidence holds the losses of a class's samples at all n, {needed / 2**20:.1f} MiB "
+            f"confidence holds the losses of a class's samples at all n, {size(needed)} "
             f"for {kept.samples.name}, more than a quarter of the memory_budget; give a larger "
             "one, fewer samples by max_per_class, a coarser resolution, or confidence=None"
         )
@@ -119,22 +138,44 @@ def in_given_order(
     point: Int[np.ndarray, "split label"],
 ) -> dict[str, Any]:
     """Intervals and coverage as arrays by name: see `unitroles.inquiry`."""
-    setting, level = watches[0].setting, watches[0].evidence.level
+    setting = watches[0].setting
     labels = range(len(setting.labels))
     weighed = [[watch.found[label] for label in labels] for watch in watches]
     points = np.array([[mine.point for mine in split] for split in weighed])
-    inner = [np.stack([split[label].inner for split in weighed]) for label in labels]
-    held = [share_coverage(order[:, k], point[:, k], inner[k], level).mean(axis=0) for k in labels]
-    covered = np.array([[mine.covered.mean(axis=0) for mine in split] for split in weighed])
+    at = np.moveaxis(points, 2, 0)
     share = np.stack([shares_at(order[:, k], points[:, k]) for k in labels], axis=1)
-    return {
+    found = {
         "loss_low": _wide(setting, [[mine.low for mine in split] for split in weighed]),
         "loss_high": _wide(setting, [[mine.high for mine in split] for split in weighed]),
         "paired_error": _wide(setting, [[mine.paired_error for mine in s] for s in weighed]),
-        "turning_point_replicate": np.moveaxis(points, 2, 0),
+        "turning_point_replicate": at,
         "share_replicate": share,
-        "coverage": np.array([*covered.mean(axis=(0, 1)), *np.mean(held, axis=0)]),
+        "unit_std_replicate": _unit_spread(order, at),
     }
+    if all(watch.again for watch in watches):
+        found["coverage"] = _coverage(watches, order, point)
+    return found
+
+
+def _unit_spread(
+    order: Int[np.ndarray, "split label position"],
+    point: Int[np.ndarray, "replicate split label"],
+) -> Float[np.ndarray, "replicate role"]:
+    """Of the roles at other turning points in the given orders, one replicate after the other."""
+    return np.stack([unit_spread(assign_roles(*active_set(order, mine))) for mine in point])
+
+
+def _coverage(
+    watches: tuple[Watch, Watch],
+    order: Int[np.ndarray, "split label position"],
+    point: Int[np.ndarray, "split label"],
+) -> Float[np.ndarray, " quantity"]:
+    """How often intervals hold what they should, as `QUANTITIES`, mean over the classes."""
+    labels, level = range(order.shape[1]), watches[0].evidence.level
+    inner = [np.stack([watch.again[label].inner for watch in watches]) for label in labels]
+    held = [share_coverage(order[:, k], point[:, k], inner[k], level).mean(axis=0) for k in labels]
+    covered = np.array([[watch.again[k].covered.mean(axis=0) for k in labels] for watch in watches])
+    return np.array([*covered.mean(axis=(0, 1)), *np.mean(held, axis=0)])
 
 
 def _wide(setting: Setting, rows: list[list[np.ndarray]]) -> Float[np.ndarray, "split label n"]:

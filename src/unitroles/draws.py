@@ -48,6 +48,14 @@ class Draws:
         return len(self.weights[0])
 
 
+def held_bytes(samples: int, floors: int, resplits: int, replicates: int) -> int:
+    """What the weights of both splits' samples take at most at one time.
+
+    Those of replicates stay while the others come and go.
+    """
+    return samples * (2 * replicates + max(4 * floors, 2 * resplits))
+
+
 def half_size(
     samples: Int[np.ndarray, "split label"],
 ) -> Int[np.ndarray, " label"]:

@@ -95,9 +95,6 @@ class Weighed:
     point : n0 of every replicate.
     paired_error : the standard error, over the samples, of the mean of l(n) - l(n0).
     lowest : the loss of every sample at n0.
-    covered : for every outer replicate of the iterated bootstrap, whether the interval of n0 holds
-        n0, and the share of n for which that of E(n) holds E(n).
-    inner : n0 of the inner replicates.
     """
 
     low: Float[np.ndarray, " masks"]
@@ -105,6 +102,19 @@ class Weighed:
     point: Int[np.ndarray, " replicate"]
     paired_error: Float[np.ndarray, " masks"]
     lowest: Float[np.ndarray, " samples"]
+
+
+@dataclass(frozen=True)
+class Again:
+    """The iterated bootstrap of one curve.
+
+    Parameters
+    ----------
+    covered : for every outer replicate, whether the interval of n0 holds n0, and the share of n for
+        which that of E(n) holds E(n).
+    inner : n0 of the inner replicates.
+    """
+
     covered: Float[np.ndarray, "outer quantity"]
     inner: Int[np.ndarray, "outer inner"]
 
@@ -115,19 +125,41 @@ def weigh(
     points: Int[np.ndarray, " masks"],
     tolerance: float,
     level: float,
-    key: tuple[int, ...],
 ) -> Weighed:
     """Weigh the samples of one class of one split, whose losses are those in the given order.
 
     Parameters
     ----------
     points : the n of the masks, rising from 0 and 1.
-    key : of the draws of the iterated bootstrap.
+    """
+    place = int(turning_point(losses.mean(axis=0), tolerance))
+    curves = _weighted(losses, weights)
+    low, high = interval(curves, level)
+    return Weighed(
+        low=low,
+        high=high,
+        point=points[turning_point(curves, tolerance)],
+        paired_error=_paired_error(losses, place),
+        lowest=losses[:, place].copy(),
+    )
+
+
+def weigh_again(
+    losses: Float[np.ndarray, "samples masks"],
+    weights: UInt8[np.ndarray, "replicate samples"],
+    points: Int[np.ndarray, " masks"],
+    tolerance: float,
+    level: float,
+    key: tuple[int, ...],
+) -> Again:
+    """How often the intervals of `weigh` hold what they should.
+
+    Parameters
+    ----------
+    key : of the draws.
     """
     whole = losses.mean(axis=0)
     place = int(turning_point(whole, tolerance))
-    curves = _weighted(losses, weights)
-    low, high = interval(curves, level)
     again = np.stack(
         [_weighted(losses, many) for many in weighted_again(weights[:OUTER], INNER, key)]
     )
@@ -136,15 +168,7 @@ def weigh(
     (bottom, top), (first, last) = (interval(np.moveaxis(x, 1, 0), level) for x in (again, inner))
     n0_held = (first <= points[place]) & (points[place] <= last)
     held = ((bottom <= whole) & (whole <= top)).mean(axis=1)
-    return Weighed(
-        low=low,
-        high=high,
-        point=points[turning_point(curves, tolerance)],
-        paired_error=_paired_error(losses, place),
-        lowest=losses[:, place].copy(),
-        covered=np.stack([n0_held, held], axis=1),
-        inner=inner,
-    )
+    return Again(covered=np.stack([n0_held, held], axis=1), inner=inner)
 
 
 def weighed_mean(

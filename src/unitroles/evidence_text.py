@@ -10,8 +10,12 @@ from unitroles.controls import TEMPERATURES
 from unitroles.evidence import ALPHA, GOOD_COVERAGE
 from unitroles.labelled import SPLITS
 from unitroles.layout import aligned, count_of, names_of
+from unitroles.roles import ROLE_NAMES
 from unitroles.signs import LOOSE
 from unitroles.taxonomy import Taxonomy
+
+# Shares are multiples of 1 / (labels x units); a mean of them may end in another last bit.
+_TIES = 1e-12
 
 
 def evidence(taxonomy: Taxonomy) -> str:
@@ -20,6 +24,7 @@ def evidence(taxonomy: Taxonomy) -> str:
     parts = [
         _floors(taxonomy) if "floor_share" in data else "",
         _signs(taxonomy) if "floor_share" in data else "",
+        _train_only(taxonomy) if "train_only_signs" in taxonomy.tables else "",
         _exchangeability(taxonomy) if "resplit_share" in data else "",
         _intervals(taxonomy) if "share_replicate" in data else "",
         _controls(taxonomy) if "control_share" in data else "",
@@ -29,9 +34,7 @@ def evidence(taxonomy: Taxonomy) -> str:
 
 def _floors(taxonomy: Taxonomy) -> str:
     frame, size = 100 * taxonomy.floors(), taxonomy.data.floor_samples.to_series()
-    low, high = int(size[size > 0].min()), int(size.max())
-    each = f"{low}" if low == high else f"{low} to {high}"
-    without = size.index[size == 0].tolist()
+    without, each = size.index[size == 0].tolist(), verdict.half_sizes(taxonomy.data)
     left_out = f"\nwithout {count_of(without)} of one sample in a split: {names_of(without)}"
     table = pd.DataFrame(
         {
@@ -67,8 +70,17 @@ def _spreads(frame: pd.DataFrame) -> str:
 
 
 def _signs(taxonomy: Taxonomy) -> str:
-    sentences = "\n".join(f"  {text}" for text in taxonomy.signs().sentence)
-    return f"Signs of good and bad generalization\n{sentences}"
+    frame = taxonomy.signs()
+    marked = f"; intervals: {frame.attrs['noise']}" if "share_replicate" in taxonomy.data else ""
+    return f"Signs of good and bad generalization{marked}\n{_sentences(frame)}"
+
+
+def _sentences(frame: pd.DataFrame) -> str:
+    return "\n".join(f"  {text}" for text in frame.sentence)
+
+
+def _train_only(taxonomy: Taxonomy) -> str:
+    return f"From the training samples alone\n{_sentences(taxonomy.train_only_signs())}"
 
 
 def _exchangeability(taxonomy: Taxonomy) -> str:
@@ -103,35 +115,46 @@ def _by_label(frame: pd.DataFrame) -> str:
 
 
 def _intervals(taxonomy: Taxonomy) -> str:
-    frame, asked = 100 * taxonomy.intervals(), taxonomy.provenance["options"]["evidence"]
-    full = asked["confidence"] == "full"
-    noise = "orders and curves anew" if full else "in the given order: rank noise not included"
-    table = pd.DataFrame(
-        {
-            "role": frame.index,
-            "share": [f"{value:.1f}" for value in frame.value],
-            "interval": [f"[{row.low:.1f}, {row.high:.1f}]" for _, row in frame.iterrows()],
-        }
-    )
+    frame = taxonomy.intervals()
+    columns: dict[str, list[str]] = {"role": list(ROLE_NAMES)}
+    heads = {"value": "share", "std_over_labels": "std over classes"}
+    for name, head in {**heads, "std_over_units": "std over units"}.items():
+        if name in frame:
+            before = "" if name == "value" else f"{name}_"
+            rows = (100 * frame[[name, f"{before}low", f"{before}high"]]).to_numpy()
+            columns[head] = [f"{value:.1f} [{low:.1f}, {high:.1f}]" for value, low, high in rows]
     return (
         f"{100 * taxonomy.level:g} % intervals of the mean shares in %: other samples, this network"
-        f" (never another\ntraining); {taxonomy.data.sizes['replicate']} replicates, {noise}\n"
-        f"{aligned(table)}" + _coverage(taxonomy)
+        f" (never another\ntraining); {taxonomy.data.sizes['replicate']} replicates, "
+        f"{frame.attrs['noise']}\n(what sampling adds to overfitted and generalizing units it adds "
+        "to every replicate: an interval is no floor)\n"
+        f"{aligned(pd.DataFrame(columns))}" + _coverage(taxonomy) + _outside(frame)
+    )
+
+
+def _outside(frame: pd.DataFrame) -> str:
+    """Where the intervals are shifted."""
+    roles = frame.index[(frame.value < frame.low - _TIES) | (frame.value > frame.high + _TIES)]
+    if not len(roles):
+        return ""
+    return (
+        f"\noutside its own interval: {', '.join(roles)}; replicates hold fewer different samples, "
+        "so their splits differ more than those at hand: not to be trusted there"
     )
 
 
 def _coverage(taxonomy: Taxonomy) -> str:
     """Where intervals hold the truth more rarely than they say."""
     if "coverage" not in taxonomy.data:
-        return ""
+        return "\ncoverage is not measured where orders are redone"
     names = [str(name).replace("_", " ") for name in taxonomy.data.quantity.values]
     pairs = zip(names, taxonomy.data.coverage.values, strict=True)
     low = [f"{name} {held:.2f}" for name, held in pairs if held < GOOD_COVERAGE]
     if not low:
         return ""
     return (
-        "\nmeasured coverage of the intervals per class (iterated bootstrap, given the order): "
-        f"{', '.join(low)}: too narrow there"
+        "\nmeasured coverage of the intervals of single classes (iterated bootstrap, given the "
+        f"order): {', '.join(low)}: too narrow there"
     )
 
 

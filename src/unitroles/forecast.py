@@ -12,15 +12,16 @@ import torch
 from torch import nn
 
 from unitroles.activity import sample_score
+from unitroles.confidence import losses_bytes
 from unitroles.draws import half_size
-from unitroles.inquiry import require_halves, require_points
+from unitroles.inquiry import require_halves, require_points, require_weights, weights_of
+from unitroles.memory import size
 from unitroles.options import Compute, Evidence, Layer, Method, Sample
 from unitroles.pace import pace
 from unitroles.plans import AdditivePlan, FullPlan, SuffixPlan
 from unitroles.prepare import Ready, prepared
 from unitroles.resolution import expected
 from unitroles.store import Ledger, row_bytes
-from unitroles.text import size
 
 _WHERE = ("none", "memory", "disk", "recompute")
 
@@ -50,6 +51,8 @@ class Forecast:
     evidence_sweeps : how many times as much as the masks the evidence is, if draws share nothing:
         but for plan "full", sets with which several orders begin run once for all of them.
     evidence_seconds : for so many; without the weighing of losses in the given order.
+    evidence_bytes : what evidence holds: scores and weights of all samples, losses of one class;
+        replicates that are done together take no more than a quarter of the memory budget beside.
     """
 
     layer: str
@@ -69,6 +72,7 @@ class Forecast:
     sweep_seconds: float
     evidence_sweeps: float = 0.0
     evidence_seconds: float = 0.0
+    evidence_bytes: int = 0
 
     @property
     def cache(self) -> str:
@@ -94,14 +98,17 @@ class Forecast:
             "masks",
             "evaluate": f"{_duration(self.evaluation_seconds)} for one plain pass over both splits",
         }
-        if self.evidence_sweeps:
-            rows["evidence"] = (
-                f"about {self.evidence_sweeps:.0f} times the masks, "
-                f"{_duration(self.evidence_seconds)} more"
-                + "; less where draws share sets"
-                * (self.plan != "full")
-            )
+        if self.evidence_bytes:
+            rows["evidence"] = self._evidence()
         return "\n".join(f"{name:<8} {value}" for name, value in rows.items())
+
+    def _evidence(self) -> str:
+        holds = f"holds {size(self.evidence_bytes)}"
+        if not self.evidence_sweeps:
+            return f"from the same masks; {holds}"
+        more = f"about {self.evidence_sweeps:.0f} times the masks, "
+        more += f"{_duration(self.evidence_seconds)} more"
+        return f"{more}{'; less where draws share sets' * (self.plan != 'full')}; {holds}"
 
     def _masks(self) -> str:
         through = "the whole model" if self.plan == "full" else "what comes after the layer"
@@ -179,12 +186,14 @@ def plan(
         torch.inference_mode(),
     ):
         require_halves(evidence, ready.counts)
+        require_weights(evidence, int(ready.counts.sum()), compute.bytes)
         fixed = time.perf_counter() - ready.started
         caches, kept = _cached(ready, compute.bytes)
         work = _Work.of(ready, method, compute.batch_size, caches, scored)
         each = pace(ready, method, compute)
         chosen, site = ready.choices[0].plan, ready.sites[0]
         sweeps = 0.0 if evidence is None else _sweeps(ready, evidence)
+        held = 0 if evidence is None else _held(ready, method, evidence)
     first, second = map(len, ready.splits)
     return Forecast(
         layer=site.path,
@@ -204,6 +213,7 @@ def plan(
         sweep_seconds=each.masks * work.swept,
         evidence_sweeps=sweeps,
         evidence_seconds=sweeps * each.masks * work.swept,
+        evidence_bytes=held,
     )
 
 
@@ -217,6 +227,16 @@ def _sweeps(ready: Ready, evidence: Evidence) -> float:
     # Of weighted samples e^-1 weigh nothing.
     drawn = evidence.floors * halved + evidence.resplits + full * (1 - np.exp(-1.0))
     return float(drawn + controls)
+
+
+def _held(ready: Ready, method: Method, evidence: Evidence) -> int:
+    """Bytes of the scores of all samples, of their weights, and of the losses of one class."""
+    units, chosen = ready.sites[0].units, ready.choices[0].plan
+    samples, most = int(ready.counts.sum()), int(ready.counts.max())
+    scores = 4 * samples * units * (evidence.redoes and sample_score(method.score) is not None)
+    points = expected(units, chosen.resolution(method.resolution))
+    losses = losses_bytes(most, points) * (evidence.confidence is not None)
+    return weights_of(evidence, samples) + scores + losses
 
 
 def _cached(ready: Ready, budget: int) -> tuple[tuple[str, str], int]:

@@ -17,9 +17,10 @@ from unitroles.confidence import (
     require_room,
 )
 from unitroles.controls import Variables, other_roles, what_sets_do
-from unitroles.draws import Draws, half_size, halves, resplits, reweighted
+from unitroles.draws import Draws, half_size, halves, held_bytes, resplits, reweighted
 from unitroles.errors import InputError
 from unitroles.evidence import interval, role_shares, unit_spread
+from unitroles.memory import size
 from unitroles.options import Evidence
 from unitroles.plans import FullPlan
 from unitroles.progress import Track
@@ -29,6 +30,8 @@ from unitroles.roles import ROLE_NAMES, ROLES
 
 DRAWN_FROM = ("train", "test", "both")
 # The dim of the four roles; `role` itself is the variable (label, unit).
+SHARE = 4
+"""Of the memory budget the part that weights, a class's losses and some replicates each take."""
 _CURVE, _BY_LABEL = ("split", "label", "retrieved"), ("label", "role_name")
 _REPLICATE = ("replicate", "split", "label")
 
@@ -89,6 +92,27 @@ def require_halves(evidence: Evidence | None, samples: Int[np.ndarray, "split la
         raise InputError(
             "no class has two samples in both splits, so there are no halves to compare; analyse "
             "more samples, or take floors=0"
+        )
+
+
+def weights_of(evidence: Evidence, samples: int) -> int:
+    """Bytes of what says how often each sample counts."""
+    return held_bytes(samples, evidence.floors, evidence.resplits, evidence.draws)
+
+
+def require_weights(evidence: Evidence | None, samples: int, budget: int) -> None:
+    """Refuse more draws than there is memory for.
+
+    Raises
+    ------
+    InputError : and what to do.
+    """
+    needed = 0 if evidence is None else weights_of(evidence, samples)
+    if needed > budget // SHARE:
+        raise InputError(
+            f"evidence holds how often each of {samples:,} samples counts in every draw, "
+            f"{size(needed)}, more than a quarter of the memory_budget; give a larger one, fewer "
+            "samples by max_per_class, or fewer floors, resplits and replicates"
         )
 
 
@@ -208,11 +232,12 @@ def _confidence(
             arrays["turning_point_replicate"].astype(np.int32),
         ),
         "share_replicate": (("replicate", *_BY_LABEL), arrays["share_replicate"]),
+        "unit_std_replicate": (("replicate", "role_name"), arrays["unit_std_replicate"]),
         "regret_replicate": (_REPLICATE, regrets((first, second), (one, other))),
-        "coverage": (("quantity",), arrays["coverage"]),
     }
+    if "coverage" in arrays:
+        found["coverage"] = ("quantity",), arrays["coverage"]
     if inquiry.evidence.confidence == "full":
-        del found["coverage"]  # that of the given order is not that of new orders
         found |= _full(inquiry, first.draws, say)
     return found
 
@@ -236,5 +261,6 @@ def _full(inquiry: Inquiry, draws: Draws, say: Callable[[float], None] | None) -
         "turning_point_replicate": (_REPLICATE, points.astype(np.int32)),
         "regret_replicate": (_REPLICATE, np.concatenate([b.regret[:, 0] for b in blocks])),
         "share_replicate": (("replicate", *_BY_LABEL), role_shares(role)),
+        "unit_std_replicate": (("replicate", "role_name"), unit_spread(role)),
         "role_probability": (("label", "unit", "role_name"), chance.astype(np.float32)),
     }

@@ -1,4 +1,4 @@
-"""Go on with smaller pieces where memory runs out."""
+"""Go on with smaller pieces where memory runs out; numbers of bytes for people."""
 
 from __future__ import annotations
 
@@ -83,3 +83,13 @@ def slices(rows: int, size: int) -> Iterator[slice]:
     """All rows in pieces of one size."""
     for start in range(0, rows, size):
         yield slice(start, min(start + size, rows))
+
+
+def size(count: int) -> str:
+    """A number of bytes for people."""
+    value, unit = float(count), "B"
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if value < 1024 or unit == "TiB":
+            break
+        value /= 1024
+    return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"

@@ -14,7 +14,7 @@ from unitroles.errors import InputError
 from unitroles.evidence import different, interval
 from unitroles.labelled import SPLITS
 from unitroles.roles import ROLE_NAMES
-from unitroles.verdict import BAND, against, over_labels, require
+from unitroles.verdict import BAND, against, half_sizes, noise, over_labels, require
 
 LOOSE = 1e-2
 """Nats; the other tolerance that a sign names."""
@@ -31,6 +31,9 @@ SIGNS = {role: f"{role} share" for role in ROLE_NAMES} | {
 many sizes, a longer way to the minimum on train than on test; regret is ours."""
 ONE_SIDED = ("overfitted", "generalizing", "longer", "regret")
 """Those that are 0 but for sampling where both splits are the same to a network."""
+
+RANKED_BY_TEST = ("test", "pooled")
+"""Orders by scores of test samples."""
 
 
 def signs(data: xr.Dataset, level: float, units: str) -> pd.DataFrame:
@@ -62,6 +65,7 @@ def signs(data: xr.Dataset, level: float, units: str) -> pd.DataFrame:
         above[:] = TOO_FEW
     frame["verdict"] = np.where(frame.index.isin(ONE_SIDED), above, "")
     frame["sentence"] = [_sentence(str(sign), row, units) for sign, row in frame.iterrows()]
+    frame.attrs["noise"] = noise(data)
     return frame
 
 
@@ -93,12 +97,11 @@ def _sentence(sign: str, row: pd.Series, units: str) -> str:
         f"{split}"
         for split in SPLITS
     )
+    loose = f", {shown(row.loose)} at tolerance {LOOSE:g}" if np.isfinite(row.loose) else ""
     text = (
-        f"{SIGNS[sign]} {shown(row.value)}{band(row.low, row.high)}; at the size of the floor "
-        f"{shown(row.observed)}, floor {floors}"
+        f"{SIGNS[sign]} {shown(row.value)}{band(row.low, row.high)}{loose}; at the size of the "
+        f"floor {shown(row.observed)}, floor {floors}"
     )
-    if np.isfinite(row.loose):
-        text += f"; {shown(row.loose)} at tolerance {LOOSE:g}"
     return f"{text}: {row.verdict}" if row.verdict else text
 
 
@@ -118,7 +121,7 @@ def train_only_signs(data: xr.Dataset, level: float, order: str) -> pd.DataFrame
     ------
     InputError : test samples ranked the units, with `order` "test" or "pooled".
     """
-    if order in ("test", "pooled"):
+    if order in RANKED_BY_TEST:
         raise InputError(
             f"with order {order!r} the test samples rank the units of the training set too; "
             "analyse with order='per_split' or 'train'"
@@ -133,12 +136,15 @@ def train_only_signs(data: xr.Dataset, level: float, order: str) -> pd.DataFrame
         inside = different(over_labels(data.floor_share.sel(drawn_from="train").values))[:, 2]
         rows["unstable units"] = [inside.mean(), *map(float, interval(inside, BAND))]
     frame = pd.DataFrame.from_dict(rows, orient="index", columns=pd.Index(["value", "low", "high"]))
-    says = {
-        "n0/N": "of the units bring the training loss to its minimum, on average over the classes",
-        "unstable units": "of the units are active on one half of the training samples only",
-    }
+    says = {"n0/N": "of the units bring the training loss to its minimum, mean over the classes"}
+    if "floor_samples" in data:
+        says["unstable units"] = (
+            "of the units are active on one only of two sets of training samples, of "
+            f"{half_sizes(data)} per class"
+        )
     frame["sentence"] = [
         f"{100 * row.value:.1f} %{_band(row.low, row.high)} {says[str(name)]}"
         for name, row in frame.iterrows()
     ]
+    frame.attrs["noise"] = noise(data)
     return frame.rename_axis("sign")

@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from unitroles import roles, signs, verdict
+from unitroles import frames, roles, signs, verdict
 from unitroles.errors import InputError, unknown
 from unitroles.labelled import FORMAT
 from unitroles.minima import NEVER_FALLS
-from unitroles.roles import ROLE_NAMES, Role
+from unitroles.roles import Role
 
 _TABLES = ("proportions", "shares", "summary", "sensitivity", "regret", "minima", "agreement")
 _TABLES += ("curves", "to_frame")
@@ -112,7 +112,8 @@ class Taxonomy:
         ----------
         confidence : only units that have the role in at least this share of the replicates of
             other samples; None = those of the samples at hand. It takes a result with
-            `Evidence(confidence="full")`.
+            `Evidence(confidence="full")`, whose replicates hold fewer different samples than there
+            are: roles change more often in them than they would with as many new samples.
         """
         wanted, place = Role.of(role), self.find_label(label)
         split = "test" if wanted is Role.GENERALIZING else "train"
@@ -130,20 +131,17 @@ class Taxonomy:
 
     def roles(self) -> pd.DataFrame:
         """Role names, label x unit."""
-        names = np.array([role.name.lower() for role in Role])
-        index = pd.Index(self.labels, name="label")
-        columns = pd.Index(self.data.unit.values, name="unit")
-        return pd.DataFrame(names[self.data.role.values], index=index, columns=columns)
+        return frames.role_names(self.data)
 
     def proportions(self) -> pd.DataFrame:
         """Share of the units with each role, label x role, fractions (the paper's table 2)."""
         index = pd.Index(self.labels, name="label")
-        return _role_frame(roles.proportions(self.data.role.values), index)
+        return frames.by_role(roles.proportions(self.data.role.values), index)
 
     def shares(self) -> pd.DataFrame:
         """Share of the classes in which a unit has each role, unit x role (table 3)."""
         index = pd.Index(self.data.unit.values, name="unit")
-        return _role_frame(roles.shares(self.data.role.values), index)
+        return frames.by_role(roles.shares(self.data.role.values), index)
 
     def flagged(self) -> list[Any]:
         """Classes in which waking units never lowers the loss below that of the dead layer."""
@@ -158,29 +156,10 @@ class Taxonomy:
 
         Parameters
         ----------
-        flagged : False leaves out the classes of `flagged()`; NaN where none is left.
+        flagged : False leaves out the classes of `flagged()`, and evidence, which is of all of
+            them; NaN where none is left.
         """
-        role = self.data.role.values
-        if not flagged:
-            role = role[[label not in self.flagged() for label in self.labels]]
-        index = pd.Index(ROLE_NAMES, name="role")
-        if not len(role):
-            columns = ["mean", "std_over_labels", "std_over_units"]
-            return pd.DataFrame(np.nan, index=index, columns=columns)
-        by_label, by_unit = roles.proportions(role), roles.shares(role)
-        frame = pd.DataFrame(
-            {
-                "mean": by_label.mean(axis=0),
-                "std_over_labels": by_label.std(axis=0, ddof=0),
-                "std_over_units": by_unit.std(axis=0, ddof=0),
-            },
-            index=index,
-        )
-        if flagged and "share_replicate" in self.data:
-            frame[["low", "high"]] = self.intervals()[["low", "high"]]
-        if flagged and "floor_share" in self.data:
-            frame[["observed", "floor", "excess"]] = self.floors()[["observed", "floor", "excess"]]
-        return frame
+        return frames.summary(self.data, self.level, [] if flagged else self.flagged())
 
     def sensitivity(self) -> pd.DataFrame:
         """Mean proportion of each role under other rules for the turning point, rule x role.
@@ -189,32 +168,16 @@ class Taxonomy:
         view to the tolerance in use, and the other rows are only as fine as what is there. With
         confidence also for the rule of one standard error, see `minima`.
         """
-        data = self.data
-        curves = data.loss.values, data.accuracy.values, data.order.values
-        rows = roles.sensitivity(*curves, tolerance=self.tolerance)
-        if "paired_error" in data:
-            rows["one standard error"] = verdict.at_one_error(data)
-        index = pd.Index(list(rows), name="rule")
-        return _role_frame(np.array(list(rows.values())), index)
+        return frames.sensitivity(self.data, self.tolerance)
 
     def regret(self) -> pd.DataFrame:
         """What the other split's active set costs, label x [train, test, *_accuracy].
 
         `train` and `test` are in nats, E(other set) - E(own set); the accuracies are fractions,
-        own set - other set. Positive = the other split's set is worse.
+        own set - other set. Positive = the other split's set is worse. With confidence also the
+        intervals of the losses, `*_low` and `*_high`.
         """
-        at = self.data.turning_point
-        loss = (self.data.swapped_loss - self.data.loss.sel(retrieved=at)).values
-        accuracy = (self.data.accuracy.sel(retrieved=at) - self.data.swapped_accuracy).values
-        return pd.DataFrame(
-            {
-                "train": loss[0],
-                "test": loss[1],
-                "train_accuracy": accuracy[0],
-                "test_accuracy": accuracy[1],
-            },
-            index=pd.Index(self.labels, name="label"),
-        )
+        return frames.regret(self.data, self.level)
 
     def minima(self, delta: float = 0.01) -> pd.DataFrame:
         """How sharp the minimum of every curve is, one row per split x label.
@@ -222,7 +185,8 @@ class Taxonomy:
         `low` and `high`: the run of n around n0 in which E(n) <= E(n0) + `delta`; `width`: how many
         evaluated n >= 1 have that; `status`: the curve in plain words. With confidence `one_error`:
         the smallest n whose loss lies above E(n0) by no more than one standard error, that of the
-        paired difference over as many samples as the smaller split has of the class.
+        paired difference over as many samples as the smaller split has of the class; and
+        `turning_point_low` and `turning_point_high`, the interval of n0.
 
         Parameters
         ----------
@@ -230,7 +194,7 @@ class Taxonomy:
         """
         if not delta >= 0:
             raise InputError(f"delta must be 0 or more nats, not {delta!r}")
-        return verdict.minima(self.data, delta)
+        return verdict.minima(self.data, delta, self.level)
 
     def agreement(self) -> pd.DataFrame:
         """Is a core a core: label x the values of `unitroles.agreement.Overlap`.
@@ -261,7 +225,7 @@ class Taxonomy:
     @property
     def level(self) -> float:
         """Of the intervals."""
-        asked = self.provenance["options"].get("evidence") or {}
+        asked = self.provenance.get("options", {}).get("evidence") or {}
         return float(asked.get("level", 0.9))
 
     def floors(self) -> pd.DataFrame:
@@ -278,16 +242,23 @@ class Taxonomy:
     def exchangeability(self) -> pd.DataFrame:
         """Units active on one split only, against new splits of all samples of the same sizes.
 
-        p = (b + 1) / (R + 1); `attrs` hold R, the smallest possible p and what the test asks.
+        p = (b + 1) / (R + 1); `resplits` is R, `smallest_p` what p can be at least, and `attrs`
+        say what the test asks.
         """
         return verdict.exchangeability(self.data)
 
-    def intervals(self) -> pd.DataFrame:
-        """Mean role shares, role x [value, low, high]: other samples, this network.
+    def intervals(self, by_label: bool = False) -> pd.DataFrame:
+        """Role shares, role x [value, low, high, ...]: other samples, this network.
 
-        With confidence "given_order" rank noise is not included.
+        Mean shares, and their std over classes and units as in `summary`, each with its interval;
+        `attrs["noise"]` says whether rank noise is included: not with confidence "given_order".
+
+        Parameters
+        ----------
+        by_label : one row per label x role, with `value`, `low` and `high` alone.
         """
-        return verdict.intervals(self.data, self.level)
+        made = verdict.intervals_by_label if by_label else verdict.intervals
+        return made(self.data, self.level)
 
     def signs(self) -> pd.DataFrame:
         """The paper's signs of good and bad generalization, and regret on test, as findings.
@@ -298,36 +269,42 @@ class Taxonomy:
         return signs.signs(self.data, self.level, self.loss_units)
 
     def train_only_signs(self) -> pd.DataFrame:
-        """What the training samples alone say, sign x [value, low, high, sentence]."""
-        order = self.provenance["options"]["method"]["order"]
-        return signs.train_only_signs(self.data, self.level, order)
+        """What the training samples alone say, sign x [value, low, high, sentence].
+
+        Of the test set nothing is used but how many samples it has, which says how large the halves
+        are that `unstable units` come from.
+
+        Raises
+        ------
+        InputError : test samples ranked the units, with order "test" or "pooled".
+        """
+        return signs.train_only_signs(self.data, self.level, self._order)
+
+    @property
+    def _order(self) -> str:
+        return str(self.provenance["options"]["method"]["order"])
 
     @property
     def tables(self) -> list[str]:
         """The methods that give a table of this result."""
-        return [*_TABLES, *(name for name, needed in _EVIDENCE.items() if needed in self.data)]
+        found = [*_TABLES, *(name for name, needed in _EVIDENCE.items() if needed in self.data)]
+        measured = "floor_share" in self.data or "share_replicate" in self.data
+        known = measured and self._order not in signs.RANKED_BY_TEST
+        return found + ["train_only_signs"] * known
 
     def to_frame(self) -> pd.DataFrame:
-        """Tidy: one row per label x unit with role, score and position on both splits."""
-        position = roles.positions(self.data.order.values)
-        score = self.data.score.values
-        labels, units = np.array(self.labels, dtype=object), self.data.unit.values
-        return pd.DataFrame(
-            {
-                "label": pd.Index(np.repeat(labels, len(units))).infer_objects(),
-                "unit": np.tile(units, len(labels)),
-                "role": self.roles().to_numpy().ravel(),
-                "score_train": score[0].ravel(),
-                "score_test": score[1].ravel(),
-                "position_train": position[0].ravel(),
-                "position_test": position[1].ravel(),
-            }
-        )
+        """Tidy: one row per label x unit with role, score and position on both splits.
+
+        With confidence "full" also `p_core` ... `p_confusing`, how often the unit had each role.
+        """
+        return frames.to_frame(self.data)
 
     def curves(self) -> pd.DataFrame:
-        """Tidy: split, label, retrieved, loss (nats), accuracy (fraction)."""
-        frame = self.data[["loss", "accuracy"]].to_dataframe().reset_index()
-        return frame[["split", "label", "retrieved", "loss", "accuracy"]]
+        """Tidy: split, label, retrieved, loss (nats), accuracy (fraction).
+
+        With confidence also `loss_low` and `loss_high`, the interval of the loss.
+        """
+        return frames.curves(self.data)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write NetCDF, under a temporary name first so that no half file is ever left."""
@@ -367,7 +344,3 @@ def load(path: str | os.PathLike[str]) -> Taxonomy:
     if data.attrs.get("format") != FORMAT:
         raise InputError(f"{path} is not a taxonomy of this version ({FORMAT}); analyse again")
     return Taxonomy(data)
-
-
-def _role_frame(table: np.ndarray, index: pd.Index) -> pd.DataFrame:
-    return pd.DataFrame(table, index=index, columns=pd.Index(ROLE_NAMES, name="role"))

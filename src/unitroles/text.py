@@ -11,6 +11,7 @@ import pandas as pd
 from unitroles.evidence_text import agreement, evidence, minima
 from unitroles.labelled import CROSS_ENTROPY, SPLITS
 from unitroles.layout import aligned, count_of, names_of
+from unitroles.memory import size
 from unitroles.roles import ROLE_NAMES
 from unitroles.signs import LOOSE
 from unitroles.taxonomy import Taxonomy
@@ -233,13 +234,3 @@ def layer_table(frame: pd.DataFrame) -> str:
         "same samples;\nms = cost × what one sample of the example takes here, in milliseconds;\n"
         "kept = of every sample between the pass of the model and the masks"
     )
-
-
-def size(count: int) -> str:
-    """A number of bytes for people."""
-    value, unit = float(count), "B"
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if value < 1024 or unit == "TiB":
-            break
-        value /= 1024
-    return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"

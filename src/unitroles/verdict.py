@@ -33,6 +33,9 @@ ASKS = (
     "enough samples the answer is mostly no: read the size of the excess, not p."
 )
 
+WITH_RANKS, WITHOUT_RANKS = "scores, orders and curves anew", "rank noise not included"
+"""What is redone for the replicates of other samples, and what is not."""
+
 
 def require(data: xr.Dataset, name: str, option: str) -> None:
     """Refuse a result without this evidence.
@@ -67,6 +70,13 @@ def floors(data: xr.Dataset) -> pd.DataFrame:
     return pd.DataFrame(columns, index=pd.Index(ROLE_NAMES, name="role"))
 
 
+def half_sizes(data: xr.Dataset) -> str:
+    """How many samples of a class the sets of the floor have, in words."""
+    size = data.floor_samples.values
+    low, high = int(size[size > 0].min()), int(size.max())
+    return f"{low}" if low == high else f"{low} to {high}"
+
+
 def against(draws: dict[str, Float[np.ndarray, "draw value"]]) -> dict[str, np.ndarray]:
     """What was observed between halves of both splits, and between halves of either one."""
     columns = {"observed": draws["both"].mean(axis=0)}
@@ -93,6 +103,8 @@ def exchangeability(data: xr.Dataset) -> pd.DataFrame:
             "resplit_low": low,
             "resplit_high": high,
             "p": permutation_p(own, drawn),
+            "resplits": len(drawn),
+            "smallest_p": 1 / (len(drawn) + 1),
         },
         index=pd.Index(DIFFERENT, name="active on one split"),
     )
@@ -114,13 +126,42 @@ def exchangeability_by_label(data: xr.Dataset) -> pd.DataFrame | None:
     return pd.DataFrame({"p": p, "adjusted_p": fair}, index=pd.Index(data.label, name="label"))
 
 
+def noise(data: xr.Dataset) -> str:
+    """What intervals speak of."""
+    return WITH_RANKS if "role_probability" in data else WITHOUT_RANKS
+
+
 def intervals(data: xr.Dataset, level: float) -> pd.DataFrame:
-    """Intervals of the mean role shares over other samples, role x [value, low, high]."""
+    """Mean role shares and their std over other samples, role x [value, low, high, ...]."""
     require(data, "share_replicate", "confidence='given_order'")
-    low, high = interval(over_labels(data.share_replicate.values), level)
-    value = roles.proportions(data.role.values).mean(axis=0)
-    columns = {"value": value, "low": low, "high": high}
-    return pd.DataFrame(columns, index=pd.Index(ROLE_NAMES, name="role"))
+    again, share = data.share_replicate.values, roles.proportions(data.role.values)
+    values = {
+        "": (share.mean(axis=0), over_labels(again)),
+        "std_over_labels": (share.std(axis=0), np.nanstd(again, axis=-2)),
+    }
+    if "unit_std_replicate" in data:
+        own = roles.shares(data.role.values).std(axis=0)
+        values["std_over_units"] = own, data.unit_std_replicate.values
+    columns: dict[str, np.ndarray] = {}
+    for name, (value, replicates) in values.items():
+        low, high = interval(replicates, level)
+        before = f"{name}_" * bool(name)
+        columns |= {name or "value": value, f"{before}low": low, f"{before}high": high}
+    frame = pd.DataFrame(columns, index=pd.Index(ROLE_NAMES, name="role"))
+    frame.attrs["noise"] = noise(data)
+    return frame
+
+
+def intervals_by_label(data: xr.Dataset, level: float) -> pd.DataFrame:
+    """Role shares of every class over other samples, (label, role) x [value, low, high]."""
+    require(data, "share_replicate", "confidence='given_order'")
+    low, high = interval(data.share_replicate.values, level)
+    value, names = roles.proportions(data.role.values), [data.label.values, list(ROLE_NAMES)]
+    index = pd.MultiIndex.from_product(names, names=["label", "role"])
+    columns = {"value": value.ravel(), "low": low.ravel(), "high": high.ravel()}
+    frame = pd.DataFrame(columns, index=index)
+    frame.attrs["noise"] = noise(data)
+    return frame
 
 
 def agreement(data: xr.Dataset) -> pd.DataFrame:
@@ -143,13 +184,16 @@ def by_chance(agreement: pd.DataFrame) -> list[Any] | None:
     return None if known.empty else known.index[known > ALPHA].tolist()
 
 
-def minima(data: xr.Dataset, delta: float) -> pd.DataFrame:
+def minima(data: xr.Dataset, delta: float, level: float) -> pd.DataFrame:
     """The basin of every turning point, (split, label) x [turning_point, low, high, width, ...]."""
     point = data.turning_point.values
     low, high, width = basin(data.loss.values, point, delta)
     columns = {"turning_point": point, "low": low, "high": high, "width": width}
     if "paired_error" in data:
         columns["one_error"] = _one_error(data)
+    if "turning_point_replicate" in data:
+        first, last = interval(data.turning_point_replicate.values, level)
+        columns |= {"turning_point_low": first, "turning_point_high": last}
     columns["status"] = data.status.values
     return _by_split(data, columns)
 

@@ -51,11 +51,11 @@ def _joined(rows: list[pd.DataFrame]) -> pd.DataFrame:
 
 
 def _floors(taxonomy: ur.Taxonomy) -> pd.DataFrame:
-    """Mean and stds of every role with the interval of the mean, and their floors."""
+    """Mean and stds of every role with their intervals, and their floors."""
     size = taxonomy.data.floor_samples
     halved = size[size > 0]
     coverage = taxonomy.data.coverage.to_series()
-    frame = taxonomy.summary()[["mean", "low", "high", "std_over_labels", "std_over_units"]]
+    frame = taxonomy.intervals().rename(columns={"value": "mean"})
     return (
         frame.join(taxonomy.floors())
         .assign(

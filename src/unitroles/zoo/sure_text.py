@@ -91,8 +91,8 @@ def _beside_floors(table: pd.DataFrame, say: Say) -> None:
         say(_table2(group))
         say(_coverage(group))
         say(
-            "\nTable 3 beside its floor: std over units at the floor's size [floor of that std]; "
-            + about
+            "\nTable 3 beside its floor: std over units, all samples [interval]; at the floor's "
+            f"size / floor of that; {about}"
         )
         say(_table3(group))
 
@@ -155,8 +155,11 @@ def _rows(table: pd.DataFrame) -> str:
 
 def _table3(table: pd.DataFrame) -> str:
     means = 100 * _means(table, "role")
-    own, floor = means["observed_std_over_units"], means["floor_std_over_units"]
-    cells = _cells(own) + " [" + _cells(floor) + "]"
+    own, low, high, observed, floor = (
+        _cells(means[f"{name}std_over_units{end}"])
+        for name, end in (("", ""), ("", "_low"), ("", "_high"), ("observed_", ""), ("floor_", ""))
+    )
+    cells = own + " [" + low + ", " + high + "]; " + observed + " / " + floor
     return cells.unstack("role")[list(ROLES)].rename_axis(columns=None).to_string()
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from unitroles import Taxonomy
+from unitroles.labelled import SPLITS
 from unitroles.zoo import paper
 from unitroles.zoo.settings import Recipe, Settings
 from unitroles.zoo.training import Trained
@@ -115,8 +116,9 @@ def sensitivity(members: list[Member], settings: Settings) -> pd.DataFrame:
 
 def regret(members: list[Member], settings: Settings) -> pd.DataFrame:
     """Regret of every class of every network, nats and accuracy."""
+    columns = [*SPLITS, *(f"{split}_accuracy" for split in SPLITS)]  # intervals are evidence
     rows = [
-        table.regret()
+        table.regret()[columns]
         .reset_index()
         .assign(order=order, samples=samples, seed=member.seed, model=member.model)
         .assign(**about(table, settings))
