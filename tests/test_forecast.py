@@ -19,8 +19,10 @@ from torch import Tensor, nn
 import networks
 import unitroles as ur
 from forcing import BATCH, PLANS, best, forced, layer_of, quietly
+from unitroles import draws, inquiry
 from unitroles.cli import main
 from unitroles.forecast import Forecast
+from unitroles.memory import size
 from unitroles.plans import AdditivePlan, FullPlan
 from unitroles.store import Ledger
 
@@ -423,6 +425,38 @@ def test_a_dry_run_prints_the_forecast_and_writes_nothing(out, here, capsys):
     assert rows["samples"] == "train 30, test 30"
     assert rows["time"].startswith("about ")
     assert contents(here) == before
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ur.Evidence(floors=3, resplits=4, replicates=5, controls=False),
+        ur.Evidence(floors=3, resplits=8, confidence="full", replicates=2, controls=False),
+        ur.Evidence(floors=0, resplits=0, replicates=5, controls=False),
+    ],
+)
+def test_what_evidence_holds_is_counted(asked, monkeypatch):
+    """Weights as they are drawn, the losses of the largest class, the scores of all samples."""
+    toy, drawn = networks.toy("mlp"), {}
+    for name in ("halves", "resplits", "reweighted"):
+
+        def kept(*given, name=name):
+            found = getattr(draws, name)(*given)
+            drawn[name] = sum(weights.nbytes for weights in found.weights)
+            return found
+
+        monkeypatch.setattr(inquiry, name, kept)
+    given = toy.model, toy.train, toy.test, layer(toy, None)
+    found = ur.plan(*given, evidence=asked)
+    taxonomy = quietly(ur.analyze, *given, evidence=asked)
+    data = taxonomy.data
+    weights = drawn["reweighted"] + max(drawn.get("halves", 0), drawn.get("resplits", 0))
+    losses = 8 * int(data.samples.max()) * data.sizes["retrieved"]
+    scores = 4 * int(data.samples.sum()) * data.sizes["unit"] * asked.redoes
+    assert found.evidence_bytes == weights + losses + scores
+    said = lines(found)["evidence"]
+    assert said.endswith(f"holds {size(found.evidence_bytes)}")
+    assert said.startswith("about" if asked.redoes else "from the same masks; ")
 
 
 def test_a_dry_run_counts_the_evidence(here, capsys):

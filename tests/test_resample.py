@@ -16,7 +16,8 @@ from unitroles.confidence import Watch
 from unitroles.data import Samples
 from unitroles.evidence import interval, role_shares
 from unitroles.inquiry import DRAWN_FROM
-from unitroles.plans import FullPlan
+from unitroles.masks import Sets
+from unitroles.plans import FullPlan, SuffixPlan
 from unitroles.precision import Precision
 from unitroles.resample import Setting
 from unitroles.uses import Job
@@ -275,6 +276,28 @@ def test_shards_in_any_number_and_sequence_give_the_same_bits(cuts):
         for mine, same in zip(found, whole, strict=True):
             for name, values in mine.items():
                 np.testing.assert_array_equal(values, same[name])
+
+
+@pytest.mark.parametrize(("budget", "most"), [("2GiB", 256), ("60KB", 64)])
+def test_samples_under_a_few_masks_are_cut_to_the_budget(budget, most, monkeypatch):
+    """However many there are of a class; fewer than a tile of 64 gain nothing."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 64), torch.nn.ReLU(), torch.nn.Linear(64, 2))
+    x, y = torch.randn(1400, 3), torch.arange(1400) % 2
+    calls, masked = [], SuffixPlan.masked
+
+    def watched(self, kept, masks, least=1):
+        calls.append((isinstance(masks, Sets), len(kept[0])))
+        yield from masked(self, kept, masks, least)
+
+    monkeypatch.setattr(SuffixPlan, "masked", watched)
+    ur.analyze(
+        *(model, (x[:700], y[:700]), (x[700:], y[700:]), "1"),
+        progress=False,
+        compute=ur.Compute(memory_budget=budget),
+        evidence=ur.Evidence(floors=2, resplits=0, confidence=None, controls=False),
+    )
+    assert max(rows for sets, rows in calls if sets) == most
 
 
 def test_a_class_without_samples_in_a_part_has_no_roles():
