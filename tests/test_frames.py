@@ -67,6 +67,19 @@ def test_intervals_of_both_stds_are_those_of_the_replicates(taxonomy):
         np.testing.assert_allclose(frame[f"{name}_high"], high, atol=1e-12)
 
 
+def test_bounds_of_shares_are_ordered_and_shares(taxonomy):
+    by_label = taxonomy.intervals(by_label=True)
+    for frame in (taxonomy.intervals(), by_label, taxonomy.signs().loc[list(ROLE_NAMES)]):
+        assert (frame.low >= 0).all()
+        assert (frame.low <= frame.high).all()
+        assert (frame.high <= 1).all()
+    floors = taxonomy.floors()
+    for split in ("train", "test"):
+        columns = floors[[f"{split}_low", f"{split}_high"]]
+        assert (columns.diff(axis=1).iloc[:, 1] >= 0).all()
+        assert ((columns >= 0) & (columns <= 1)).all(axis=None)
+
+
 def test_intervals_of_each_class(taxonomy):
     frame = taxonomy.intervals(by_label=True)
     assert list(frame.index.names) == ["label", "role"]
