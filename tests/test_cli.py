@@ -472,6 +472,11 @@ BAD: dict[str, tuple[Any, dict[str, str | None], str]] = {
         {"floors": "5", "confidence": "full"},
         "--floors, --confidence: of no use without --evidence; add it",
     ),
+    "no controls": (
+        None,
+        {"confidence": "none", "no-controls": ""},
+        "--confidence, --no-controls: of no use without --evidence; add it",
+    ),
     "no out": (None, {"out": None}, "Missing option '--out'; see unitroles analyze --help"),
     "no number": (
         None,

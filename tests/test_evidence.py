@@ -125,9 +125,9 @@ def test_bounds_are_ordered_and_lie_among_the_replicates(seed, level):
 
 @pytest.mark.parametrize("seed", range(6))
 def test_more_samples_narrow_the_interval(seed):
-    """That of E(n) to half for four times the samples, that of n0 never wider."""
+    """That of E(n) to half for four times the samples; that of n0, too."""
     rng = np.random.default_rng(seed)
-    losses = rng.random((1600, 5)) + np.array([2.0, 1.0, 0.5, 0.7, 0.9])
+    losses = rng.random((1600, 5)) + np.array([2.0, 0.54, 0.5, 0.52, 0.56])
     widths, spreads = [], []
     for size in (25, 100, 400, 1600):
         drawn = draws.reweighted([np.zeros(size, int)] * 2, [np.arange(size)] * 2, 1, 200, seed)
@@ -136,8 +136,7 @@ def test_more_samples_narrow_the_interval(seed):
         spreads.append(np.ptp(interval(found.point, 0.9)))
     ratios = np.array(widths[:-1]) / widths[1:]
     assert (np.abs(ratios - 2) < 0.5).all()
-    assert (np.diff(spreads) <= 0).all()
-    assert spreads[-1] < spreads[0] or spreads[0] == 0
+    assert spreads[0] > spreads[-1]
 
 
 def test_p_counts_the_draws_that_reach_what_was_observed():

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import networks
 import unitroles as ur
 from forcing import BATCH, PLANS, best, forced, layer_of, quietly
-from unitroles import draws, inquiry
+from unitroles import collect, confidence, draws, inquiry, resample
 from unitroles.cli import main
 from unitroles.forecast import Forecast
 from unitroles.memory import size
@@ -433,9 +433,12 @@ def test_a_dry_run_prints_the_forecast_and_writes_nothing(out, here, capsys):
         ur.Evidence(floors=3, resplits=4, replicates=5, controls=False),
         ur.Evidence(floors=3, resplits=8, confidence="full", replicates=2, controls=False),
         ur.Evidence(floors=0, resplits=0, replicates=5, controls=False),
+        ur.Evidence(floors=2, resplits=0, confidence=None),
+        ur.Evidence(floors=0, resplits=0, confidence=None),
     ],
 )
-def test_what_evidence_holds_is_counted(asked, monkeypatch):
+@pytest.mark.parametrize("order", ["per_split", "train"])
+def test_what_evidence_holds_is_counted(asked, order, monkeypatch):
     """Weights as they are drawn, the losses of the largest class, the scores of all samples."""
     toy, drawn = networks.toy("mlp"), {}
     for name in ("halves", "resplits", "reweighted"):
@@ -446,17 +449,38 @@ def test_what_evidence_holds_is_counted(asked, monkeypatch):
             return found
 
         monkeypatch.setattr(inquiry, name, kept)
+    by_pair, stores = resample._by_pair, []
+
+    def apart(whole, setting):
+        found = by_pair(whole, setting)
+        if found is not whole and setting is not None:
+            drawn["apart"] = sum(weights.nbytes for weights in found.weights)
+        return found
+
+    def weighed(self, label, losses, places):
+        drawn["losses"] = max(drawn.get("losses", 0), losses.nbytes)
+        return weigh(self, label, losses, places)
+
+    weigh = confidence.Watch._weigh
+    monkeypatch.setattr(resample, "_by_pair", apart)
+    monkeypatch.setattr(confidence.Watch, "_weigh", weighed)
+    remember = collect._remember
+
+    def remembered(kept, values, ledger):
+        stores.append(values.nbytes)
+        remember(kept, values, ledger)
+
+    monkeypatch.setattr(collect, "_remember", remembered)
+    method = ur.Method(order=order)
     given = toy.model, toy.train, toy.test, layer(toy, None)
-    found = ur.plan(*given, evidence=asked)
-    taxonomy = quietly(ur.analyze, *given, evidence=asked)
-    data = taxonomy.data
-    weights = drawn["reweighted"] + max(drawn.get("halves", 0), drawn.get("resplits", 0))
-    losses = 8 * int(data.samples.max()) * data.sizes["retrieved"]
-    scores = 4 * int(data.samples.sum()) * data.sizes["unit"] * asked.redoes
-    assert found.evidence_bytes == weights + losses + scores
+    found = ur.plan(*given, method=method, evidence=asked)
+    quietly(ur.analyze, *given, method=method, evidence=asked)
+    halves = drawn.get("halves", 0) + drawn.get("apart", 0)
+    weights = drawn.get("reweighted", 0) + max(halves, drawn.get("resplits", 0))
+    assert found.evidence_bytes == weights + drawn.get("losses", 0) + sum(stores)
     said = lines(found)["evidence"]
-    assert said.endswith(f"holds {size(found.evidence_bytes)}")
-    assert said.startswith("about" if asked.redoes else "from the same masks; ")
+    assert said.endswith(f"holds {size(found.evidence_bytes)}") == bool(found.evidence_bytes)
+    assert said.startswith("from the same masks; ") == (not found.evidence_sweeps)
 
 
 def test_a_dry_run_counts_the_evidence(here, capsys):

@@ -11,6 +11,7 @@ import reference
 import unitroles as ur
 from forcing import layer_of, one_copy, quietly
 from unitroles import text
+from unitroles.layout import csv_of
 from unitroles.roles import ROLE_NAMES
 from unitroles.verdict import WITH_RANKS, WITHOUT_RANKS
 
@@ -131,8 +132,12 @@ def test_every_interval_says_whether_ranks_are_in_it(taxonomy):
     full = "role_probability" in taxonomy.data
     noise = WITH_RANKS if full else WITHOUT_RANKS
     frames = [taxonomy.intervals(), taxonomy.intervals(by_label=True), taxonomy.signs()]
-    for frame in [*frames, taxonomy.summary(), taxonomy.train_only_signs()]:
-        assert frame.attrs["noise"] == noise
+    frames += [taxonomy.summary(), taxonomy.minima(), taxonomy.regret(), taxonomy.curves()]
+    for frame in frames:
+        assert frame.attrs == {"level": ASKED.level, "noise": noise}
+        lines = csv_of(frame, True).splitlines()
+        assert lines[0].endswith(",level,noise")
+        assert all(line.endswith(f",{ASKED.level},{noise}") for line in lines[1:])
     printed = text.report(taxonomy)
     assert printed.count(noise) == 2
     assert (WITHOUT_RANKS in printed) != full
@@ -141,12 +146,15 @@ def test_every_interval_says_whether_ranks_are_in_it(taxonomy):
 
 
 def test_a_value_outside_its_own_interval_is_said(taxonomy):
-    data, said = taxonomy.data, "outside its own interval: "
-    inside = data.assign(share_replicate=data.share_replicate * 0 + own_shares(data))
+    data, said = taxonomy.data, "which is then not to be trusted: "
+    inside = data.assign(
+        share_replicate=data.share_replicate * 0 + own_shares(data),
+        unit_std_replicate=data.unit_std_replicate * 0 + taxonomy.summary().std_over_units.values,
+    )
     assert said not in text.report(ur.Taxonomy(inside))
     moved = data.share_replicate * 0 + np.array([0.0, 0.5, 0.5, 0.0])
     printed = text.report(ur.Taxonomy(data.assign(share_replicate=moved)))
-    names = printed.split(said)[1].split(";")[0].split(", ")
+    names = printed.split(f"{said}share ")[1].split("\n")[0].split("; ")[0].split(", ")
     value = taxonomy.proportions().mean()
     beyond = [
         role for role, x in zip(ROLE_NAMES, (0, 0.5, 0.5, 0), strict=True) if value[role] != x
@@ -160,8 +168,11 @@ def own_shares(data):
 
 def test_new_splits_say_how_many_they_are(taxonomy):
     frame = taxonomy.exchangeability()
-    assert (frame.resplits == 4).all()
-    assert (frame.smallest_p == 1 / 5).all()
+    assert (frame.attrs["resplits"], frame.attrs["smallest_p"]) == (4, 1 / 5)
+    (head, *rows) = csv_of(frame, True).splitlines()
+    assert head.endswith(",p,resplits,smallest_p,asks")
+    assert len(rows) == 3
+    assert all(",4,0.2," in row for row in rows)
 
 
 def test_what_the_training_samples_say_stands_in_the_report(taxonomy):
@@ -169,8 +180,19 @@ def test_what_the_training_samples_say_stands_in_the_report(taxonomy):
     assert "train_only_signs" in taxonomy.tables
     printed = text.report(taxonomy)
     assert all(sentence in printed for sentence in frame.sentence)
-    size = taxonomy.data.floor_samples.values
-    assert f"of {size.min()} to {size.max()} per class" in printed or size.min() == size.max()
+    first, second = frame.sentence
+    assert f"[{100 * ASKED.level:g} % interval " in first
+    (size,) = set(taxonomy.data.floor_samples.values.tolist())
+    assert second.endswith(f"of two sets of training samples, of {size} per class")
+    assert "[5 to 95 % of the draws " in second
+
+
+def test_sets_of_several_sizes_are_said():
+    toy = one_copy("mlp", torch.float64)
+    x, y = toy.test
+    keep = torch.cat([torch.nonzero(y != 0)[:, 0], torch.nonzero(y == 0)[:4, 0]])
+    found = analysed(replace(toy, test=(x[keep], y[keep])), ASKED)
+    assert found.train_only_signs().sentence.iloc[1].endswith(" of 2 to 3 per class")
 
 
 @pytest.mark.parametrize("order", ["test", "pooled"])

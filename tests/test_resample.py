@@ -268,7 +268,7 @@ def test_shards_in_any_number_and_sequence_give_the_same_bits(cuts):
         watch = Watch(setting, 0, drawn, ur.Evidence())
         for a, b in parts:
             watch(np.arange(a, b), losses[:, a:b])
-        return [vars(kind[label]) for kind in (watch.found, watch.again) for label in (0, 1)]
+        return [vars(kind[label]) for kind in (watch.found, watch.iterated) for label in (0, 1)]
 
     whole = watched([(0, 40)])
     parts = list(pairwise(cuts))

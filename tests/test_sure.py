@@ -70,6 +70,7 @@ def test_tables_2_and_3_are_those_of_the_taxonomies(page, cases):
         part = page.split(f"{case.name}, %:")[1].split("\n\n")[1]
         for name, found in case.results.items():
             intervals, floors = 100 * found.intervals(), 100 * found.floors()
+            stds = ("std_over_labels", "std_over_units")
             for role in ROLES:
                 cells = row(part, name, role)
                 own, floor = intervals.loc[role], floors.loc[role]

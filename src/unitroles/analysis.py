@@ -17,14 +17,14 @@ from unitroles.baseline import with_baseline
 from unitroles.collect import Kept, collect
 from unitroles.errors import InputError
 from unitroles.inquiry import (
-    SHARE,
     Found,
     Inquiry,
     findings,
     inquire,
     require_halves,
+    require_memory,
     require_points,
-    require_weights,
+    room_of,
 )
 from unitroles.labelled import CROSS_ENTROPY, dataset
 from unitroles.members import TaxonomySet
@@ -135,7 +135,8 @@ def analyze_layers(
     ):
         clock = Clock(ready.started)
         require_halves(evidence, ready.counts)
-        require_weights(evidence, int(ready.counts.sum()), compute.bytes)
+        plans = [choice.plan for choice in ready.choices]
+        require_memory(evidence, method, ready.counts, plans, compute.bytes)
         clock.stop("plan")
         ready = with_baseline(ready, method.baseline, compute.batch_size)
         each = evidence is not None and evidence.redoes
@@ -248,7 +249,7 @@ def _inquiry(
     plan = kept[0].plan
     points = grid(plan.site.units, plan.resolution(method.resolution))
     fixed = score if sample_score(method.score) is None else None
-    room = compute.bytes // SHARE
+    room = room_of(compute.bytes)
     setting = Setting(kept, ready.labels, points, method.order, method.tolerance, fixed, room)
     return inquire(setting, evidence, ready.bars)
 

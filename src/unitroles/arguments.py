@@ -217,7 +217,7 @@ def whole(text: str) -> int | str:
     return int(text) if text.isdigit() else text
 
 
-def require_evidence(asked: bool, evidence: Evidence) -> None:
+def require_evidence(wanted: bool, evidence: Evidence) -> None:
     """Refuse options of evidence where no evidence is asked for.
 
     Raises
@@ -226,7 +226,7 @@ def require_evidence(asked: bool, evidence: Evidence) -> None:
     """
     plain = Evidence(seed=evidence.seed)
     changed = [f.name for f in fields(plain) if getattr(plain, f.name) != getattr(evidence, f.name)]
-    if changed and not asked:
+    if changed and not wanted:
         names = ", ".join(
             "--no-controls" if name == "controls" else f"--{name}" for name in changed
         )

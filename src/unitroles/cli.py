@@ -227,6 +227,7 @@ def report(
     """Print the tables and warnings of an analysis again."""
     import unitroles as ur
     from unitroles import text
+    from unitroles.layout import csv_of
 
     found = ur.load(taxonomy)
     files = {} if csv is None else {csv / f"{n.removeprefix('to_')}.csv": n for n in found.tables}
@@ -235,7 +236,7 @@ def report(
         check_new(list(files), force)
     typer.echo(text.report(found))
     tables = {path: getattr(found, name)() for path, name in files.items()}
-    write_whole({p: t.to_csv(index=p.stem not in ("curves", "frame")) for p, t in tables.items()})
+    write_whole({p: csv_of(t, p.stem not in ("curves", "frame")) for p, t in tables.items()})
 
 
 @app.command("reproduce")

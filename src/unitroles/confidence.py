@@ -9,11 +9,10 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from unitroles.collect import Kept
 from unitroles.draws import Draws
 from unitroles.errors import InputError
 from unitroles.evidence import (
-    Again,
+    Iterated,
     Weighed,
     share_coverage,
     shares_at,
@@ -44,12 +43,12 @@ class Watch:
     draws: Draws
     evidence: Evidence
     found: dict[int, Weighed] = field(default_factory=dict)
-    again: dict[int, Again] = field(default_factory=dict)
-    _waiting: dict[int, list[tuple[np.ndarray, np.ndarray]]] = field(default_factory=dict)
+    iterated: dict[int, Iterated] = field(default_factory=dict)
+    _waiting: dict[int, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._classes = self.setting.classes(self.split)
-        self._count = np.bincount(self._classes, minlength=len(self.setting.labels))
+        self._missing = np.bincount(self._classes, minlength=len(self.setting.labels))
 
     def __call__(
         self, places: Int[np.ndarray, " samples"], losses: Float[Tensor, "masks samples"]
@@ -57,26 +56,30 @@ class Watch:
         classes, rows = self._classes[places], losses.numpy().T
         for label in np.unique(classes).tolist():
             mine = classes == label
-            blocks = self._waiting.setdefault(label, [])
-            blocks.append((places[mine], rows[mine]))
-            if sum(len(block[0]) for block in blocks) == self._count[label]:
-                self._weigh(label)
+            every = np.flatnonzero(self._classes == label)
+            if label not in self._waiting:
+                self._waiting[label] = np.empty((len(every), rows.shape[1]))
+            self._waiting[label][np.searchsorted(every, places[mine])] = rows[mine]
+            self._missing[label] -= mine.sum()
+            if not self._missing[label]:
+                self._weigh(label, self._waiting.pop(label), every)
 
-    def _weigh(self, label: int) -> None:
-        blocks = self._waiting.pop(label)
-        places = np.concatenate([block[0] for block in blocks])
-        turn = np.argsort(places)
-        losses = np.concatenate([block[1] for block in blocks])[turn]
+    def _weigh(
+        self,
+        label: int,
+        losses: Float[np.ndarray, "samples masks"],
+        places: Int[np.ndarray, " samples"],
+    ) -> None:
         given = (
             losses,
-            self.draws.weights[self.split][:, self.split, places[turn]],
+            self.draws.weights[self.split][:, self.split, places],
             self.setting.points,
             self.setting.tolerance,
             self.evidence.level,
         )
         self.found[label] = weigh(*given)
         if self.evidence.confidence == "given_order":  # of other orders it would say nothing
-            self.again[label] = weigh_again(*given, (self.evidence.seed, self.split, label))
+            self.iterated[label] = weigh_again(*given, (self.evidence.seed, self.split, label))
 
 
 @dataclass
@@ -113,22 +116,23 @@ def losses_bytes(samples: int, masks: int) -> int:
     return 8 * samples * masks
 
 
-def require_room(kept: Kept, labels: Int[np.ndarray, " label"], masks: int, room: int) -> None:
-    """Refuse a class whose losses do not fit into the room.
+def require_room(name: str, samples: int, masks: int, room: int) -> None:
+    """Refuse samples whose losses do not fit into the room.
+
+    Parameters
+    ----------
+    name : of their split.
 
     Raises
     ------
     InputError : and what to do.
     """
-    count = np.bincount(np.searchsorted(labels, kept.samples.labels))
-    # Batches of another form come last, when the other samples of many classes are waiting.
-    most = int(count.sum() if kept.foreign else count.max())
-    needed = losses_bytes(most, masks)
+    needed = losses_bytes(samples, masks)
     if needed > room:
         raise InputError(
-            f"confidence holds the losses of a class's samples at all n, {size(needed)} "
-            f"for {kept.samples.name}, more than a quarter of the memory_budget; give a larger "
-            "one, fewer samples by max_per_class, a coarser resolution, or confidence=None"
+            f"confidence holds the losses of a class's samples at all n, {size(needed)} for {name}"
+            ", more than a quarter of the memory_budget; give a larger one, fewer samples by "
+            "max_per_class, a coarser resolution, or confidence=None"
         )
 
 
@@ -137,24 +141,25 @@ def in_given_order(
     order: Int[np.ndarray, "split label position"],
     point: Int[np.ndarray, "split label"],
 ) -> dict[str, Any]:
-    """Intervals and coverage as arrays by name: see `unitroles.inquiry`."""
+    """Intervals and coverage as arrays by name, as far as they are not redone by "full"."""
     setting = watches[0].setting
     labels = range(len(setting.labels))
     weighed = [[watch.found[label] for label in labels] for watch in watches]
+    error = _wide(setting, [[mine.paired_error for mine in split] for split in weighed])
+    if watches[0].evidence.confidence == "full":  # all else is redone
+        return {"paired_error": error}
     points = np.array([[mine.point for mine in split] for split in weighed])
     at = np.moveaxis(points, 2, 0)
     share = np.stack([shares_at(order[:, k], points[:, k]) for k in labels], axis=1)
-    found = {
+    return {
+        "paired_error": error,
         "loss_low": _wide(setting, [[mine.low for mine in split] for split in weighed]),
         "loss_high": _wide(setting, [[mine.high for mine in split] for split in weighed]),
-        "paired_error": _wide(setting, [[mine.paired_error for mine in s] for s in weighed]),
         "turning_point_replicate": at,
         "share_replicate": share,
         "unit_std_replicate": _unit_spread(order, at),
+        "coverage": _coverage(watches, order, point),
     }
-    if all(watch.again for watch in watches):
-        found["coverage"] = _coverage(watches, order, point)
-    return found
 
 
 def _unit_spread(
@@ -172,9 +177,11 @@ def _coverage(
 ) -> Float[np.ndarray, " quantity"]:
     """How often intervals hold what they should, as `QUANTITIES`, mean over the classes."""
     labels, level = range(order.shape[1]), watches[0].evidence.level
-    inner = [np.stack([watch.again[label].inner for watch in watches]) for label in labels]
+    inner = [np.stack([watch.iterated[label].inner for watch in watches]) for label in labels]
     held = [share_coverage(order[:, k], point[:, k], inner[k], level).mean(axis=0) for k in labels]
-    covered = np.array([[watch.again[k].covered.mean(axis=0) for k in labels] for watch in watches])
+    covered = np.array(
+        [[watch.iterated[k].covered.mean(axis=0) for k in labels] for watch in watches]
+    )
     return np.array([*covered.mean(axis=(0, 1)), *np.mean(held, axis=0)])
 
 

@@ -48,12 +48,13 @@ class Draws:
         return len(self.weights[0])
 
 
-def held_bytes(samples: int, floors: int, resplits: int, replicates: int) -> int:
+def held_bytes(samples: int, floors: int, resplits: int, replicates: int, alike: bool) -> int:
     """What the weights of both splits' samples take at most at one time.
 
-    Those of replicates stay while the others come and go.
+    Those of replicates stay while the others come and go. Where a part is not read alike in every
+    pair, each of the three pairs of halves gets two parts of its own beside the four of all.
     """
-    return samples * (2 * replicates + max(4 * floors, 2 * resplits))
+    return samples * (2 * replicates + max((4 if alike else 10) * floors, 2 * resplits))
 
 
 def half_size(

@@ -26,7 +26,7 @@ Drawn = Shaped[np.ndarray, "replicate *rest"]
 Points = Int[np.ndarray, "split *rest"]
 
 # Shares are multiples of 1 / (labels x units); a mean of them may end in another last bit.
-_TIES = 1e-12
+TIES = 1e-12
 
 
 def interval(
@@ -48,7 +48,7 @@ def different(
 
 def permutation_p(observed: Float[np.ndarray, "*rest"], drawn: Drawn) -> Float[np.ndarray, "*rest"]:
     """(b + 1) / (R + 1), b of the R draws being at least as large as what was observed."""
-    reached = (drawn >= observed - _TIES).sum(axis=0)
+    reached = (drawn >= observed - TIES).sum(axis=0)
     return np.asarray((reached + 1) / (len(drawn) + 1))
 
 
@@ -105,7 +105,7 @@ class Weighed:
 
 
 @dataclass(frozen=True)
-class Again:
+class Iterated:
     """The iterated bootstrap of one curve.
 
     Parameters
@@ -151,7 +151,7 @@ def weigh_again(
     tolerance: float,
     level: float,
     key: tuple[int, ...],
-) -> Again:
+) -> Iterated:
     """How often the intervals of `weigh` hold what they should.
 
     Parameters
@@ -168,7 +168,7 @@ def weigh_again(
     (bottom, top), (first, last) = (interval(np.moveaxis(x, 1, 0), level) for x in (again, inner))
     n0_held = (first <= points[place]) & (points[place] <= last)
     held = ((bottom <= whole) & (whole <= top)).mean(axis=1)
-    return Again(covered=np.stack([n0_held, held], axis=1), inner=inner)
+    return Iterated(covered=np.stack([n0_held, held], axis=1), inner=inner)
 
 
 def weighed_mean(
@@ -226,5 +226,5 @@ def share_coverage(
     """Whether the intervals of overfitted and generalizing share hold those of the whole sample."""
     truth = shares_at(order, point[:, None])[0]
     low, high = interval(np.moveaxis(shares_at(order, inner), 1, 0), level)
-    held = (low <= truth + _TIES) & (truth - _TIES <= high)
+    held = (low <= truth + TIES) & (truth - TIES <= high)
     return held[..., 1:3].astype(np.float64)

@@ -7,15 +7,19 @@ import pandas as pd
 
 from unitroles import verdict
 from unitroles.controls import TEMPERATURES
-from unitroles.evidence import ALPHA, GOOD_COVERAGE
+from unitroles.evidence import ALPHA, GOOD_COVERAGE, TIES
 from unitroles.labelled import SPLITS
 from unitroles.layout import aligned, count_of, names_of
 from unitroles.roles import ROLE_NAMES
 from unitroles.signs import LOOSE
 from unitroles.taxonomy import Taxonomy
 
-# Shares are multiples of 1 / (labels x units); a mean of them may end in another last bit.
-_TIES = 1e-12
+_SPREADS = {
+    "value": ("share", "low", "high"),
+    "std_over_labels": ("std over classes", "std_over_labels_low", "std_over_labels_high"),
+    "std_over_units": ("std over units", "std_over_units_low", "std_over_units_high"),
+}
+"""What `Taxonomy.intervals` gives: how it is shown, and the ends of its interval."""
 
 
 def evidence(taxonomy: Taxonomy) -> str:
@@ -71,8 +75,12 @@ def _spreads(frame: pd.DataFrame) -> str:
 
 def _signs(taxonomy: Taxonomy) -> str:
     frame = taxonomy.signs()
-    marked = f"; intervals: {frame.attrs['noise']}" if "share_replicate" in taxonomy.data else ""
-    return f"Signs of good and bad generalization{marked}\n{_sentences(frame)}"
+    marks = frame.attrs
+    first = f"[{100 * marks['level']:g} % interval, {marks['noise']}] of a value, " if marks else ""
+    return (
+        f"Signs of good and bad generalization; {first}[5, 95 % of the draws] of a floor\n"
+        f"{_sentences(frame)}"
+    )
 
 
 def _sentences(frame: pd.DataFrame) -> str:
@@ -117,39 +125,39 @@ def _by_label(frame: pd.DataFrame) -> str:
 def _intervals(taxonomy: Taxonomy) -> str:
     frame = taxonomy.intervals()
     columns: dict[str, list[str]] = {"role": list(ROLE_NAMES)}
-    heads = {"value": "share", "std_over_labels": "std over classes"}
-    for name, head in {**heads, "std_over_units": "std over units"}.items():
-        if name in frame:
-            before = "" if name == "value" else f"{name}_"
-            rows = (100 * frame[[name, f"{before}low", f"{before}high"]]).to_numpy()
-            columns[head] = [f"{value:.1f} [{low:.1f}, {high:.1f}]" for value, low, high in rows]
+    for name, (head, *ends) in _SPREADS.items():
+        rows = (100 * frame[[name, *ends]]).to_numpy()
+        columns[head] = [f"{value:.1f} [{low:.1f}, {high:.1f}]" for value, low, high in rows]
     return (
-        f"{100 * taxonomy.level:g} % intervals of the mean shares in %: other samples, this network"
-        f" (never another\ntraining); {taxonomy.data.sizes['replicate']} replicates, "
-        f"{frame.attrs['noise']}\n(what sampling adds to overfitted and generalizing units it adds "
-        "to every replicate: an interval is no floor)\n"
+        f"{100 * taxonomy.level:g} % intervals of the mean shares and their stds in %: other "
+        "samples, this network (never\nanother training); "
+        f"{taxonomy.data.sizes['replicate']} replicates, {frame.attrs['noise']}\n"
+        "(what sampling adds to overfitted and generalizing units it adds to every replicate: an "
+        "interval\nis no floor)\n"
         f"{aligned(pd.DataFrame(columns))}" + _coverage(taxonomy) + _outside(frame)
     )
 
 
 def _outside(frame: pd.DataFrame) -> str:
-    """Where the intervals are shifted."""
-    roles = frame.index[(frame.value < frame.low - _TIES) | (frame.value > frame.high + _TIES)]
-    if not len(roles):
+    """Where the replicates are shifted against the samples at hand."""
+    named = []
+    for name, (head, low, high) in _SPREADS.items():
+        outside = (frame[name] < frame[low] - TIES) | (frame[name] > frame[high] + TIES)
+        roles = frame.index[outside]
+        named += [f"{head} {', '.join(roles)}"] * bool(len(roles))
+    if not named:
         return ""
-    return (
-        f"\noutside its own interval: {', '.join(roles)}; replicates hold fewer different samples, "
-        "so their splits differ more than those at hand: not to be trusted there"
-    )
+    return f"\noutside its own interval, which is then not to be trusted: {'; '.join(named)}"
 
 
 def _coverage(taxonomy: Taxonomy) -> str:
-    """Where intervals hold the truth more rarely than they say."""
+    """Where intervals hold the truth clearly more rarely than they say."""
     if "coverage" not in taxonomy.data:
         return "\ncoverage is not measured where orders are redone"
+    good = taxonomy.level - (0.9 - GOOD_COVERAGE)
     names = [str(name).replace("_", " ") for name in taxonomy.data.quantity.values]
     pairs = zip(names, taxonomy.data.coverage.values, strict=True)
-    low = [f"{name} {held:.2f}" for name, held in pairs if held < GOOD_COVERAGE]
+    low = [f"{name} {held:.2f}" for name, held in pairs if held < good]
     if not low:
         return ""
     return (

@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from unitroles.activity import sample_score
+from unitroles.collect import SCORE_TILE
 from unitroles.confidence import losses_bytes
 from unitroles.draws import half_size
-from unitroles.inquiry import require_halves, require_points, require_weights, weights_of
+from unitroles.inquiry import require_halves, require_memory, require_points, weights_of
 from unitroles.memory import size
 from unitroles.options import Compute, Evidence, Layer, Method, Sample
 from unitroles.pace import pace
@@ -51,8 +52,9 @@ class Forecast:
     evidence_sweeps : how many times as much as the masks the evidence is, if draws share nothing:
         but for plan "full", sets with which several orders begin run once for all of them.
     evidence_seconds : for so many; without the weighing of losses in the given order.
-    evidence_bytes : what evidence holds: scores and weights of all samples, losses of one class;
-        replicates that are done together take no more than a quarter of the memory budget beside.
+    evidence_bytes : what evidence holds, in memory or, of the scores, on the disk: scores and
+        weights of all samples, losses of one class; replicates that are done together take no more
+        than a quarter of the memory budget beside.
     """
 
     layer: str
@@ -98,17 +100,18 @@ class Forecast:
             "masks",
             "evaluate": f"{_duration(self.evaluation_seconds)} for one plain pass over both splits",
         }
-        if self.evidence_bytes:
+        if self.evidence_sweeps or self.evidence_bytes:
             rows["evidence"] = self._evidence()
         return "\n".join(f"{name:<8} {value}" for name, value in rows.items())
 
     def _evidence(self) -> str:
-        holds = f"holds {size(self.evidence_bytes)}"
+        holds = f"; holds {size(self.evidence_bytes)}" if self.evidence_bytes else ""
         if not self.evidence_sweeps:
-            return f"from the same masks; {holds}"
-        more = f"about {self.evidence_sweeps:.0f} times the masks, "
-        more += f"{_duration(self.evidence_seconds)} more"
-        return f"{more}{'; less where draws share sets' * (self.plan != 'full')}; {holds}"
+            return f"from the same masks{holds}"
+        times = self.evidence_sweeps
+        more = f"about {times:.0f} times" if times >= 1 else f"{times:.1g} of"
+        more += f" the masks, {_duration(self.evidence_seconds)} more"
+        return f"{more}{'; less where draws share sets' * (self.plan != 'full')}{holds}"
 
     def _masks(self) -> str:
         through = "the whole model" if self.plan == "full" else "what comes after the layer"
@@ -186,14 +189,16 @@ def plan(
         torch.inference_mode(),
     ):
         require_halves(evidence, ready.counts)
-        require_weights(evidence, int(ready.counts.sum()), compute.bytes)
+        plans = [choice.plan for choice in ready.choices]
+        require_memory(evidence, method, ready.counts, plans, compute.bytes)
         fixed = time.perf_counter() - ready.started
-        caches, kept = _cached(ready, compute.bytes)
+        scores = scored and evidence is not None and evidence.redoes
+        caches, kept = _cached(ready, compute.bytes, scores)
         work = _Work.of(ready, method, compute.batch_size, caches, scored)
         each = pace(ready, method, compute)
         chosen, site = ready.choices[0].plan, ready.sites[0]
         sweeps = 0.0 if evidence is None else _sweeps(ready, evidence)
-        held = 0 if evidence is None else _held(ready, method, evidence)
+        held = 0 if evidence is None else _held(ready, method, evidence, scores)
     first, second = map(len, ready.splits)
     return Forecast(
         layer=site.path,
@@ -229,24 +234,30 @@ def _sweeps(ready: Ready, evidence: Evidence) -> float:
     return float(drawn + controls)
 
 
-def _held(ready: Ready, method: Method, evidence: Evidence) -> int:
+def _held(ready: Ready, method: Method, evidence: Evidence, scored: bool) -> int:
     """Bytes of the scores of all samples, of their weights, and of the losses of one class."""
     units, chosen = ready.sites[0].units, ready.choices[0].plan
     samples, most = int(ready.counts.sum()), int(ready.counts.max())
-    scores = 4 * samples * units * (evidence.redoes and sample_score(method.score) is not None)
+    scores = 4 * samples * units * scored
     points = expected(units, chosen.resolution(method.resolution))
     losses = losses_bytes(most, points) * (evidence.confidence is not None)
-    return weights_of(evidence, samples) + scores + losses
+    return weights_of(evidence, method, samples) + scores + losses
 
 
-def _cached(ready: Ready, budget: int) -> tuple[tuple[str, str], int]:
-    """Where the rows of both splits would go, and how many bytes those are that are kept."""
+def _cached(ready: Ready, budget: int, scored: bool) -> tuple[tuple[str, str], int]:
+    """Where the rows of both splits would go, and how many bytes those are that are kept.
+
+    The scores of a split, where evidence keeps them, take their room before its rows.
+    """
     chosen = ready.choices[0].plan
     if not isinstance(chosen, (SuffixPlan, AdditivePlan)):
         return ("none", "none"), 0
     rows, where, kept = chosen.keep(*chosen.probe), [], 0
     with Ledger(budget) as ledger:
         for samples in ready.splits:
+            if scored:
+                each = torch.zeros(1, ready.sites[0].units)
+                ledger.open(len(samples), [each], SCORE_TILE)
             store = ledger.open(len(samples), rows, chosen.tile)
             where.append("recompute" if store is None else store.where)
             kept += 0 if store is None else len(samples) * row_bytes(rows)

@@ -1,4 +1,4 @@
-"""A result -> its tables: proportions, shares, sensitivity, regret, curves, one row per unit."""
+"""A result -> its tables: summary, sensitivity, regret, curves, one row per unit."""
 
 from __future__ import annotations
 
@@ -29,9 +29,14 @@ def role_names(data: xr.Dataset) -> pd.DataFrame:
     return pd.DataFrame(names[data.role.values], index=index, columns=columns)
 
 
-def summary(data: xr.Dataset, level: float, without: Collection[Any]) -> pd.DataFrame:
-    """See `Taxonomy.summary`; `without` some classes there is no evidence."""
-    kept = [label not in without for label in data.label.values.tolist()]
+def summary(data: xr.Dataset, level: float, without: Collection[Any] | None) -> pd.DataFrame:
+    """See `Taxonomy.summary`.
+
+    Parameters
+    ----------
+    without : classes that are left out; evidence, which is of all classes, is given for None alone.
+    """
+    kept = [label not in (without or ()) for label in data.label.values.tolist()]
     role, index = data.role.values[kept], pd.Index(ROLE_NAMES, name="role")
     if not len(role):
         columns = ["mean", "std_over_labels", "std_over_units"]
@@ -45,11 +50,11 @@ def summary(data: xr.Dataset, level: float, without: Collection[Any]) -> pd.Data
         },
         index=index,
     )
-    if not without and "share_replicate" in data:
+    if without is None and "share_replicate" in data:
         found = verdict.intervals(data, level)
         frame[["low", "high"]] = found[["low", "high"]]
         frame.attrs = found.attrs
-    if not without and "floor_share" in data:
+    if without is None and "floor_share" in data:
         columns = ["observed", "floor", "excess"]
         frame[columns] = verdict.floors(data)[columns]
     return frame
@@ -75,7 +80,9 @@ def regret(data: xr.Dataset, level: float) -> pd.DataFrame:
         low, high = interval(data.regret_replicate.values, level)
         for place, name in enumerate(SPLITS):
             columns |= {f"{name}_low": low[place], f"{name}_high": high[place]}
-    return pd.DataFrame(columns, index=pd.Index(data.label.values.tolist(), name="label"))
+    frame = pd.DataFrame(columns, index=pd.Index(data.label.values.tolist(), name="label"))
+    frame.attrs = verdict.marks(data, level)
+    return frame
 
 
 def to_frame(data: xr.Dataset) -> pd.DataFrame:
@@ -97,8 +104,9 @@ def to_frame(data: xr.Dataset) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def curves(data: xr.Dataset) -> pd.DataFrame:
+def curves(data: xr.Dataset, level: float) -> pd.DataFrame:
     """See `Taxonomy.curves`."""
     names = ["loss", "accuracy", *(name for name in ("loss_low", "loss_high") if name in data)]
-    frame = data[names].to_dataframe().reset_index()
-    return frame[["split", "label", "retrieved", *names]]
+    frame = data[names].to_dataframe().reset_index()[["split", "label", "retrieved", *names]]
+    frame.attrs = verdict.marks(data, level)
+    return frame

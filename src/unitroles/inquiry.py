@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from unitroles.activity import sample_score
 from unitroles.confidence import (
     QUANTITIES,
     Swapped,
@@ -21,19 +22,31 @@ from unitroles.draws import Draws, half_size, halves, held_bytes, resplits, rewe
 from unitroles.errors import InputError
 from unitroles.evidence import interval, role_shares, unit_spread
 from unitroles.memory import size
-from unitroles.options import Evidence
-from unitroles.plans import FullPlan
+from unitroles.options import Evidence, Method
+from unitroles.plans import FullPlan, Plan
 from unitroles.progress import Track
 from unitroles.resample import Redone, Setting, redo, work
+from unitroles.resolution import expected
 from unitroles.retrieval import Observer, nobody
 from unitroles.roles import ROLE_NAMES, ROLES
 
+SPLITS = ("train", "test")
 DRAWN_FROM = ("train", "test", "both")
 # The dim of the four roles; `role` itself is the variable (label, unit).
-SHARE = 4
-"""Of the memory budget the part that weights, a class's losses and some replicates each take."""
 _CURVE, _BY_LABEL = ("split", "label", "retrieved"), ("label", "role_name")
 _REPLICATE = ("replicate", "split", "label")
+# Of what confidence gives.
+_DIMS = {
+    "loss_low": _CURVE,
+    "loss_high": _CURVE,
+    "paired_error": _CURVE,
+    "turning_point_replicate": _REPLICATE,
+    "regret_replicate": _REPLICATE,
+    "share_replicate": ("replicate", *_BY_LABEL),
+    "unit_std_replicate": ("replicate", "role_name"),
+    "role_probability": ("label", "unit", "role_name"),
+    "coverage": ("quantity",),
+}
 
 Found = tuple[Variables, dict[str, np.ndarray]]
 """Variables as (dims, values), and the coordinates of the dims that are new."""
@@ -95,25 +108,44 @@ def require_halves(evidence: Evidence | None, samples: Int[np.ndarray, "split la
         )
 
 
-def weights_of(evidence: Evidence, samples: int) -> int:
+def weights_of(evidence: Evidence, method: Method, samples: int) -> int:
     """Bytes of what says how often each sample counts."""
-    return held_bytes(samples, evidence.floors, evidence.resplits, evidence.draws)
+    alike = method.order == "per_split" and sample_score(method.score) is not None
+    return held_bytes(samples, evidence.floors, evidence.resplits, evidence.draws, alike)
 
 
-def require_weights(evidence: Evidence | None, samples: int, budget: int) -> None:
-    """Refuse more draws than there is memory for.
+def room_of(budget: int) -> int:
+    """What weights, the losses of a class, and some replicates may take each: a quarter."""
+    return budget // 4
+
+
+def require_memory(
+    evidence: Evidence | None,
+    method: Method,
+    samples: Int[np.ndarray, "split label"],
+    plans: Sequence[Plan],
+    budget: int,
+) -> None:
+    """Refuse more draws, or larger classes, than there is memory for.
 
     Raises
     ------
     InputError : and what to do.
     """
-    needed = 0 if evidence is None else weights_of(evidence, samples)
-    if needed > budget // SHARE:
+    if evidence is None:
+        return
+    room, total = room_of(budget), int(samples.sum())
+    needed = weights_of(evidence, method, total)
+    if needed > room:
         raise InputError(
-            f"evidence holds how often each of {samples:,} samples counts in every draw, "
+            f"evidence holds how often each of {total:,} samples counts in every draw, "
             f"{size(needed)}, more than a quarter of the memory_budget; give a larger one, fewer "
             "samples by max_per_class, or fewer floors, resplits and replicates"
         )
+    if evidence.confidence is not None:
+        masks = max(expected(p.site.units, p.resolution(method.resolution)) for p in plans)
+        for name, counts in zip(SPLITS, samples, strict=True):
+            require_room(name, int(counts.max()), masks, room)
 
 
 def inquire(setting: Setting, evidence: Evidence, bars: Track) -> Inquiry:
@@ -121,12 +153,13 @@ def inquire(setting: Setting, evidence: Evidence, bars: Track) -> Inquiry:
 
     Raises
     ------
-    InputError : the losses of a class do not fit into memory.
+    InputError : the losses of samples that wait for others do not fit into memory.
     """
     if evidence.confidence is None:
         return Inquiry(setting, evidence, bars, ())
     for kept in setting.kept:
-        require_room(kept, setting.labels, len(setting.points), setting.room)
+        if kept.foreign:  # they come last, when the other samples of many classes are waiting
+            require_room(kept.samples.name, len(kept.samples), len(setting.points), setting.room)
     rows = [kept.samples.rows for kept in setting.kept]
     shape = (len(setting.labels), evidence.draws, evidence.seed)
     draws = reweighted(_classes(setting), rows, *shape)
@@ -222,27 +255,18 @@ def _confidence(
 ) -> Variables:
     first, second = inquiry.watches
     one, other = inquiry.swapped
-    arrays = in_given_order((first, second), order, point)
-    found: Variables = {
-        "loss_low": (_CURVE, arrays["loss_low"]),
-        "loss_high": (_CURVE, arrays["loss_high"]),
-        "paired_error": (_CURVE, arrays["paired_error"]),
-        "turning_point_replicate": (
-            _REPLICATE,
-            arrays["turning_point_replicate"].astype(np.int32),
-        ),
-        "share_replicate": (("replicate", *_BY_LABEL), arrays["share_replicate"]),
-        "unit_std_replicate": (("replicate", "role_name"), arrays["unit_std_replicate"]),
-        "regret_replicate": (_REPLICATE, regrets((first, second), (one, other))),
-    }
-    if "coverage" in arrays:
-        found["coverage"] = ("quantity",), arrays["coverage"]
     if inquiry.evidence.confidence == "full":
-        found |= _full(inquiry, first.draws, say)
-    return found
+        found = _full(inquiry, first.draws, say)
+    else:
+        found = {"regret_replicate": regrets((first, second), (one, other))}
+    found |= in_given_order((first, second), order, point)
+    found["turning_point_replicate"] = found["turning_point_replicate"].astype(np.int32)
+    return {name: (_DIMS[name], values) for name, values in found.items()}
 
 
-def _full(inquiry: Inquiry, draws: Draws, say: Callable[[float], None] | None) -> Variables:
+def _full(
+    inquiry: Inquiry, draws: Draws, say: Callable[[float], None] | None
+) -> dict[str, np.ndarray]:
     """Score, order and curve anew for every replicate: P(role), and intervals with rank noise."""
     setting, level = inquiry.setting, inquiry.evidence.level
     if say is not None:
@@ -256,11 +280,11 @@ def _full(inquiry: Inquiry, draws: Draws, say: Callable[[float], None] | None) -
     chance = np.stack([(role == value).mean(axis=0) for value in ROLES], axis=-1)
     points = np.concatenate([block.point[:, 0] for block in blocks])
     return {
-        "loss_low": (_CURVE, low),
-        "loss_high": (_CURVE, high),
-        "turning_point_replicate": (_REPLICATE, points.astype(np.int32)),
-        "regret_replicate": (_REPLICATE, np.concatenate([b.regret[:, 0] for b in blocks])),
-        "share_replicate": (("replicate", *_BY_LABEL), role_shares(role)),
-        "unit_std_replicate": (("replicate", "role_name"), unit_spread(role)),
-        "role_probability": (("label", "unit", "role_name"), chance.astype(np.float32)),
+        "loss_low": low,
+        "loss_high": high,
+        "turning_point_replicate": points,
+        "regret_replicate": np.concatenate([block.regret[:, 0] for block in blocks]),
+        "share_replicate": role_shares(role),
+        "unit_std_replicate": unit_spread(role),
+        "role_probability": chance.astype(np.float32),
     }

@@ -13,7 +13,7 @@ from unitroles import roles
 from unitroles.minima import status
 from unitroles.roles import Role
 
-FORMAT = "unitroles taxonomy 1"
+FORMAT = "unitroles taxonomy 2"
 SPLITS = ("train", "test")
 CROSS_ENTROPY = "cross_entropy"
 OWN_UNITS = "units of the loss"

@@ -30,7 +30,7 @@ from unitroles.trees import Tree
 _COPIES_BYTES = 8 * 2**20
 # Sums of one level of a tree; measured, larger and smaller ones are slower.
 _BRANCH_BYTES = 8 * 2**20
-# Samples under a few masks: each is run with all of these at once.
+# Samples that run under a few masks together.
 _MASKED_ROWS = 256
 # Input, output and one intermediate of a masked copy, twice over for what the head widens.
 _COPIES = 6

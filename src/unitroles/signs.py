@@ -14,7 +14,7 @@ from unitroles.errors import InputError
 from unitroles.evidence import different, interval
 from unitroles.labelled import SPLITS
 from unitroles.roles import ROLE_NAMES
-from unitroles.verdict import BAND, against, half_sizes, noise, over_labels, require
+from unitroles.verdict import BAND, against, half_sizes, marks, over_labels, require
 
 LOOSE = 1e-2
 """Nats; the other tolerance that a sign names."""
@@ -65,7 +65,7 @@ def signs(data: xr.Dataset, level: float, units: str) -> pd.DataFrame:
         above[:] = TOO_FEW
     frame["verdict"] = np.where(frame.index.isin(ONE_SIDED), above, "")
     frame["sentence"] = [_sentence(str(sign), row, units) for sign, row in frame.iterrows()]
-    frame.attrs["noise"] = noise(data)
+    frame.attrs = marks(data, level)
     return frame
 
 
@@ -127,24 +127,25 @@ def train_only_signs(data: xr.Dataset, level: float, order: str) -> pd.DataFrame
             "analyse with order='per_split' or 'train'"
         )
     units, train = data.sizes["unit"], {"split": "train"}
-    point = data.turning_point.sel(train).values / units
-    rows = {"n0/N": [point.mean(), np.nan, np.nan]}
+    value, low, high = data.turning_point.sel(train).values.mean() / units, np.nan, np.nan
+    band = ""
     if "turning_point_replicate" in data:
         again = data.turning_point_replicate.sel(train).values.mean(axis=1) / units
-        rows["n0/N"][1:] = map(float, interval(again, level))
+        low, high = map(float, interval(again, level))
+        band = f" [{100 * level:g} % interval {_percent(low)}, {_percent(high)}]"
+    says = "of the units bring the training loss to its minimum, mean over the classes"
+    rows = {"n0/N": [value, low, high, f"{_percent(value)} %{band} {says}"]}
     if "floor_share" in data:
         inside = different(over_labels(data.floor_share.sel(drawn_from="train").values))[:, 2]
-        rows["unstable units"] = [inside.mean(), *map(float, interval(inside, BAND))]
-    frame = pd.DataFrame.from_dict(rows, orient="index", columns=pd.Index(["value", "low", "high"]))
-    says = {"n0/N": "of the units bring the training loss to its minimum, mean over the classes"}
-    if "floor_samples" in data:
-        says["unstable units"] = (
-            "of the units are active on one only of two sets of training samples, of "
-            f"{half_sizes(data)} per class"
-        )
-    frame["sentence"] = [
-        f"{100 * row.value:.1f} %{_band(row.low, row.high)} {says[str(name)]}"
-        for name, row in frame.iterrows()
-    ]
-    frame.attrs["noise"] = noise(data)
+        low, high = map(float, interval(inside, BAND))
+        rows["unstable units"] = [
+            inside.mean(),
+            low,
+            high,
+            f"{_percent(inside.mean())} % [5 to 95 % of the draws {_percent(low)}, "
+            f"{_percent(high)}] of the units are active on one only of two sets of training "
+            f"samples, of {half_sizes(data)} per class",
+        ]
+    columns = pd.Index(["value", "low", "high", "sentence"])
+    frame = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
     return frame.rename_axis("sign")

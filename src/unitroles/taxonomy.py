@@ -159,7 +159,7 @@ class Taxonomy:
         flagged : False leaves out the classes of `flagged()`, and evidence, which is of all of
             them; NaN where none is left.
         """
-        return frames.summary(self.data, self.level, [] if flagged else self.flagged())
+        return frames.summary(self.data, self.level, None if flagged else self.flagged())
 
     def sensitivity(self) -> pd.DataFrame:
         """Mean proportion of each role under other rules for the turning point, rule x role.
@@ -175,7 +175,7 @@ class Taxonomy:
 
         `train` and `test` are in nats, E(other set) - E(own set); the accuracies are fractions,
         own set - other set. Positive = the other split's set is worse. With confidence also the
-        intervals of the losses, `*_low` and `*_high`.
+        intervals of the losses, `*_low` and `*_high`, in the given order with both sets as given.
         """
         return frames.regret(self.data, self.level)
 
@@ -242,8 +242,7 @@ class Taxonomy:
     def exchangeability(self) -> pd.DataFrame:
         """Units active on one split only, against new splits of all samples of the same sizes.
 
-        p = (b + 1) / (R + 1); `resplits` is R, `smallest_p` what p can be at least, and `attrs`
-        say what the test asks.
+        p = (b + 1) / (R + 1); `attrs` hold R, the smallest possible p and what the test asks.
         """
         return verdict.exchangeability(self.data)
 
@@ -251,7 +250,7 @@ class Taxonomy:
         """Role shares, role x [value, low, high, ...]: other samples, this network.
 
         Mean shares, and their std over classes and units as in `summary`, each with its interval;
-        `attrs["noise"]` says whether rank noise is included: not with confidence "given_order".
+        `attrs` say the level and whether rank noise is included: not with "given_order".
 
         Parameters
         ----------
@@ -282,7 +281,7 @@ class Taxonomy:
 
     @property
     def _order(self) -> str:
-        return str(self.provenance["options"]["method"]["order"])
+        return str(self.provenance.get("options", {}).get("method", {}).get("order", "per_split"))
 
     @property
     def tables(self) -> list[str]:
@@ -304,7 +303,7 @@ class Taxonomy:
 
         With confidence also `loss_low` and `loss_high`, the interval of the loss.
         """
-        return frames.curves(self.data)
+        return frames.curves(self.data, self.level)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write NetCDF, under a temporary name first so that no half file is ever left."""

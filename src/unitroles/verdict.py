@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import asdict
 from typing import Any
 
@@ -33,8 +34,7 @@ ASKS = (
     "enough samples the answer is mostly no: read the size of the excess, not p."
 )
 
-WITH_RANKS, WITHOUT_RANKS = "scores, orders and curves anew", "rank noise not included"
-"""What is redone for the replicates of other samples, and what is not."""
+WITH_RANKS, WITHOUT_RANKS = "rank noise included", "rank noise not included"
 
 
 def require(data: xr.Dataset, name: str, option: str) -> None:
@@ -103,8 +103,6 @@ def exchangeability(data: xr.Dataset) -> pd.DataFrame:
             "resplit_low": low,
             "resplit_high": high,
             "p": permutation_p(own, drawn),
-            "resplits": len(drawn),
-            "smallest_p": 1 / (len(drawn) + 1),
         },
         index=pd.Index(DIFFERENT, name="active on one split"),
     )
@@ -126,9 +124,11 @@ def exchangeability_by_label(data: xr.Dataset) -> pd.DataFrame | None:
     return pd.DataFrame({"p": p, "adjusted_p": fair}, index=pd.Index(data.label, name="label"))
 
 
-def noise(data: xr.Dataset) -> str:
-    """What intervals speak of."""
-    return WITH_RANKS if "role_probability" in data else WITHOUT_RANKS
+def marks(data: xr.Dataset, level: float) -> dict[Hashable | None, Any]:
+    """Of intervals, where there are any: their level, and whether rank noise is in them."""
+    if "share_replicate" not in data:
+        return {}
+    return {"level": level, "noise": WITH_RANKS if "role_probability" in data else WITHOUT_RANKS}
 
 
 def intervals(data: xr.Dataset, level: float) -> pd.DataFrame:
@@ -139,16 +139,15 @@ def intervals(data: xr.Dataset, level: float) -> pd.DataFrame:
         "": (share.mean(axis=0), over_labels(again)),
         "std_over_labels": (share.std(axis=0), np.nanstd(again, axis=-2)),
     }
-    if "unit_std_replicate" in data:
-        own = roles.shares(data.role.values).std(axis=0)
-        values["std_over_units"] = own, data.unit_std_replicate.values
+    own = roles.shares(data.role.values).std(axis=0)
+    values["std_over_units"] = own, data.unit_std_replicate.values
     columns: dict[str, np.ndarray] = {}
     for name, (value, replicates) in values.items():
         low, high = interval(replicates, level)
         before = f"{name}_" * bool(name)
         columns |= {name or "value": value, f"{before}low": low, f"{before}high": high}
     frame = pd.DataFrame(columns, index=pd.Index(ROLE_NAMES, name="role"))
-    frame.attrs["noise"] = noise(data)
+    frame.attrs = marks(data, level)
     return frame
 
 
@@ -160,7 +159,7 @@ def intervals_by_label(data: xr.Dataset, level: float) -> pd.DataFrame:
     index = pd.MultiIndex.from_product(names, names=["label", "role"])
     columns = {"value": value.ravel(), "low": low.ravel(), "high": high.ravel()}
     frame = pd.DataFrame(columns, index=index)
-    frame.attrs["noise"] = noise(data)
+    frame.attrs = marks(data, level)
     return frame
 
 
@@ -195,7 +194,9 @@ def minima(data: xr.Dataset, delta: float, level: float) -> pd.DataFrame:
         first, last = interval(data.turning_point_replicate.values, level)
         columns |= {"turning_point_low": first, "turning_point_high": last}
     columns["status"] = data.status.values
-    return _by_split(data, columns)
+    frame = _by_split(data, columns)
+    frame.attrs = marks(data, level)
+    return frame
 
 
 def _one_error(data: xr.Dataset) -> Int[np.ndarray, "split label"]:
