@@ -30,7 +30,6 @@ from unitroles.resolution import expected
 from unitroles.retrieval import Observer, nobody
 from unitroles.roles import ROLE_NAMES, ROLES
 
-SPLITS = ("train", "test")
 DRAWN_FROM = ("train", "test", "both")
 # The dim of the four roles; `role` itself is the variable (label, unit).
 _CURVE, _BY_LABEL = ("split", "label", "retrieved"), ("label", "role_name")
@@ -144,7 +143,7 @@ def require_memory(
         )
     if evidence.confidence is not None:
         masks = max(expected(p.site.units, p.resolution(method.resolution)) for p in plans)
-        for name, counts in zip(SPLITS, samples, strict=True):
+        for name, counts in zip(DRAWN_FROM[:2], samples, strict=True):
             require_room(name, int(counts.max()), masks, room)
 
 
