@@ -483,6 +483,19 @@ def test_what_evidence_holds_is_counted(asked, order, monkeypatch):
     assert said.startswith("from the same masks; ") == (not found.evidence_sweeps)
 
 
+def test_scores_that_evidence_keeps_take_room_before_the_rows():
+    """Rows alone would fit into the budget; with the scores before them they go to the disk."""
+    toy = networks.toy("mlp")
+    asked = ur.Evidence(floors=1, resplits=0, confidence=None, controls=False)
+    where = layer(toy, None)
+    room = ur.Compute(memory_budget=plan(toy, layer=where).bytes_cached)
+    assert plan(toy, layer=where, compute=room).caches == ("memory", "memory")
+    found, _, seen = both(toy, compute=room, evidence=asked)
+    assert "disk" in found.caches
+    # Scores and rows of train, then those of test.
+    assert found.caches == tuple(seen.where[1::2])
+
+
 def test_a_dry_run_counts_the_evidence(here, capsys):
     words = [*ANALYZE, "--layer", "2", "--dry-run", "--evidence", "--floors", "0"]
     for more, times in (([], 23), (["--no-controls"], 20)):

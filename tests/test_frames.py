@@ -12,6 +12,7 @@ import unitroles as ur
 from forcing import layer_of, one_copy, quietly
 from unitroles import text
 from unitroles.layout import csv_of
+from unitroles.minima import CLEAR
 from unitroles.roles import ROLE_NAMES
 from unitroles.verdict import WITH_RANKS, WITHOUT_RANKS
 
@@ -201,3 +202,20 @@ def test_where_test_samples_rank_the_units_it_does_not(order):
     found = analysed(toy, ASKED, method=ur.Method(order=order))
     assert "train_only_signs" not in found.tables
     assert "training samples alone" not in text.report(found)
+
+
+def test_a_summary_without_flagged_classes_has_no_evidence_whether_there_are_any(taxonomy):
+    data = taxonomy.data
+    clear = ur.Taxonomy(data.assign(status=data.status.where(False, CLEAR)))
+    assert clear.flagged() == []
+    for found in (taxonomy, clear):
+        frame = found.summary(flagged=False)
+        assert list(frame) == ["mean", "std_over_labels", "std_over_units"]
+
+
+@pytest.mark.parametrize(("held", "said"), [(0.76, False), (0.74, True)])
+def test_coverage_is_too_low_for_the_level_that_was_asked_for(held, said):
+    """Of intervals of 80 %: below 75 %, as below 85 % for those of 90 %."""
+    data = analysed(one_copy("mlp", torch.float64), ASKED).data
+    moved = ur.Taxonomy(data.assign(coverage=data.coverage * 0 + held))
+    assert ("too narrow there" in text.report(moved)) == said

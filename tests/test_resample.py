@@ -17,7 +17,7 @@ from unitroles.data import Samples
 from unitroles.evidence import interval, role_shares
 from unitroles.inquiry import DRAWN_FROM
 from unitroles.masks import Sets
-from unitroles.plans import FullPlan, SuffixPlan
+from unitroles.plans import AdditivePlan, FullPlan, SuffixPlan
 from unitroles.precision import Precision
 from unitroles.resample import Setting
 from unitroles.uses import Job
@@ -298,6 +298,23 @@ def test_samples_under_a_few_masks_are_cut_to_the_budget(budget, most, monkeypat
         evidence=ur.Evidence(floors=2, resplits=0, confidence=None, controls=False),
     )
     assert max(rows for sets, rows in calls if sets) == most
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_however_few_samples_run_together_none_is_lost(size, monkeypatch):
+    toy, asked = networks.TOYS["mlp"](), ur.Evidence(floors=5, resplits=5, confidence=None)
+    seen = []
+    for small in (False, True):
+        if small:
+            monkeypatch.setattr(AdditivePlan, "rows_of", lambda self, tree: size)
+            monkeypatch.setattr(AdditivePlan, "rows_with_masks", size)
+        given = toy.model, toy.train, toy.test, layer_of(toy)
+        seen.append(ur.analyze(*given, progress=False, evidence=asked).data)
+    assert seen[0].attrs["plan"] == "additive"
+    for name in ("floor_share", "resplit_share"):
+        np.testing.assert_array_equal(seen[1][name], seen[0][name])
+    # In nats; sums of float32 losses in other pieces differ in their last bits.
+    np.testing.assert_allclose(seen[1].floor_regret, seen[0].floor_regret, atol=1e-6)
 
 
 def test_a_class_without_samples_in_a_part_has_no_roles():
