@@ -14,7 +14,7 @@ test: lint ## lint, types, tests and doctests but for the slow ones
 
 test-all: lint .venv/.installed-bench ## all tests with branch coverage, a smoke run of the benchmarks
 	$(BIN)/python -m pytest --doctest-modules -n 2 --dist loadgroup --cov --cov-report=term src tests
-	$(BIN)/python benchmarks/run.py --quick > /dev/null
+	$(BIN)/python -m benchmarks.speed.run --quick > /dev/null
 
 lint: .venv/.installed-test ## format, lint and types
 	$(BIN)/ruff check .
@@ -22,7 +22,7 @@ lint: .venv/.installed-test ## format, lint and types
 	$(BIN)/pyright
 
 bench: .venv/.installed-bench ## measure everything in docs/benchmarks.md (half an hour, on an idle machine)
-	$(BIN)/python benchmarks/run.py --out docs/benchmarks.md
+	$(BIN)/python -m benchmarks.speed.run --out docs/benchmarks.md
 
 clean: ## remove caches, coverage files, builds and demo/; .venv stays
 	rm -rf demo build dist site htmlcov .coverage .coverage.* coverage.xml

@@ -6,41 +6,41 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from unitroles.ablation import cumulative_ablation, single_unit_ablation
-    from unitroles.analysis import analyze, analyze_layers
+    from unitroles.analysis.ablation import cumulative_ablation, single_unit_ablation
+    from unitroles.analysis.analyze import analyze, analyze_layers
+    from unitroles.cost.forecast import Forecast, plan
+    from unitroles.cost.layers import layers
     from unitroles.errors import DataWarning, InputError, LayerHint, PlanWarning
-    from unitroles.forecast import Forecast, plan
-    from unitroles.members import TaxonomySet
     from unitroles.options import Compute, Evidence, Layer, Method, Sample
-    from unitroles.relations import relation
+    from unitroles.results.members import TaxonomySet
+    from unitroles.results.relation import relation
+    from unitroles.results.taxonomy import Taxonomy, load
     from unitroles.roles import Role
-    from unitroles.survey import layers
-    from unitroles.taxonomy import Taxonomy, load
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "cumulative_ablation": "ablation",
-    "single_unit_ablation": "ablation",
-    "analyze": "analysis",
-    "analyze_layers": "analysis",
+    "cumulative_ablation": "analysis.ablation",
+    "single_unit_ablation": "analysis.ablation",
+    "analyze": "analysis.analyze",
+    "analyze_layers": "analysis.analyze",
     "DataWarning": "errors",
     "InputError": "errors",
     "LayerHint": "errors",
     "PlanWarning": "errors",
-    "Forecast": "forecast",
-    "plan": "forecast",
-    "layers": "survey",
+    "Forecast": "cost.forecast",
+    "plan": "cost.forecast",
+    "layers": "cost.layers",
     "Compute": "options",
     "Evidence": "options",
     "Layer": "options",
     "Method": "options",
     "Sample": "options",
-    "relation": "relations",
+    "relation": "results.relation",
     "Role": "roles",
-    "Taxonomy": "taxonomy",
-    "TaxonomySet": "members",
-    "load": "taxonomy",
+    "Taxonomy": "results.taxonomy",
+    "TaxonomySet": "results.members",
+    "load": "results.taxonomy",
 }
 
 __all__ = [

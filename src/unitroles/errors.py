@@ -1,9 +1,17 @@
-"""What the library says when it cannot go on, and when the user should look twice."""
+"""Errors and warnings the library raises, and how warnings reach the line that called it."""
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+import sys
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+from unitroles.wording import few
 
 LISTED = 20
 """How many names an error lists at most."""
@@ -42,7 +50,39 @@ def no_name(what: str, name: str, known: list[str]) -> InputError:
     return InputError(f"there is no {what} {name!r}; {said}")
 
 
-def few(items: list[str]) -> str:
-    """The first three, and how many more there are."""
-    more = f" and {len(items) - 3} more" if len(items) > 3 else ""
-    return ", ".join(items[:3]) + more
+@contextmanager
+def own_warnings() -> Iterator[list[str]]:
+    """Repeat all warnings to the caller, also after an error, and keep the texts of our own."""
+    notes: list[str] = []
+    caught: list[warnings.WarningMessage] = []
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield notes
+    except BaseException:
+        with suppress(Warning):  # where warnings are errors, the error itself matters more
+            _repeat(caught)
+        raise
+    notes.extend(dict.fromkeys(str(w.message) for w in caught if _is_ours(w)))
+    _repeat(caught)
+
+
+def _is_ours(warning: warnings.WarningMessage) -> bool:
+    return issubclass(warning.category, (DataWarning, PlanWarning, LayerHint))
+
+
+def _repeat(caught: list[warnings.WarningMessage]) -> None:
+    once = {(warning.category, str(warning.message)): warning for warning in reversed(caught)}
+    level = _callers_level()
+    for warning in reversed(once.values()):
+        warnings.warn(warning.message, warning.category, stacklevel=level)
+
+
+def _callers_level() -> int:
+    """How many frames lie between `_repeat` and the line that called the library."""
+    inside = (str(Path(__file__).parent), contextlib.__file__)
+    frame: FrameType | None = sys._getframe(1)
+    level = 1
+    while frame is not None and frame.f_code.co_filename.startswith(inside):
+        frame, level = frame.f_back, level + 1
+    return level

@@ -1,7 +1,7 @@
-"""From curves to roles: turning points, the 2 x 2 of active sets, proportions and shares.
+"""The paper's definitions: orders, turning points, active sets, roles, proportions, shares.
 
-Everything here is arrays in, arrays out (NumPy only) and holds for one run of the retrieval-of-
-function test; see [Zhao2023]_, equations 1-9.
+Arrays in, arrays out (NumPy only); everything else in the library is about this file. It holds for
+one run of the retrieval-of-function test; see [Zhao2023]_, equations 1-9.
 
 .. [Zhao2023] Zhao, Zhang, Hu. Role Taxonomy of Units in Deep Neural Networks. arXiv 2011.00789.
 """
@@ -17,6 +17,8 @@ from unitroles.errors import unknown
 
 RESOLUTION = 1e-6
 """Nats; differences of a mean loss below it are rounding in float32."""
+
+
 TOLERANCES = (0.0, RESOLUTION, 1e-3, 1e-2, 5e-2)
 
 
@@ -43,6 +45,8 @@ class Role(IntEnum):
 
 
 ROLES = (Role.CORE, Role.OVERFITTED, Role.GENERALIZING, Role.CONFUSING)
+
+
 ROLE_NAMES = tuple(role.name.lower() for role in ROLES)
 
 
@@ -139,3 +143,31 @@ def sensitivity(
         rule: proportions(assign_roles(*active_set(order, point))).mean(axis=0)
         for rule, point in rules.items()
     }
+
+
+def ranked(score: Float[np.ndarray, "*rest unit"]) -> Int[np.ndarray, "*rest position"]:
+    """Units by descending score; ties by unit index."""
+    return np.argsort(-score, axis=-1, kind="stable")
+
+
+def order_units(
+    score: Float[np.ndarray, "split label unit"],
+    samples: Int[np.ndarray, "split label"],
+    order: str,
+) -> Int[np.ndarray, "split label position"]:
+    """The order of the units for every split and class.
+
+    Parameters
+    ----------
+    score : mean score per split and class.
+    samples : samples per split and class, the weights of the pooled score.
+    order : "per_split", "train", "test" or "pooled", see `unitroles.Method`.
+    """
+    if order == "per_split":
+        return ranked(score)
+    if order == "pooled":
+        weight = samples / samples.sum(axis=0)
+        shared = (score * weight[..., None]).sum(axis=0)
+    else:
+        shared = score[("train", "test").index(order)]
+    return np.broadcast_to(ranked(shared), score.shape).copy()

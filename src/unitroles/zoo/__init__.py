@@ -1,1 +1,5 @@
-"""Data sets, model families and training runs that reproduce the paper's experiments."""
+"""Data sets, networks and trainings.
+
+It uses the public names and the ground only, as a user would.
+Begin with `settings`, which reads the committed recipes beside it.
+"""

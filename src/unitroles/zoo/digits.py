@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unitroles.zoo.files import require
+from unitroles.files import require
 from unitroles.zoo.settings import DigitsSettings
 
 CLASS_NAMES = tuple(str(digit) for digit in range(10))

@@ -1,4 +1,4 @@
-"""Training runs that can be killed at any time and end with the same weights."""
+"""Training that can be killed and goes on, with noise and shifts of the images."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
-from unitroles.zoo.augment import augment
+from unitroles.files import make_folder, require, write_whole
 from unitroles.zoo.digits import DigitsData
-from unitroles.zoo.files import make_folder, require, write_whole
 from unitroles.zoo.settings import ModelSettings, Recipe
 from unitroles.zoo.vgg import vgg_digits
 
@@ -282,14 +281,14 @@ def _resume(job: _Job, state: dict[str, Any], device: torch.device) -> tuple[int
 def _save_checkpoint(job: _Job, state: dict[str, Any], epoch: int, seconds: float) -> None:
     stored = {part: holder.state_dict() for part, holder in state.items()}
     stored |= {"settings_hash": job.fingerprint, "epoch": epoch, "seconds": seconds}
-    write_whole(partial(torch.save, stored), job.checkpoint)
+    write_whole({job.checkpoint: partial(torch.save, stored)})
 
 
 def _save_weights(job: _Job, trained: Trained) -> None:
     metadata = {name: json.dumps(getattr(trained, name)) for name in _FACTS}
     metadata |= {"settings_hash": job.fingerprint, "torch": str(torch.__version__)}
     write = partial(save_file, trained.model.state_dict(), metadata=metadata)
-    write_whole(write, job.weights)
+    write_whole({job.weights: write})
 
 
 def _finished(
@@ -308,3 +307,37 @@ def _finished(
     model.load_state_dict(load_file(weights))
     facts = {name: json.loads(metadata[name]) for name in _FACTS}
     return Trained(model=model.eval(), reused=True, **facts)
+
+
+def augment(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
+    """Return shifted and noisier copies of images.
+
+    Parameters
+    ----------
+    images : Tensor
+        float32, shape (samples, 1, height, width), on the CPU.
+    recipe : Recipe
+        Gives the largest shift in pixels and the standard deviation of the noise.
+    generator : torch.Generator
+        The only source of randomness.
+
+    Returns
+    -------
+    Tensor
+        Of the same shape; pixels shifted in from outside are 0 before the noise.
+    """
+    if recipe.augment_shift:
+        images = _shift(images, recipe.augment_shift, generator)
+    if recipe.augment_noise:
+        noise = torch.randn(images.shape, generator=generator)
+        images = images + recipe.augment_noise * noise
+    return images
+
+
+def _shift(images: Tensor, most: int, generator: torch.Generator) -> Tensor:
+    samples, _, height, width = images.shape
+    offsets = torch.randint(0, 2 * most + 1, (2, samples, 1), generator=generator)
+    rows = (torch.arange(height) + offsets[0])[:, :, None]
+    columns = (torch.arange(width) + offsets[1])[:, None, :]
+    padded = nn.functional.pad(images, (most, most, most, most))
+    return padded[torch.arange(samples)[:, None, None], 0, rows, columns][:, None]

@@ -1,0 +1,1 @@
+"""Measurements of the project: run them from its root, as `python -m benchmarks.speed.run`."""

@@ -1,0 +1,88 @@
+"""How a result came about: what is written beside the numbers so that they can be traced."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import nn
+
+from unitroles.engine.choice import Choice
+from unitroles.model.borrow import device_of, fingerprint
+from unitroles.model.trace import Site
+from unitroles.options import Compute, Evidence, Method, Sample
+
+
+class Clock:
+    """Seconds by stage, from one mark to the next."""
+
+    def __init__(self, started: float) -> None:
+        self._first = self._last = started
+        self._stages: dict[str, float] = {}
+
+    def stop(self, stage: str) -> float:
+        """Count the time since the last mark for this stage; returns it."""
+        now = time.perf_counter()
+        self._stages[stage] = self._stages.get(stage, 0.0) + now - self._last
+        passed, self._last = now - self._last, now
+        return passed
+
+    def record(self) -> dict[str, Any]:
+        """All seconds, and those of each stage."""
+        stages = {stage: round(seconds, 3) for stage, seconds in self._stages.items()}
+        return {"seconds": round(self._last - self._first, 3), "stages": stages}
+
+
+def name_of(function: Any) -> str:
+    """A name as it is; of a function or an object that is called, where it comes from."""
+    if isinstance(function, str):
+        return function
+    return f"{function.__module__}.{getattr(function, '__qualname__', type(function).__qualname__)}"
+
+
+def grouped_by(sample: Sample) -> str | None:
+    """The column that classes the samples; None = their label."""
+    given = sample.group_by
+    return given if given is None or isinstance(given, str) else "given arrays"
+
+
+def record(
+    model: nn.Module, options: tuple[Method, Sample, Compute, Evidence | None]
+) -> dict[str, Any]:
+    """Options, versions, machine and the model's fingerprint."""
+    method, sample, compute, evidence = options
+    return {
+        "options": {
+            "method": {
+                **dataclasses.asdict(dataclasses.replace(method, score="", loss=None)),
+                "score": name_of(method.score),
+                "loss": None if method.loss is None else name_of(method.loss),
+            },
+            "sample": {
+                **dataclasses.asdict(dataclasses.replace(sample, group_by=None)),
+                "group_by": grouped_by(sample),
+            },
+            "compute": dataclasses.asdict(compute),
+            "evidence": None if evidence is None else dataclasses.asdict(evidence),
+        },
+        "versions": {name: version(name) for name in ("unitroles", "torch", "numpy", "xarray")},
+        "machine": {
+            "device": str(device_of(model)),
+            "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+            "threads": torch.get_num_threads(),
+        },
+        "model": {"class": type(model).__qualname__, "sha256": fingerprint(model)},
+    }
+
+
+def layer_record(site: Site, choice: Choice) -> dict[str, Any]:
+    """The layer, its plan and the plan's self-check."""
+    check = choice.check
+    return {
+        "layer": {"path": site.path, "axis": site.axis, "call": site.call},
+        "plan": {"name": choice.plan.name, "reason": choice.plan.reason},
+        "self_check": {**dataclasses.asdict(check), "conclusive": check.conclusive},
+    }

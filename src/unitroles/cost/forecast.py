@@ -1,0 +1,312 @@
+"""plan(): what an analysis would do, and about how long it would take, before it is run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from unitroles.analysis.prepare import Ready, prepared
+from unitroles.cost.rates import pace
+from unitroles.curves.collect import SCORE_TILE
+from unitroles.curves.scores import sample_score
+from unitroles.curves.store import Ledger, row_bytes
+from unitroles.engine.additive import AdditivePlan
+from unitroles.engine.plan import FullPlan
+from unitroles.engine.suffix import SuffixPlan
+from unitroles.options import Compute, Evidence, Layer, Method, Sample
+from unitroles.resampling.limits import (
+    losses_bytes,
+    require_halves,
+    require_memory,
+    require_points,
+    weights_of,
+)
+from unitroles.stats.draws import half_size
+from unitroles.stats.grid import expected
+from unitroles.wording import size
+
+_WHERE = ("none", "memory", "disk", "recompute")
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What an analysis would do.
+
+    Parameters
+    ----------
+    layer : module path.
+    units : N.
+    plan, reason : how the masks would run, and why so.
+    samples : how many would be analysed of the training and of the test set.
+    labels : how many classes.
+    body_forwards : samples through the model as far as the layer, with the padding of last batches.
+    head_forwards : masked copies of samples through what comes after the layer, for plan "full"
+        through the whole model; the swapped sets are among them.
+    tail_forwards : plan "additive": rows through what follows the sum over the units.
+    bytes_cached : what would be kept of the samples between the pass and the masks.
+    caches : where, for either split: "memory", "disk", "recompute" where it fits in neither, or
+        "none" where nothing is kept.
+    evaluation_seconds : one plain pass of the model over both splits.
+    fixed_seconds : checks, export and choice of the plan, already spent. While the model lives its
+        export is remembered: the analysis itself will not spend all of them again.
+    body_seconds, sweep_seconds : the passes of the model as far as the layer, and the masks.
+    evidence_sweeps : how many times as much as the masks the evidence is, if draws share nothing:
+        but for plan "full", sets with which several orders begin run once for all of them.
+    evidence_seconds : for so many; without the weighing of losses in the given order.
+    evidence_bytes : what evidence holds, in memory or, of the scores, on the disk: scores and
+        weights of all samples, losses of one class; replicates that are done together take no more
+        than a quarter of the memory budget beside.
+    """
+
+    layer: str
+    units: int
+    plan: str
+    reason: str
+    samples: tuple[int, int]
+    labels: int
+    body_forwards: int
+    head_forwards: int
+    tail_forwards: int
+    bytes_cached: int
+    caches: tuple[str, str]
+    evaluation_seconds: float
+    fixed_seconds: float
+    body_seconds: float
+    sweep_seconds: float
+    evidence_sweeps: float = 0.0
+    evidence_seconds: float = 0.0
+    evidence_bytes: int = 0
+
+    @property
+    def cache(self) -> str:
+        """Where what is kept of the samples would go; the slower place where the splits differ."""
+        return max(self.caches, key=_WHERE.index)
+
+    @property
+    def seconds(self) -> float:
+        """All of it but evidence."""
+        return self.fixed_seconds + self.body_seconds + self.sweep_seconds
+
+    def __str__(self) -> str:
+        train, test = self.samples
+        rows = {
+            "layer": f"{self.layer}: {self.units:,} units, {self.labels:,} classes",
+            "plan": f"{self.plan}: {self.reason}",
+            "samples": f"train {train:,}, test {test:,}",
+            "body": f"{self.body_forwards:,} samples through the model as far as the layer",
+            "masks": self._masks(),
+            "kept": self._kept(),
+            "time": f"about {_duration(self.seconds)}: {_duration(self.fixed_seconds)} to prepare "
+            f"(now spent), {_duration(self.body_seconds)} body, {_duration(self.sweep_seconds)} "
+            "masks",
+            "evaluate": f"{_duration(self.evaluation_seconds)} for one plain pass over both splits",
+        }
+        if self.evidence_sweeps or self.evidence_bytes:
+            rows["evidence"] = self._evidence()
+        return "\n".join(f"{name:<8} {value}" for name, value in rows.items())
+
+    def _evidence(self) -> str:
+        holds = f"; holds {size(self.evidence_bytes)}" if self.evidence_bytes else ""
+        if not self.evidence_sweeps:
+            return f"from the same masks{holds}"
+        times = self.evidence_sweeps
+        more = f"about {times:.0f} times" if times >= 1 else f"{times:.1g} of"
+        more += f" the masks, {_duration(self.evidence_seconds)} more"
+        return f"{more}{'; less where draws share sets' * (self.plan != 'full')}{holds}"
+
+    def _masks(self) -> str:
+        through = "the whole model" if self.plan == "full" else "what comes after the layer"
+        text = f"{self.head_forwards:,} masked copies through {through}"
+        if not self.tail_forwards:
+            return text
+        return f"{text}; {self.tail_forwards:,} rows through what follows the sum"
+
+    def _kept(self) -> str:
+        if self.cache == "none":
+            return "nothing"
+        if set(self.caches) == {"recompute"}:
+            return "nothing, neither memory nor disk has room: the body runs for every pass"
+        if len(set(self.caches)) == 1:
+            return f"{size(self.bytes_cached)} ({self.cache})"
+        train, test = self.caches
+        return f"{size(self.bytes_cached)} (train: {train}, test: {test})"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 0.95:
+        return f"{1000 * seconds:.0f} ms"
+    if seconds < 100:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def plan(
+    model: nn.Module,
+    train: Any,
+    test: Any,
+    layer: str | nn.Module | Layer | None = None,
+    class_names: Sequence[str] | None = None,
+    method: Method = Method(),
+    sample: Sample = Sample(),
+    compute: Compute = Compute(),
+    evidence: Evidence | None = None,
+) -> Forecast:
+    """What `analyze` would do with the same arguments, from its own checks and a short probe.
+
+    Counts and bytes are exact as long as all samples have the shape of the first, but for the
+    resolution "adaptive", of which the grid and one refinement are counted; seconds are estimates,
+    without the time of a disk. The plan is that for silent units that give zero. Nothing is kept,
+    and the model comes back as it was.
+
+    Parameters
+    ----------
+    model, train, test, layer, class_names, method, sample, compute, evidence : as for `analyze`.
+
+    Returns
+    -------
+    Forecast : `print` it for a summary.
+
+    Raises
+    ------
+    InputError : what is wrong with the model, the data or an option, and the remedy.
+
+    Examples
+    --------
+    >>> import torch, unitroles as ur
+    >>> _ = torch.manual_seed(0)
+    >>> model = torch.nn.Sequential(
+    ...     torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)
+    ... )
+    >>> x, y = torch.randn(40, 4), torch.arange(40) % 2
+    >>> found = ur.plan(model, (x[:20], y[:20]), (x[20:], y[20:]), layer="1")
+    >>> found.plan, found.body_forwards, found.bytes_cached, found.cache
+    ('additive', 40, 1280, 'memory')
+    """
+    scored = sample_score(method.score) is not None
+    require_points(evidence, method.resolution)
+    data = {"train": train, "test": test}
+    with (
+        prepared(model, data, [layer], class_names, sample, compute, False, method.loss) as ready,
+        torch.inference_mode(),
+    ):
+        require_halves(evidence, ready.counts)
+        plans = [choice.plan for choice in ready.choices]
+        require_memory(evidence, method, ready.counts, plans, compute.bytes)
+        fixed = time.perf_counter() - ready.started
+        scores = scored and evidence is not None and evidence.redoes
+        caches, kept = _cached(ready, compute.bytes, scores)
+        work = _Work.of(ready, method, compute.batch_size, caches, scored)
+        each = pace(ready, method, compute)
+        chosen, site = ready.choices[0].plan, ready.sites[0]
+        sweeps = 0.0 if evidence is None else _sweeps(ready, evidence)
+        held = 0 if evidence is None else _held(ready, method, evidence, scores)
+    first, second = map(len, ready.splits)
+    return Forecast(
+        layer=site.path,
+        units=site.units,
+        plan=chosen.name,
+        reason=chosen.reason,
+        samples=(first, second),
+        labels=len(ready.labels),
+        body_forwards=work.body,
+        head_forwards=work.head,
+        tail_forwards=work.tail,
+        bytes_cached=kept,
+        caches=caches,
+        evaluation_seconds=each.evaluation * (first + second),
+        fixed_seconds=fixed,
+        body_seconds=each.body * work.body,
+        sweep_seconds=each.masks * work.swept,
+        evidence_sweeps=sweeps,
+        evidence_seconds=sweeps * each.masks * work.swept,
+        evidence_bytes=held,
+    )
+
+
+def _sweeps(ready: Ready, evidence: Evidence) -> float:
+    """How many times the samples of both splits are put under all masks, if draws share nothing."""
+    samples, controls = ready.counts, 3.0 * evidence.controls
+    full = evidence.draws * (evidence.confidence == "full")
+    if isinstance(ready.choices[0].plan, FullPlan):  # whole batches, of two parts in either split
+        return 2.0 * (evidence.floors + evidence.resplits) + full + controls
+    halved = 4 * half_size(samples).sum() / samples.sum()
+    # Of weighted samples e^-1 weigh nothing.
+    drawn = evidence.floors * halved + evidence.resplits + full * (1 - np.exp(-1.0))
+    return float(drawn + controls)
+
+
+def _held(ready: Ready, method: Method, evidence: Evidence, scored: bool) -> int:
+    """Bytes of the scores of all samples, of their weights, and of the losses of one class."""
+    units, chosen = ready.sites[0].units, ready.choices[0].plan
+    samples, most = int(ready.counts.sum()), int(ready.counts.max())
+    scores = 4 * samples * units * scored
+    points = expected(units, chosen.resolution(method.resolution))
+    losses = losses_bytes(most, points) * (evidence.confidence is not None)
+    return weights_of(evidence, method, samples) + scores + losses
+
+
+def _cached(ready: Ready, budget: int, scored: bool) -> tuple[tuple[str, str], int]:
+    """Where the rows of both splits would go, and how many bytes those are that are kept.
+
+    The scores of a split, where evidence keeps them, take their room before its rows.
+    """
+    chosen = ready.choices[0].plan
+    if not isinstance(chosen, (SuffixPlan, AdditivePlan)):
+        return ("none", "none"), 0
+    rows, where, kept = chosen.keep(*chosen.probe), [], 0
+    with Ledger(budget) as ledger:
+        for samples in ready.splits:
+            if scored:
+                each = torch.zeros(1, ready.sites[0].units)
+                ledger.open(len(samples), [each], SCORE_TILE)
+            store = ledger.open(len(samples), rows, chosen.tile)
+            where.append("recompute" if store is None else store.where)
+            kept += 0 if store is None else len(samples) * row_bytes(rows)
+    return (where[0], where[1]), kept
+
+
+@dataclass(frozen=True)
+class _Work:
+    """How many samples run through what.
+
+    Parameters
+    ----------
+    swept : under all masks; both splits, for plan "full" with the padding of their last batches.
+    body, head, tail : see `Forecast`.
+    """
+
+    swept: int
+    body: int
+    head: int
+    tail: int
+
+    @staticmethod
+    def of(ready: Ready, method: Method, batch: int, caches: Sequence[str], scored: bool) -> _Work:
+        """Curves and one swapped set for every sample; mean activations take one more pass."""
+        chosen = ready.choices[0].plan
+        points = expected(ready.sites[0].units, chosen.resolution(method.resolution))
+        samples = sum(map(len, ready.splits))
+        padded = [_padded(len(split), batch) for split in ready.splits]
+        whole, means = sum(padded), padded[0] * (method.baseline == "mean")
+        if isinstance(chosen, FullPlan):
+            return _Work(whole, whole * scored + means, whole * (points + 1), 0)
+        # The curves and the swapped sets each need the rows that were not kept.
+        curves = 2 if chosen.resolution(method.resolution) == "adaptive" else 1
+        again = [1 + (curves + 1) * (where == "recompute") for where in caches]
+        body = means + sum(count * times for count, times in zip(padded, again, strict=True))
+        if isinstance(chosen, AdditivePlan):
+            start = 1 if chosen.form.norm is None else 2
+            tail = samples * (start if chosen.form.folded else points)
+            return _Work(samples, body, samples, tail)
+        return _Work(samples, body, samples * (points + 1), 0)
+
+
+def _padded(count: int, batch: int) -> int:
+    batch = min(batch, count)
+    return -(-count // batch) * batch

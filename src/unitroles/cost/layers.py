@@ -1,0 +1,176 @@
+"""Which layers have units, and what a test of each would cost."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from unitroles.engine.choice import additive_reason, suffix_reason
+from unitroles.errors import InputError
+from unitroles.graph.cut import CannotCut
+from unitroles.graph.flops import Operations
+from unitroles.graph.ops import ROWS, is_norm, value_of
+from unitroles.model.borrow import device_of, untouched, unwrapped
+from unitroles.model.candidates import candidates, recommend
+from unitroles.model.forward import batch_size, copied, forward, logits_of, to_device
+from unitroles.model.trace import Site, Trace, find_site, trace
+from unitroles.options import Layer
+from unitroles.rewrite.additive import recognise
+from unitroles.rewrite.export import export
+from unitroles.rewrite.head import Head
+from unitroles.wording import first_line
+
+_FORWARDS = 3
+
+
+def layers(model: nn.Module, example: Any) -> pd.DataFrame:
+    """Every layer that has units, with the plan a test of it would get and its cost.
+
+    Parameters
+    ----------
+    model : any module that returns logits.
+    example : a batch of at least two inputs, as the model takes them.
+
+    Returns
+    -------
+    One row per layer in the order of the forward: layer, kind, units, axis, plan, cost,
+    ms_per_sample, recommended, reason, bytes_per_sample. The cost is in evaluation passes over the
+    same samples, from the floating-point operations of matrix products and convolutions; the time,
+    in milliseconds of a test per sample of both splits, is the cost times what one sample of the
+    example takes here; the bytes are what is kept of every sample between the pass and the masks.
+    No plan is tried: one that fails its check before a run is replaced by a dearer one. `plan`
+    measures every stage on the data.
+
+    Raises
+    ------
+    InputError : the model cannot take the example.
+
+    Examples
+    --------
+    >>> import torch, unitroles as ur
+    >>> model = torch.nn.Sequential(
+    ...     torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)
+    ... )
+    >>> ur.layers(model, torch.randn(2, 4))[["layer", "units", "plan", "bytes_per_sample"]]
+      layer  units      plan  bytes_per_sample
+    0     0      8  additive                32
+    1     1      8  additive                32
+    """
+    if batch_size(example) < 2:
+        raise InputError("give an example batch of at least two inputs")
+    with unwrapped(model) as model, untouched(model):
+        example = to_device(example, device_of(model))
+        seen = trace(model, example)
+        best = recommend(seen.calls, seen.samples).path
+        found = candidates(seen.calls, seen.samples)
+        sites = [find_site(model, Layer(call.path), seen.calls, seen.samples) for call in found]
+        outlooks = _outlooks(model, sites, seen)
+        each = 1000 * _seconds(model, example) / seen.samples
+    rows = [
+        {
+            "layer": site.path,
+            "kind": type(site.module).__name__,
+            "units": site.units,
+            "axis": site.axis,
+            "plan": outlook.plan,
+            "cost": round(outlook.cost, 2),
+            "ms_per_sample": float(f"{outlook.cost * each:.3g}"),
+            "recommended": site.path == best,
+            "reason": outlook.reason,
+            "bytes_per_sample": outlook.kept,
+        }
+        for site, outlook in zip(sites, outlooks, strict=True)
+    ]
+    return pd.DataFrame(rows)
+
+
+def _seconds(model: nn.Module, example: Any) -> float:
+    """Of the fastest of some forwards of the example: others share the machine."""
+    found = []
+    for _ in range(_FORWARDS):
+        given = copied(example)
+        started = time.perf_counter()
+        logits_of(forward(model, given)).cpu()
+        found.append(time.perf_counter() - started)
+    return min(found)
+
+
+@dataclass(frozen=True)
+class _Outlook:
+    """What a test of a layer would be.
+
+    Parameters
+    ----------
+    plan, reason : as in `Plan`.
+    cost : evaluation passes.
+    kept : bytes of every sample.
+    """
+
+    plan: str
+    reason: str
+    cost: float
+    kept: int
+
+
+def _outlooks(model: nn.Module, sites: list[Site], seen: Trace) -> list[_Outlook]:
+    """The outlook of every site, from one export of the model."""
+    try:
+        exported = export(model, sites, seen.inputs)
+    except CannotCut as error:
+        return [_full(site, str(error)) for site in sites]
+    count = Operations()
+    whole = max(count.of(exported.program.graph_module), 1)
+    found = []
+    for place, site in enumerate(sites):
+        try:
+            found.append(_outlook(exported.head(place), seen.logits.shape[1], count, whole))
+        except Exception as error:  # as when a plan is chosen: the definition always runs
+            found.append(_full(site, first_line(error)))
+    return found
+
+
+def _full(site: Site, reason: str) -> _Outlook:
+    """The scores, every number of retrieved units, and the swapped sets."""
+    return _Outlook("full", reason, 1.0 + (site.units + 1) + 1, 0)
+
+
+def _outlook(head: Head, labels: int, count: Operations, whole: int) -> _Outlook:
+    after = count.of(head.after) / whole
+    try:
+        form = recognise(head, (), fold=False)
+    except CannotCut as error:
+        cost = 1 + (head.units + 1 + 1) * after
+        return _Outlook("suffix", suffix_reason(error), cost, _kept(head))
+    units, features, width = form.add.shape
+    tail = count.of(form.tail) / whole
+    if form.folded:
+        normed = any(map(is_norm, form.tail.graph.nodes))
+        # Two operations for every multiply-add, and for as many samples as are counted.
+        steps = 2 * ROWS * units * features * (labels + width * normed) / whole
+        # The model's own passes, the sum and where it starts from, and the swapped sets.
+        cost = 1 + steps + tail + after
+        return _Outlook("additive", additive_reason(True, normed), cost, _kept(head))
+    # The running sum takes the operations of the one op that it stands for.
+    cost = 1 + (after - tail) + (head.units + 1) * tail + after
+    return _Outlook("additive", additive_reason(False, False), cost, _kept(head))
+
+
+def _kept(head: Head) -> int:
+    """Bytes of a sample: edge values, those of the silent layer, and what flows around."""
+    (output,) = (node for node in head.before.graph.nodes if node.op == "output")
+    values = [value_of(node) for node in output.args[0]]
+    edge, around = values[: head.edges], values[head.edges :]
+    rows = [value for value, per_row in zip(around, head.repeats, strict=True) if per_row]
+    silent = [] if head.same_silence else edge
+    return sum(_row_bytes(value, head.dtype) for value in (*edge, *silent, *rows))
+
+
+def _row_bytes(value: Tensor, dtype: torch.dtype) -> int:
+    half = value.is_floating_point() and dtype in (torch.float16, torch.bfloat16)
+    return math.prod(value.shape[1:]) * (4 if half else value.element_size())

@@ -1,0 +1,180 @@
+"""How long a sample takes in each stage of an analysis, measured on a few."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unitroles.analysis.prepare import Ready
+from unitroles.curves.collect import collect
+from unitroles.curves.scores import sample_score
+from unitroles.curves.store import Ledger
+from unitroles.data.samples import Batch, Samples
+from unitroles.engine.additive import AdditivePlan
+from unitroles.engine.masks import Prefixes
+from unitroles.engine.suffix import SuffixPlan
+from unitroles.model.forward import Logits, blamed, forward, logits_of
+from unitroles.options import Compute, Method
+from unitroles.stats.grid import expected
+
+# Shorter runs tell little beyond their overhead.
+_LONG = 0.1
+# A first run that takes so long was not slow for lack of warmth.
+_VERY_LONG = 0.2
+_FEW = 2
+_FASTER = 8
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds per sample.
+
+    Parameters
+    ----------
+    evaluation : the whole model.
+    body : the model as far as the layer, with scores.
+    masks : all points of the curves, and the swapped sets.
+    """
+
+    evaluation: float
+    body: float
+    masks: float
+
+
+def pace(ready: Ready, method: Method, compute: Compute) -> Pace:
+    """Measure every stage of an analysis on a few samples.
+
+    Run it where the analysis would run: inside `prepared`, in inference mode.
+
+    Raises
+    ------
+    InputError : the model cannot take the samples, or an activation is not finite.
+    """
+    samples = ready.splits[0]
+    alone = replace(samples, workers=0)  # starting them would be most of the time
+
+    def look(rows: int) -> float:
+        return _second(lambda: _evaluate(ready, _read(alone, rows)))
+
+    rows, evaluation = _grown(look, min(compute.batch_size, len(samples)))
+    read = _second(lambda: _read(alone, rows))
+    body = _second(lambda: _pass(ready, method, compute, alone.take(np.arange(rows))))
+    chosen, units = ready.choices[0].plan, ready.sites[0].units
+    more = expected(units, chosen.resolution(method.resolution)) - 1
+    masks = _tile(ready, more) if _keeps_rows(ready) else _whole(ready, _read(alone, rows), more)
+    whole, part = (_beside(t, read, samples.workers) / rows for t in (evaluation, body))
+    return Pace(whole, part, masks)
+
+
+def _second(work: Callable[[], object]) -> float:
+    """Seconds of a second run; the first warms up."""
+    seconds = 0.0
+    for _ in range(2):
+        started = time.perf_counter()
+        work()
+        seconds = time.perf_counter() - started
+        if seconds > _VERY_LONG:
+            break
+    return seconds
+
+
+def _grown(work: Callable[[int], float], most: int) -> tuple[int, float]:
+    """As many rows, or masks, as take long enough to be measured, and their seconds."""
+    rows = min(_FEW, most)
+    seconds = work(rows)
+    while rows < most and seconds < _LONG:
+        times = min(_FASTER, max(2.0, _LONG / max(seconds, 1e-6)))
+        rows = min(most, int(rows * times))
+        seconds = work(rows)
+    return rows, seconds
+
+
+def _beside(seconds: float, read: float, workers: int) -> float:
+    """With the reading by workers, which read while the model runs."""
+    return seconds if not workers else max(seconds - read, read / workers)
+
+
+def _read(samples: Samples, rows: int) -> Batch:
+    return next(samples.take(np.arange(rows)).batches(rows))
+
+
+def _evaluate(ready: Ready, batch: Batch) -> Tensor:
+    with blamed(batch.described(ready.splits[0].name)), ready.precision.on():
+        return logits_of(forward(ready.model, ready.precision.place(batch.inputs))).cpu()
+
+
+def _pass(ready: Ready, method: Method, compute: Compute, samples: Samples) -> None:
+    """The pass of the analysis over a few samples, in one batch."""
+    with Ledger(compute.bytes) as ledger:
+        collect(
+            ready.model,
+            [ready.choices[0].plan],
+            samples,
+            ready.labels,
+            sample_score(method.score),
+            len(samples),
+            ready.precision,
+            ledger,
+            lambda count: None,
+        )
+
+
+def _keeps_rows(ready: Ready) -> bool:
+    return isinstance(ready.choices[0].plan, (SuffixPlan, AdditivePlan))
+
+
+def _whole(ready: Ready, batch: Batch, more: int) -> float:
+    """Seconds per sample of one mask and `more` over the whole model."""
+    inputs = ready.precision.place(batch.inputs)
+    one = _curve(ready, inputs, batch.count, 1)
+    return _masks(ready, inputs, batch.count, one, more) / batch.count
+
+
+def _tile(ready: Ready, more: int) -> float:
+    """Seconds per sample of the same over what a plan keeps; a few rows stand for a tile."""
+    plan = ready.choices[0].plan
+    assert isinstance(plan, (SuffixPlan, AdditivePlan))
+    few = plan.keep(*plan.probe)
+
+    def rows_of(count: int) -> tuple[Tensor, ...]:
+        turn = torch.arange(count) % len(few[0])
+        return tuple(value[turn.to(value.device)] for value in few)
+
+    def look(count: int) -> float:
+        return _curve(ready, rows_of(count), count, 1)
+
+    count, one = _grown(look, min(plan.tile, max(map(len, ready.splits))))
+    return _masks(ready, rows_of(count), count, one, more) / count
+
+
+def _masks(ready: Ready, kept: Any, rows: int, one: float, more: int) -> float:
+    """Seconds of one mask and `more` over some samples, from some masks and the seconds of one."""
+    plan, units = ready.choices[0].plan, ready.sites[0].units
+    half = Prefixes.of(_order(ready, rows), torch.tensor([-(-units // 2)]))
+    swapped = _second(lambda: _run(ready, plan.masked(kept, half), rows))
+    # Beside what a tile costs whatever the number of masks.
+    points, longer = _grown(lambda points: _curve(ready, kept, rows, points) - one, units + 1)
+    return swapped + one + more * max(0.0, longer) / (points - 1)
+
+
+def _curve(ready: Ready, kept: Any, rows: int, points: int) -> float:
+    plan, order = ready.choices[0].plan, _order(ready, rows)
+    return _second(lambda: _run(ready, plan.prefixes(kept, order, range(points)), rows))
+
+
+def _order(ready: Ready, rows: int) -> Tensor:
+    return torch.arange(ready.sites[0].units, device=ready.precision.device).repeat(rows, 1)
+
+
+def _run(ready: Ready, parts: Iterator[tuple[slice, Logits]], rows: int) -> None:
+    """As the sums of the curves are made, for the labels of any samples; nothing is kept."""
+    given = ready.splits[0].targets
+    targets = given[torch.arange(rows) % len(given)].to(ready.precision.device)
+    found = [ready.criterion.look(logits[:, :rows], targets)[0].cpu() for _, logits in parts]
+    ready.criterion.losses(torch.cat(found)).sum(dim=1)

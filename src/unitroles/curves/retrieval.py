@@ -1,0 +1,313 @@
+"""The retrieval-of-function test: loss and accuracy with only the first n units awake."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from unitroles.curves.collect import Kept, Tile
+from unitroles.curves.loss import Criterion
+from unitroles.data.samples import Samples
+from unitroles.engine.masks import Prefixes
+from unitroles.engine.plan import FullPlan, Plan
+from unitroles.errors import InputError
+from unitroles.model.forward import Logits, blamed
+from unitroles.model.memory import Pieces, slices
+from unitroles.roles import positions
+from unitroles.stats.grid import refinement
+
+# Masks whose logits are held at once where every class has its own.
+_TOGETHER = 128
+
+Run = Callable[[Plan, Any, Int[Tensor, " samples"]], Iterator[tuple[slice, Logits]]]
+"""(plan, what it kept, the place of each sample's class) -> logits by mask and sample."""
+
+Observer = Callable[[Int[np.ndarray, " samples"], Float[Tensor, "masks samples"]], None]
+"""(places of some samples in their split, their losses) -> nothing."""
+
+
+def nobody(places: Int[np.ndarray, " samples"], losses: Float[Tensor, "masks samples"]) -> None:
+    """An observer that does not look."""
+
+
+_Answers = tuple[Float[Tensor, "masks samples"], Bool[Tensor, "masks samples"]]
+
+
+@dataclass(frozen=True)
+class CurveSums:
+    """Losses and correct answers summed over the samples of each class, for every mask.
+
+    Those of masks that were not evaluated are not a number.
+    """
+
+    loss: Float[np.ndarray, "label masks"]
+    correct: Float[np.ndarray, "label masks"]
+    count: Int[np.ndarray, " label"]
+
+    def __add__(self, other: CurveSums) -> CurveSums:
+        return CurveSums(
+            self.loss + other.loss, self.correct + other.correct, self.count + other.count
+        )
+
+    @property
+    def mean_loss(self) -> Float[np.ndarray, "label masks"]:
+        """Mean loss; cross-entropy in nats."""
+        return self.loss / self.count[:, None]
+
+    @property
+    def accuracy(self) -> Float[np.ndarray, "label masks"]:
+        """Share of the class's samples answered correctly; NaN where there are no answers."""
+        return self.correct / self.count[:, None]
+
+
+def mask_sums(
+    kept: Kept,
+    labels: Int[np.ndarray, " label"],
+    masks: int,
+    run: Run,
+    done: Callable[[int], None] = lambda count: None,
+    observe: Observer = nobody,
+) -> CurveSums:
+    """Evaluate as many masks on every sample of a split, and sum by class.
+
+    Parameters
+    ----------
+    labels : the analysed classes.
+    masks : how many masks `run` evaluates.
+    run : gives the logits; classes are told by their place among `labels`.
+    done : told how many samples each tile added.
+    observe : shown the losses of every sample.
+
+    Raises
+    ------
+    InputError : a loss is not finite, or the model cannot take some samples.
+    """
+    loss = torch.zeros(len(labels), masks, dtype=torch.float64)
+    correct = torch.zeros(len(labels), masks, dtype=torch.float64)
+    own = np.searchsorted(labels, kept.samples.labels)
+    pieces = Pieces("the runs with masks")
+    for tile in kept.tiles():
+        classes = torch.from_numpy(own[tile.places])
+        values, right = tile_losses(kept, tile, classes, masks, run, pieces)
+        loss.index_add_(0, classes, values.T)
+        correct.index_add_(0, classes, right.T.to(torch.float64))
+        observe(tile.places, values)
+        done(len(classes))
+    count = np.bincount(own, minlength=len(labels))
+    if not kept.criterion.scored:
+        correct.fill_(float("nan"))
+    return CurveSums(loss.numpy(), correct.numpy(), count)
+
+
+def tile_losses(
+    kept: Kept,
+    tile: Tile,
+    classes: Int[Tensor, " samples"],
+    masks: int,
+    run: Run,
+    pieces: Pieces,
+) -> _Answers:
+    """The losses of some samples under every mask, in float64, and whether the answer is right.
+
+    Raises
+    ------
+    InputError : a loss is not finite, or the model cannot take some samples.
+    """
+    filled = _filled(tile, classes)
+    targets = _filled(tile, kept.samples.targets[torch.from_numpy(tile.places)])
+
+    def look(part: slice) -> _Answers:
+        rows = tile.kept if part == slice(0, len(filled)) else tile.rows(part)
+        found = run(tile.plan, rows, filled[part])
+        return _answers(kept.criterion, found, targets[part], masks)
+
+    with _described(tile, kept.samples), _float32(tile.plan, kept):
+        found = pieces.run(look, len(filled))
+    numbers, right = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
+    values = kept.criterion.losses(numbers[:, : len(classes)])
+    if not bool(torch.isfinite(values).all()):
+        raise _not_finite(values, kept, tile)
+    return values, right[:, : len(classes)]
+
+
+def _answers(
+    criterion: Criterion, found: Iterator[tuple[slice, Logits]], targets: Tensor, masks: int
+) -> _Answers:
+    """What the criterion sees in every sample under every mask, and whether its answer is right."""
+    number = torch.zeros(masks, len(targets), dtype=torch.float64)
+    right = torch.zeros(masks, len(targets), dtype=torch.bool)
+    for part, logits in found:
+        number[part], right[part] = criterion.look(logits, targets.to(logits.device), part)
+    return number, right
+
+
+def _described(tile: Tile, samples: Samples) -> AbstractContextManager[None]:
+    rows = samples.rows[tile.places]
+    return blamed(f"a batch with {samples.name} samples {rows.min()} to {rows.max()}")
+
+
+def _float32(plan: Plan, kept: Kept) -> AbstractContextManager[Any]:
+    """Heads run in their own precision also where the model's forwards do not."""
+    if kept.precision.autocast is None or isinstance(plan, FullPlan):
+        return nullcontext()
+    return torch.autocast(kept.precision.device.type, enabled=False)
+
+
+def _filled(tile: Tile, values: Tensor) -> Tensor:
+    """The class or the target of every row; padding takes that of the first."""
+    if not isinstance(tile.plan, FullPlan):
+        return values
+    padding = tile.plan.rows(tile.kept) - len(values)
+    return torch.cat([values, values[:1].expand(padding, *values.shape[1:])])
+
+
+def _not_finite(values: Float[Tensor, "masks samples"], kept: Kept, tile: Tile) -> InputError:
+    place = tile.places[int((~torch.isfinite(values)).any(dim=0).nonzero()[0])]
+    samples = kept.samples
+    return InputError(
+        f"the loss of {samples.name} sample {samples.rows[place]} (label "
+        f"{samples.labels[place]}) is not finite with units of layer {kept.plan.site.path!r} "
+        "silenced or awake; check the weights, the scaling of this input and a loss of your own"
+    )
+
+
+def rof_curve(
+    kept: Kept,
+    labels: Int[np.ndarray, " label"],
+    order: Int[np.ndarray, "label position"],
+    done: Callable[[int], None] = lambda count: None,
+    points: Int[np.ndarray, " masks"] | None = None,
+    observe: Observer = nobody,
+) -> CurveSums:
+    """E(n) for n = 0 ... N on one split, each class in its own order; masks count retrieved units.
+
+    Parameters
+    ----------
+    order : the units of every class by descending score.
+    points : the n that are evaluated, rising; None = all.
+    observe : shown the losses of every sample.
+    """
+    table = torch.from_numpy(order.copy())
+    wanted = np.arange(order.shape[1] + 1) if points is None else points
+
+    def run(plan: Plan, rows: Any, classes: Tensor) -> Iterator[tuple[slice, Logits]]:
+        return plan.prefixes(rows, table[classes].to(kept.precision.device), wanted.tolist())
+
+    sums = mask_sums(kept, labels, len(wanted), run, done, observe)
+    loss, correct = (np.full((len(labels), order.shape[1] + 1), np.nan) for _ in range(2))
+    loss[:, wanted], correct[:, wanted] = sums.loss, sums.correct
+    return CurveSums(loss, correct, sums.count)
+
+
+def at_points(
+    kept: Kept,
+    labels: Int[np.ndarray, " label"],
+    order: Int[np.ndarray, "label position"],
+    points: Int[np.ndarray, "label masks"],
+    done: Callable[[int], None] = lambda count: None,
+    observe: Observer = nobody,
+) -> CurveSums:
+    """E(n) at some n for each class, as many for each; `observe` as in `mask_sums`."""
+    rank = torch.from_numpy(positions(order))
+    table = torch.from_numpy(np.ascontiguousarray(points))
+
+    def run(plan: Plan, rows: Any, classes: Tensor) -> Iterator[tuple[slice, Logits]]:
+        device = kept.precision.device
+        masks = Prefixes(rank[classes].to(device), table[classes].T.contiguous().to(device))
+        return plan.masked(rows, masks)
+
+    return mask_sums(kept, labels, points.shape[1], run, done, observe)
+
+
+def adaptive_curve(
+    kept: Kept,
+    labels: Int[np.ndarray, " label"],
+    order: Int[np.ndarray, "label position"],
+    points: Int[np.ndarray, " masks"],
+    tolerance: float,
+    bar: Callable[[], Callable[[int], None]],
+) -> CurveSums:
+    """E(n) on a coarse grid, then at all n around the minimum, until the turning point is settled.
+
+    Parameters
+    ----------
+    points : the grid.
+    tolerance : nats, of the turning point.
+    bar : a new progress bar for every round.
+    """
+    sums = rof_curve(kept, labels, order, bar(), points)
+    while True:
+        wanted = np.stack([refinement(curve, points, tolerance) for curve in sums.mean_loss])
+        if not wanted.any():
+            return sums
+        more = [np.flatnonzero(row) for row in wanted]
+        found = _by_class(kept, labels, order, more, bar())
+        for place, mine in enumerate(more):
+            sums.loss[place, mine] = found.loss[place, : len(mine)]
+            sums.correct[place, mine] = found.correct[place, : len(mine)]
+
+
+def _by_class(
+    kept: Kept,
+    labels: Int[np.ndarray, " label"],
+    order: Int[np.ndarray, "label position"],
+    points: Sequence[Int[np.ndarray, " _"]],
+    done: Callable[[int], None],
+) -> CurveSums:
+    """E(n) at other n for each class, as many as it needs; what is left over means nothing."""
+    table = torch.from_numpy(order.copy())
+    most = max(map(len, points))
+    padded = np.zeros((len(labels), most), dtype=np.int64)
+    for row, mine in zip(padded, points, strict=True):
+        row[: len(mine)] = mine
+
+    def run(plan: Plan, rows: Any, classes: Tensor) -> Iterator[tuple[slice, Logits]]:
+        orders = table[classes].to(kept.precision.device)
+        if isinstance(plan, FullPlan):  # its batches stay whole: samples may influence each other
+            masks = Prefixes(torch.argsort(orders, dim=1), torch.from_numpy(padded[classes].T))
+            yield from plan.masked(rows, masks)
+            return
+        for part in slices(most, _TOGETHER):
+            some = [mine[part] for mine in points]
+            yield from _gathered(plan, rows, orders, classes, some, part)
+
+    return mask_sums(kept, labels, most, run, done)
+
+
+def _gathered(
+    plan: Plan,
+    rows: Any,
+    orders: Int[Tensor, "samples units"],
+    classes: Int[Tensor, " samples"],
+    points: Sequence[Int[np.ndarray, " _"]],
+    part: slice,
+) -> Iterator[tuple[slice, Logits]]:
+    """The masks of every class on its own samples, put together; nothing where none has any."""
+    whole: Tensor | None = None
+    idle = torch.ones(len(classes), dtype=torch.bool)
+    for place in classes.unique().tolist():
+        if not len(points[place]):
+            continue
+        mine = (classes == place).nonzero()[:, 0].to(orders.device)
+        some = tuple(value[mine] for value in rows)
+        for masks, logits in plan.prefixes(some, orders[mine], points[place].tolist()):
+            if whole is None:
+                size = part.stop - part.start
+                whole = logits.new_zeros(size, len(classes), logits.shape[2])
+            whole[masks, mine] = logits
+        assert whole is not None
+        # What no one asked for must be fit for any loss, as real outputs are.
+        done = len(points[place])
+        whole[done:, mine] = whole[done - 1, mine]
+        idle[classes == place] = False
+    if whole is not None:
+        some = int((~idle).nonzero()[0])
+        whole[:, idle.to(whole.device)] = whole[:, some : some + 1].clone()
+        yield part, whole

@@ -1,0 +1,203 @@
+"""Anything a user calls data, as samples; whether they are the same at every read."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    default_collate,
+)
+
+from unitroles.data.samples import LABELS, Arrays, Batch, Samples, as_labels, as_tensor
+from unitroles.errors import DataWarning, InputError
+from unitroles.model.forward import rows_of, same_tensors
+from unitroles.wording import first_line
+
+
+def as_samples(data: Any, name: str, any_labels: bool = False) -> Samples:
+    """Read what a user calls a split.
+
+    Parameters
+    ----------
+    data : a map-style data set, a DataLoader, or a pair of arrays or tensors (inputs, labels).
+    name : "train" or "test", for messages.
+    any_labels : they need not be class numbers; the samples are then of no class yet.
+
+    Raises
+    ------
+    InputError : the data cannot be read by number, are empty, or carry no labels.
+    """
+    collate, workers = _collate, 0
+    if isinstance(data, DataLoader):
+        _check_loader(data, name)
+        collate, workers, data = data.collate_fn, data.num_workers, data.dataset
+        collate = _collate if collate is default_collate else collate
+    if isinstance(data, (tuple, list)) and len(data) == 2 and _is_array(data[0]):
+        data = _pair(data[0], data[1], name)
+    if isinstance(data, IterableDataset) or not (
+        hasattr(data, "__getitem__") and hasattr(data, "__len__")
+    ):
+        raise InputError(
+            f"the {name} data must be a map-style data set, a DataLoader or a pair of arrays, not "
+            f"{type(data).__name__}; load its samples into a list or arrays first"
+        )
+    if len(data) == 0:
+        raise InputError(f"the {name} data are empty; give at least one sample of each class")
+    rows = np.arange(len(data))
+    names = _class_names(data)
+    samples = Samples(name, data, rows, rows, torch.from_numpy(rows), collate, workers, names)
+    targets = _read_labels(samples)
+    if len(targets) != len(data):
+        raise InputError(
+            f"the {name} data hold {len(data)} samples but {len(targets)} labels; give one each"
+        )
+    kinds = (torch.uint8, torch.int8, torch.int16, torch.int32)
+    targets = targets.to(torch.int64) if targets.dtype in kinds else targets
+    samples = replace(samples, targets=targets)
+    return samples if any_labels else _classed(samples)
+
+
+def _collate(items: list[Any]) -> Any:
+    """torch's own, but lists of numbers in a column, as of token numbers, become one tensor."""
+    if items and isinstance(items[0], Mapping):
+        empty = {name for item in items for name, value in item.items() if value is None}
+        items = [{k: _as_row(v) for k, v in item.items() if k not in empty} for item in items]
+    return default_collate(items)
+
+
+def _as_row(value: Any) -> Any:
+    numbers = isinstance(value, list) and value and all(isinstance(v, (int, float)) for v in value)
+    return torch.tensor(value) if numbers else value
+
+
+def _classed(samples: Samples) -> Samples:
+    """The same samples, classed by their own labels.
+
+    Raises
+    ------
+    InputError : the labels are no class numbers.
+    """
+    targets = samples.targets
+    if targets.ndim != 1 or targets.is_floating_point() or targets.is_complex():
+        raise InputError(
+            f"the {samples.name} labels must be one whole number per sample, got "
+            f"{str(targets.dtype).removeprefix('torch.')} of shape {tuple(targets.shape)}; give "
+            "class numbers, or, for a loss of another kind, groups with Sample(group_by=...)"
+        )
+    targets = targets.to(torch.int64)
+    return replace(samples, labels=targets.numpy(), targets=targets)
+
+
+def _check_loader(loader: DataLoader, name: str) -> None:
+    plain = type(loader.batch_sampler) is BatchSampler and (
+        type(loader.sampler) is SequentialSampler
+        or (type(loader.sampler) is RandomSampler and not loader.sampler.replacement)
+    )
+    streams = isinstance(loader.dataset, IterableDataset)
+    if streams or not plain:
+        own = loader.sampler if type(loader.batch_sampler) is BatchSampler else loader.batch_sampler
+        kind = type(loader.dataset if streams or own is None else own).__name__
+        raise InputError(
+            f"the {name} DataLoader draws its samples in its own way ({kind}), every sample must "
+            "count once; give its data set, or a DataLoader without a sampler"
+        )
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, (np.ndarray, Tensor))
+
+
+def _pair(inputs: Any, labels: Any, name: str) -> Arrays:
+    inputs, labels = _as_inputs(inputs, name), as_labels(labels, name)
+    if len(inputs) != len(labels):
+        raise InputError(
+            f"the {name} data hold {len(inputs)} inputs but {len(labels)} labels; give one each"
+        )
+    if inputs.dtype == torch.uint8 and inputs.ndim >= 3:
+        raise InputError(
+            f"the {name} images are uint8 and no transform is known; scale them to floating point "
+            "exactly as in training"
+        )
+    return Arrays(inputs, labels)
+
+
+def _as_inputs(inputs: Any, name: str) -> Tensor:
+    try:
+        return as_tensor(inputs)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"the {name} inputs are no numbers ({first_line(error)}); turn texts into token "
+            "numbers and tables into one array of numbers"
+        ) from error
+
+
+def _class_names(data: Any) -> tuple[str, ...] | None:
+    names = getattr(data, "classes", None)
+    features = getattr(data, "features", None)
+    if names is None and isinstance(features, Mapping):
+        key = next((key for key in LABELS if key in features), None)
+        names = getattr(features.get(key), "names", None)
+    if isinstance(names, (list, tuple)) and names and all(isinstance(n, str) for n in names):
+        return tuple(names)
+    return None
+
+
+def _read_labels(samples: Samples) -> Tensor:
+    """All labels; a `targets` list saves reading every input, and each read is checked later."""
+    if isinstance(samples.source, Arrays):
+        return samples.source.labels
+    targets = getattr(samples.source, "targets", None)
+    plain = getattr(samples.source, "target_transform", None) is None
+    if targets is not None and plain and len(targets) == len(samples):
+        return as_labels(targets, samples.name)
+    key = next(
+        (k for k in LABELS if k in (getattr(samples.source, "column_names", None) or ())), None
+    )
+    if key is not None:  # of Hugging Face: without the pictures beside them
+        return as_labels(np.array(samples.source.with_format(None)[key]), samples.name)
+    chunks = np.array_split(samples.rows, -(-len(samples) // 256))
+    return torch.cat([labels for _, labels in samples._read(chunks)])
+
+
+STABILITY_CHECK = 16
+
+
+def warn_if_changing(samples: Samples) -> None:
+    """Read a few samples twice; training data still being augmented differ.
+
+    Warns
+    -----
+    DataWarning : two reads of one sample differ.
+    """
+    few = np.linspace(0, len(samples) - 1, min(STABILITY_CHECK, len(samples))).astype(np.int64)
+    first, second = (next(samples.take(few).batches(len(few))) for _ in range(2))
+    if same_tensors(first.inputs, second.inputs):
+        return
+    for row, one, two in _pairs(first, second):
+        if not same_tensors(one, two):
+            warnings.warn(
+                f"{samples.name} sample {row} differs between two reads: augmentation is on. Give "
+                "the data as the model sees them at test time, or roles and accuracy will be those "
+                "of random draws",
+                DataWarning,
+                stacklevel=3,
+            )
+            return
+
+
+def _pairs(first: Batch, second: Batch) -> Iterator[tuple[Any, Any, Any]]:
+    """Number and both reads of every sample."""
+    for place, row in enumerate(first.rows):
+        own = slice(place, place + 1)
+        yield row, rows_of(first.inputs, own), rows_of(second.inputs, own)

@@ -1,0 +1,223 @@
+"""Samples of one split, read by number: batches of inputs, labels, targets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    default_collate,
+)
+
+from unitroles.errors import InputError
+from unitroles.wording import first_line
+
+LABELS = ("labels", "label")
+"""The columns that hold the class, the first one that is there."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some samples as the model takes them; the last `len(inputs) - count` rows are padding.
+
+    The labels are those of the analysed classes, see `Samples`.
+    """
+
+    inputs: Any
+    labels: Int[Tensor, " samples"]
+    rows: Int[np.ndarray, " samples"]
+    count: int
+
+    def described(self, name: str) -> str:
+        """Which samples of a split these are, for messages."""
+        return f"a batch with {name} samples {self.rows.min()} to {self.rows.max()}"
+
+
+@dataclass(frozen=True)
+class Samples:
+    """One split: where its samples are read from and which of them are analysed.
+
+    Parameters
+    ----------
+    name : "train" or "test".
+    source : map-style dataset of (input, label) or of mappings with `label` or `labels`.
+    rows : numbers of the analysed samples in `source`.
+    labels : their classes, or their groups where another column than the label groups them.
+    targets : what the loss compares the model's output with: the labels in the data.
+    collate, workers : how samples become a batch, as in the user's DataLoader.
+    class_names : names by label where the data set knows them.
+    fit : what is done with the inputs of a batch before the model takes them.
+    """
+
+    name: str
+    source: Any
+    rows: Int[np.ndarray, " samples"]
+    labels: Int[np.ndarray, " samples"]
+    targets: Tensor
+    collate: Callable[[list[Any]], Any] = default_collate
+    workers: int = 0
+    class_names: tuple[str, ...] | None = None
+    fit: Callable[[Any], Any] | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, places: Int[np.ndarray, " samples"]) -> Samples:
+        """The samples at these places, in this order."""
+        targets = self.targets[torch.from_numpy(places)]
+        return replace(self, rows=self.rows[places], labels=self.labels[places], targets=targets)
+
+    def sorted(self) -> Samples:
+        """By label, then by number."""
+        return self.take(np.lexsort((self.rows, self.labels)))
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """All samples in batches of one size; the last is padded with its first sample."""
+        starts = range(0, len(self), size)
+        chunks = [self.rows[start : start + size] for start in starts]
+        padded = [np.append(c, np.repeat(c[:1], size - len(c))) for c in chunks]
+        for chunk, start, (inputs, targets) in zip(chunks, starts, self._read(padded), strict=True):
+            count = len(chunk)
+            changed = _differ(targets[:count], self.targets[start : start + count])
+            if changed.any():
+                where = int(chunk[int(changed.nonzero()[0])])
+                raise InputError(
+                    f"the label of {self.name} sample {where} changed between two reads; give a "
+                    "data set that returns the same samples every time"
+                )
+            labels = torch.from_numpy(self.labels[start : start + count])
+            yield Batch(inputs if self.fit is None else self.fit(inputs), labels, chunk, count)
+
+    def column(self, name: str) -> list[Any]:
+        """A column beside the label, sample by sample, in the order of `source`.
+
+        Raises
+        ------
+        InputError : the samples have no such column.
+        """
+        source = self.source
+        if name in (getattr(source, "column_names", None) or ()):
+            return list(source.with_format(None)[name])
+        values = getattr(source, name, None)
+        if isinstance(values, (list, tuple, np.ndarray, Tensor)) and len(values) == len(source):
+            return list(values.tolist() if isinstance(values, (np.ndarray, Tensor)) else values)
+        found: list[Any] = []
+        everything = np.arange(len(source))
+        for batch in self._batches(np.array_split(everything, -(-len(source) // 256))):
+            if not isinstance(batch, Mapping) or name not in batch:
+                has = f"columns {sorted(map(str, batch))}" if isinstance(batch, Mapping) else "none"
+                raise InputError(
+                    f"the {self.name} samples have no column {name!r} to group by ({has}); name "
+                    "one that the samples or their data set have, or give the groups as arrays: "
+                    "Sample(group_by={'train': ..., 'test': ...})"
+                )
+            values = batch[name]
+            found += values.tolist() if isinstance(values, (np.ndarray, Tensor)) else list(values)
+        return found
+
+    def _read(self, chunks: Sequence[np.ndarray]) -> Iterator[tuple[Any, Tensor]]:
+        if isinstance(self.source, Arrays):
+            for chunk in chunks:
+                yield self.source.inputs[torch.from_numpy(chunk)], self.source.labels[chunk]
+            return
+        for batch in self._batches(chunks):
+            yield _split_batch(batch, self.name)
+
+    def _batches(self, chunks: Sequence[np.ndarray]) -> Iterator[Any]:
+        loader = DataLoader(
+            self.source,
+            batch_sampler=[chunk.tolist() for chunk in chunks],  # pyright: ignore[reportArgumentType]
+            collate_fn=self.collate,
+            num_workers=self.workers,
+        )
+        batches = iter(loader)
+        while True:
+            with _readable(self.name):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """Samples that do not fit into one batch, or of a type that no batch is made of."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (RuntimeError, TypeError) as error:
+        raise InputError(
+            f"the {name} samples cannot be put into one batch: {first_line(error)}; give tensors "
+            "of one shape, or a DataLoader with the collate function used in training"
+        ) from error
+
+
+class Arrays(Dataset):
+    """A pair of arrays, read by whole batches."""
+
+    def __init__(self, inputs: Tensor, labels: Tensor) -> None:
+        self.inputs, self.labels = inputs, labels
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, row: int) -> tuple[Tensor, Tensor]:
+        return self.inputs[row], self.labels[row]
+
+
+def _differ(one: Tensor, other: Tensor) -> Tensor:
+    """Which samples' labels differ; not-a-number equals itself."""
+    if one.shape != other.shape:
+        return torch.ones(len(other), dtype=torch.bool)
+    differ = (one != other) & ~((one != one) & (other != other))
+    return differ.reshape(len(differ), -1).any(dim=1)
+
+
+def as_tensor(value: Any) -> Tensor:
+    # torch can neither wrap a read-only array without complaint nor one with negative strides.
+    plain = np.require(value, requirements=["C", "W"]) if isinstance(value, np.ndarray) else value
+    return torch.as_tensor(plain)
+
+
+def _split_batch(batch: Any, name: str) -> tuple[Any, Tensor]:
+    """Inputs and labels of a collated batch."""
+    if isinstance(batch, Mapping):
+        key = next((key for key in LABELS if key in batch), None)
+        if key is None:
+            raise InputError(
+                f"the {name} samples have no 'label' or 'labels' among {sorted(batch)}; rename "
+                "the column that holds the class"
+            )
+        inputs = {name: value for name, value in batch.items() if name != key}
+        labels = batch[key]
+    elif isinstance(batch, (tuple, list)) and len(batch) == 2:
+        inputs, labels = batch
+    else:
+        raise InputError(
+            f"the {name} samples must be (input, label) or mappings with 'label', not "
+            f"{type(batch).__name__}; wrap the data set"
+        )
+    if isinstance(inputs, Tensor) and inputs.dtype == torch.uint8 and inputs.ndim >= 3:
+        raise InputError(
+            f"the {name} images are uint8; give the data set the transform used in training"
+        )
+    return inputs, as_labels(labels, name)
+
+
+def as_labels(labels: Any, name: str) -> Tensor:
+    try:
+        return as_tensor(labels).cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"the {name} labels are no numbers ({first_line(error)}); give class numbers from 0 "
+            "and the names with class_names"
+        ) from error

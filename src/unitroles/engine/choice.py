@@ -1,0 +1,211 @@
+"""The cheapest plan for a layer that equals the definition."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from unitroles.engine.additive import AdditivePlan
+from unitroles.engine.check import Definition, SelfCheck, define, self_check
+from unitroles.engine.plan import FullPlan, Plan
+from unitroles.engine.suffix import SuffixPlan
+from unitroles.graph.cut import CannotCut
+from unitroles.model.forward import Precision, form_of
+from unitroles.model.hooks import run_body
+from unitroles.model.trace import Site, Trace
+from unitroles.rewrite.additive import recognise
+from unitroles.rewrite.export import Exported, export, recall
+from unitroles.rewrite.head import Head
+from unitroles.wording import first_line
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The plan of a layer, how it compared, and what the user should know.
+
+    Parameters
+    ----------
+    seen : the samples it was compared on.
+    at_once : whether the first plan that could be made equalled the definition.
+    """
+
+    plan: Plan
+    check: SelfCheck
+    notes: tuple[str, ...]
+    seen: Trace
+    at_once: bool = True
+
+
+def choose_plans(
+    model: nn.Module, sites: list[Site], seen: Trace, budget: int, precision: Precision
+) -> list[Choice]:
+    """The cheapest plan for every layer that equals the definition, from one export.
+
+    Parameters
+    ----------
+    seen : a forward of a few samples, at least two.
+    budget : bytes for masked copies.
+    precision : of the model's own forwards.
+
+    Raises
+    ------
+    InputError : the model gives other logits each time for the same samples.
+    """
+    definitions = [define(model, site, seen, precision) for site in sites]
+    remembered = recall(model, sites, seen.inputs)
+    if remembered is not None:
+        chosen = _chosen(model, sites, remembered, definitions, budget, precision)
+        if all(choice.at_once for choice in chosen):
+            return chosen
+    try:
+        exported = export(model, sites, seen.inputs)
+    except CannotCut as error:
+        reason = str(error)
+        return [
+            _full(model, d, s, reason, precision) for s, d in zip(sites, definitions, strict=True)
+        ]
+    return _chosen(model, sites, exported, definitions, budget, precision)
+
+
+def _chosen(
+    model: nn.Module,
+    sites: list[Site],
+    exported: Exported,
+    definitions: list[Definition],
+    budget: int,
+    precision: Precision,
+) -> list[Choice]:
+    chosen = []
+    for place, (site, definition) in enumerate(zip(sites, definitions, strict=True)):
+        try:
+            found = _cheapest(model, site, exported.head(place), definition, budget, precision)
+        except Exception as error:  # whatever a graph stumbles over, the definition still runs
+            found = first_line(error)
+        if isinstance(found, str):
+            found = _full(model, definition, site, found, precision)
+        chosen.append(found)
+    return chosen
+
+
+def _cheapest(
+    model: nn.Module,
+    site: Site,
+    head: Head,
+    definition: Definition,
+    budget: int,
+    precision: Precision,
+) -> Choice | str:
+    """Additive or suffix with its check, or why neither may be used."""
+    suffix = suffix_plan(model, site, head, definition.seen.inputs, budget, precision)
+    plans: list[Plan] = []
+    try:
+        plans.append(additive_plan(suffix, definition.seen.logits.shape[1]))
+    except CannotCut as error:
+        suffix = replace(suffix, reason=suffix_reason(error))
+    return _first_that_agrees([*plans, suffix], definition)
+
+
+def _first_that_agrees(plans: Sequence[Plan], definition: Definition) -> Choice | str:
+    """The first plan that equals the definition, or why there is none."""
+    failed: list[str] = []
+    for plan in plans:
+        check = self_check(plan, definition)
+        if not check.independent:
+            return "samples of one batch influence each other"
+        if check.agrees:
+            notes = [f"plan {plan.name}, not {text}" for text in failed]
+            found = (*notes, *_effect(plan.site, check))
+            return Choice(plan, check, found, definition.seen, not failed)
+        failed.append(
+            f"{plan.name}: the exported head differs from the model by {check.difference:.1e}"
+        )
+    return failed[-1].partition(": ")[2]
+
+
+def suffix_plan(
+    model: nn.Module, site: Site, head: Head, inputs: Any, budget: int, precision: Precision
+) -> SuffixPlan:
+    """The suffix plan of a head, with what a few samples give."""
+    if head.dtype in (torch.float16, torch.bfloat16):
+        head = head.to(torch.float32)
+    reason = "masked copies run through what comes after the layer"
+    plan = SuffixPlan(model, site, head, budget, form_of(inputs), ((), inputs), reason)
+    with precision.on():
+        found = tuple(value.clone() for value in run_body(model, plan.places, inputs))
+    return replace(plan, probe=(found, inputs))
+
+
+def additive_plan(suffix: SuffixPlan, labels: int) -> AdditivePlan:
+    """The additive plan of the same head.
+
+    Raises
+    ------
+    CannotCut : the head has no additive form, and why.
+    """
+    form = recognise(suffix.head, suffix.around())
+    reason = additive_reason(form.folded, form.norm is not None)
+    return AdditivePlan(suffix, form, labels, reason)
+
+
+def additive_reason(folded: bool, normed: bool) -> str:
+    """What adds up, and what is left to run."""
+    if not folded:
+        return "what the units meet in is a running sum; the rest runs for every n"
+    return "the logits are a running sum over the units" + " before one normalisation" * normed
+
+
+def suffix_reason(error: CannotCut) -> str:
+    """Why nothing adds up, and what runs instead."""
+    return f"{error}; masked copies run through the rest"
+
+
+def _full(
+    model: nn.Module,
+    definition: Definition,
+    site: Site,
+    reason: str,
+    precision: Precision,
+    baseline: Float[Tensor, " units"] | None = None,
+) -> Choice:
+    notes = [f"plan full (N+1 runs of the whole model): {reason}"]
+    plan = FullPlan(model, site, reason, baseline, precision)
+    check = self_check(plan, definition)
+    if not check.independent:
+        notes.append(
+            "a sample's output depends on the others in its batch (batch norm without running "
+            "statistics?): results depend on batch_size"
+        )
+    return Choice(plan, check, (*notes, *_effect(site, check)), definition.seen, False)
+
+
+def recheck(choice: Choice, baseline: Float[Tensor, " units"], precision: Precision) -> Choice:
+    """The cheapest plan that equals the definition where silent units give `baseline`.
+
+    Its notes are those that the baseline adds.
+    """
+    given = choice.plan
+    site, model = given.site, given.model
+    definition = define(model, site, choice.seen, precision, baseline)
+    if isinstance(given, FullPlan):
+        plan = given.silenced(baseline)
+        check = self_check(plan, definition)
+        return Choice(plan, check, tuple(_effect(site, check)), choice.seen, False)
+    plans = [given, *([given.suffix] if isinstance(given, AdditivePlan) else [])]
+    found = _first_that_agrees([plan.silenced(baseline) for plan in plans], definition)
+    if isinstance(found, str):
+        return _full(model, definition, site, f"with mean activations {found}", precision, baseline)
+    return found
+
+
+def _effect(site: Site, check: SelfCheck) -> list[str]:
+    if check.moved > check.noise or check.moved != check.moved:
+        return []  # what is not a number is reported with its sample, when the losses are summed
+    return [
+        f"silencing layer {site.path!r} moves no logit by more than numerical noise "
+        f"({check.moved:.1e}): its roles mean nothing"
+    ]

@@ -1,0 +1,217 @@
+"""Borrow the user's model and give it back exactly as it was."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.parameter import is_lazy
+
+from unitroles.errors import InputError
+from unitroles.model.forward import copied, with_channels_last
+from unitroles.wording import first_line
+
+OWN = frozenset(vars(nn.Module()))
+"""The attributes that every module has: its parameters, modules, hooks and flags."""
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; all that a forward may change comes back after it.
+
+    That is training flags, parameters, buffers, other attributes of the modules and random states;
+    what a forward writes into the lists and dicts of an attribute stays. The flags are set one by
+    one: a model's own `train()` may do more than set them. Costs a copy of the weights.
+    """
+    flags = [(module, module.training) for module in model.modules()]
+    tensors: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        (kept, {name: (tensor, _saved(tensor)) for name, tensor in kept.items()})
+        for module in model.modules()
+        for kept in (module.__dict__["_parameters"], module.__dict__["_buffers"])
+    ]
+    others = [
+        (vars(m), {k: v for k, v in vars(m).items() if k not in OWN}) for m in model.modules()
+    ]
+    states = random.getstate(), np.random.get_state()
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with ExitStack() as stack:
+        # What a module keeps of a forward must serve in training; `analyze` may be called anywhere.
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.random.fork_rng(devices))
+        stack.enter_context(torch.no_grad())
+        try:
+            for module, _ in flags:
+                module.training = False
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+            for module, flag in flags:
+                module.training = flag
+            for now, before in others:
+                for name in now.keys() - before.keys() - OWN:
+                    del now[name]
+                now.update(before)
+            for now, before in tensors:
+                for name in now.keys() - before.keys():
+                    del now[name]
+                for name, (tensor, saved) in before.items():
+                    now[name] = tensor
+                    if tensor is None or saved is None or torch.equal(tensor, saved):
+                        continue
+                    tensor.copy_(saved)
+
+
+def _saved(tensor: Tensor | None) -> Tensor | None:
+    """A copy of what can be compared with it later."""
+    if tensor is None or tensor.layout is not torch.strided:
+        return None
+    return tensor.detach().clone()
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's first parameter or buffer lives; the processor where it has none."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+@contextmanager
+def inputs_kept(model: nn.Module, writes: bool) -> Iterator[None]:
+    """Let a model that writes to its inputs write to copies, so that a batch can be run again."""
+    if not writes:
+        yield
+        return
+
+    def copy(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        return copied(args), copied(kwargs)
+
+    handle = model.register_forward_pre_hook(copy, with_kwargs=True, prepend=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 over the names and bytes of the model's state dict."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if isinstance(tensor, Tensor):
+            digest.update(name.encode())
+            plain = tensor.detach().to_dense() if tensor.is_sparse else tensor.detach()
+            flat = plain.cpu().contiguous().flatten().view(torch.uint8)
+            digest.update(flat.numpy().data)
+    return digest.hexdigest()
+
+
+@contextmanager
+def memory_format(model: nn.Module, channels_last: bool) -> Iterator[None]:
+    """Convolution weights with their channels last, for as long as the block runs."""
+    if not channels_last:
+        yield
+        return
+    given = [(tensor, tensor.data) for tensor in model.parameters() if tensor.ndim == 4]
+    try:
+        for tensor, data in given:
+            tensor.data = with_channels_last(data)
+        yield
+    finally:
+        for tensor, data in given:
+            tensor.data = data
+
+
+@contextmanager
+def on_device(model: nn.Module, device: str | None) -> Iterator[None]:
+    home = device_of(model)
+    if device is None or device == str(home):
+        yield
+        return
+    try:
+        try:
+            if torch.device(device).type == "meta":
+                raise RuntimeError("it holds no numbers")
+            model.to(torch.device(device))
+        except (AssertionError, RuntimeError) as error:
+            raise InputError(
+                f"device {device!r} cannot be used: {first_line(error)}; name one that "
+                "torch.device knows on this machine, or None for where the model is"
+            ) from error
+        yield
+    finally:
+        model.to(home)
+
+
+@contextmanager
+def unwrapped(model: nn.Module) -> Iterator[nn.Module]:
+    """The model without wrappers that only run it elsewhere, in parallel or compiled.
+
+    Those inside it are taken off too, and put back when the block ends.
+
+    Raises
+    ------
+    InputError : it is no module, scripted, sharded over processes, or without numbers.
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+    inner = inside(model)
+    _check(inner)
+    with ExitStack() as stack:
+        for parent in list(inner.modules()):
+            for name, child in list(parent.named_children()):
+                if inside(child) is not child:
+                    parent._modules[name] = inside(child)
+                    stack.callback(parent._modules.__setitem__, name, child)
+        for module in inner.modules():
+            compiled = vars(module).get("_compiled_call_impl")
+            if compiled is not None:  # `module.compile()`: its hooks would not be seen
+                module._compiled_call_impl = None
+                stack.callback(setattr, module, "_compiled_call_impl", compiled)
+        yield inner
+
+
+def inside(model: nn.Module) -> nn.Module:
+    """What a wrapper wraps; anything else as it is."""
+    while True:
+        if isinstance(model, (DataParallel, DistributedDataParallel)):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod  # pyright: ignore[reportAssignmentType]
+        else:
+            return model
+
+
+def _check(model: nn.Module) -> None:
+    for path, module in model.named_modules():
+        name = repr(path or "itself")
+        if isinstance(module, torch.jit.ScriptModule):
+            raise InputError(
+                f"the model is scripted (module {name}) and cannot be hooked; give the model it "
+                "was scripted from"
+            )
+        if type(module).__module__.startswith("torch.distributed.fsdp"):
+            raise _sharded(f"module {name}")
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise InputError("the model has lazy parameters; run one batch through it first")
+        if hasattr(tensor, "device_mesh") and hasattr(tensor, "placements"):
+            raise _sharded(f"tensor {name!r}")
+        if isinstance(tensor, Tensor) and tensor.is_meta:
+            raise InputError(
+                f"tensor {name!r} of the model is on the meta device and holds no numbers; load "
+                "the weights first"
+            )
+
+
+def _sharded(what: str) -> InputError:
+    return InputError(
+        f"the model is sharded over processes ({what}); gather its full state dict and load it "
+        "into the plain model"
+    )

@@ -1,0 +1,287 @@
+"""Follow one forward of a model: which modules are called, and on which axis their units are."""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unitroles.errors import InputError, unknown
+from unitroles.model.forward import (
+    FORWARD_ERRORS,
+    answer_of,
+    batch_size,
+    copied,
+    describe,
+    forward,
+    logits_of,
+    rows_of,
+    versions,
+)
+from unitroles.model.memory import out_of_memory, ran_out
+from unitroles.options import Layer
+from unitroles.wording import first_line
+
+_CHANNELS_FIRST = (
+    *(getattr(nn, name) for name in nn.modules.pooling.__all__),
+    nn.modules.conv._ConvNd,
+    nn.modules.batchnorm._NormBase,
+    nn.GroupNorm,
+)
+ELEMENTWISE = (
+    *(
+        getattr(nn, name)
+        for name in nn.modules.activation.__all__
+        if name not in ("GLU", "MultiheadAttention")
+    ),
+    nn.modules.dropout._DropoutNd,
+    nn.Identity,
+)
+"""Modules that leave every unit on its axis; `KEEPING` adds norms and pooling."""
+KEEPING = (
+    *ELEMENTWISE,
+    *(getattr(nn, name) for name in nn.modules.pooling.__all__),
+    nn.modules.batchnorm._NormBase,
+    nn.GroupNorm,
+)
+_CHANNELS_LAST = (nn.Linear, nn.LayerNorm, nn.Embedding)
+# Where other libraries keep activation functions of their own.
+_ACTIVATIONS_OF_OTHERS = ("transformers.activations", "timm.layers.activations")
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of one module in one forward.
+
+    Parameters
+    ----------
+    path : module path; "" is the model itself.
+    index : 0-based number of this call of this module.
+    module : the module that was called.
+    shape : shape of its output; None where that is not one floating-point tensor.
+    axis : the axis that counts the units; None where there is none.
+    guessed : whether the axis was taken from the number of axes alone.
+    output : identity and version of the output tensor.
+    inputs : identities and versions of the tensors it was called with.
+    dtype : of its output.
+    """
+
+    path: str
+    index: int
+    module: nn.Module
+    shape: tuple[int, ...] | None
+    axis: int | None
+    guessed: bool = False
+    output: tuple[int, int] = (0, 0)
+    inputs: tuple[tuple[int, int], ...] = ()
+    dtype: torch.dtype | None = None
+
+    @property
+    def units(self) -> int:
+        """How many units the output carries; 0 = none."""
+        return 0 if self.shape is None or self.axis is None else self.shape[self.axis]
+
+
+@dataclass(frozen=True)
+class Site:
+    """A layer found in a model: which call of which module, and where its units are."""
+
+    path: str
+    module: nn.Module
+    call: int
+    axis: int
+    shape: tuple[int, ...]
+    calls: int = 1
+    guessed: bool = False
+    dtype: torch.dtype | None = None
+
+    @property
+    def units(self) -> int:
+        """N, the number of units."""
+        return self.shape[self.axis]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One forward of a model.
+
+    Parameters
+    ----------
+    calls : every module call, in the order in which the calls end.
+    logits : what the model returned, all numbers of a sample in one row.
+    shape : of what it returned for one sample.
+    inputs : the batch.
+    writes : whether the model wrote to its inputs.
+    alone : the same for the first sample alone; None where the model refuses a single one.
+    apart : logits of the first and the last sample, each alone; None as before.
+    """
+
+    calls: list[Call]
+    logits: Tensor
+    shape: tuple[int, ...]
+    inputs: Any
+    writes: bool
+    alone: Trace | None = None
+    apart: Tensor | None = None
+
+    @property
+    def samples(self) -> int:
+        """How many samples the batch holds."""
+        return batch_size(self.inputs)
+
+
+def trace(model: nn.Module, inputs: Any) -> Trace:
+    """Run a batch, and its first and its last sample alone, and note every module call.
+
+    Run it inside `untouched`.
+
+    Raises
+    ------
+    InputError : the model cannot take the inputs.
+    """
+    seen = _run(model, inputs)
+    try:
+        first, last = (_run(model, rows_of(inputs, part)) for part in (slice(1), slice(-1, None)))
+        return replace(seen, alone=first, apart=torch.cat([first.logits, last.logits]))
+    except InputError:  # a norm over the batch refuses a batch of one
+        return seen
+
+
+class _Record:
+    """Notes every module call of one forward."""
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+        self._met: Counter[nn.Module] = Counter()
+        self._axes: dict[int, int] = {}
+        self._keep: list[Any] = []  # an identity means something only while its tensor lives
+        self._took: dict[nn.Module, tuple[tuple[int, int], ...]] = {}
+
+    def enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Before the call: a module may write to what it is given."""
+        self._took[module] = tuple(_identity(v) for v in args if isinstance(v, Tensor))
+
+    def note(self, path: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        shape, axis, guessed, dtype = None, None, False, None
+        if isinstance(output, Tensor) and output.is_floating_point() and not output.is_nested:
+            shape, dtype = tuple(output.shape), output.dtype
+            axis, guessed = _unit_axis(module, args, output, self._axes, self.calls)
+            if axis is not None and not guessed:
+                self._axes[id(output)] = axis
+        tensors = [value for value in args if isinstance(value, Tensor)]
+        self._keep.extend([output, *tensors])
+        took, index = self._took[module], self._met[module]
+        self._met[module] += 1
+        found = Call(path, index, module, shape, axis, guessed, _identity(output), took, dtype)
+        self.calls.append(found)
+
+
+def _identity(value: Any) -> tuple[int, int]:
+    """Which tensor it is, and how often it was written to: an addition in place makes another."""
+    counted = isinstance(value, Tensor) and not value.is_inference()
+    return id(value), value._version if counted else 0
+
+
+def _run(model: nn.Module, inputs: Any) -> Trace:
+    record = _Record()
+    with ExitStack() as stack:
+        for path, module in model.named_modules():
+            stack.callback(module.register_forward_pre_hook(record.enter).remove)
+            stack.callback(module.register_forward_hook(partial(record.note, path)).remove)
+        given = copied(inputs)
+        before = versions(given)
+        try:
+            output = forward(model, given)
+        except FORWARD_ERRORS as error:
+            if ran_out(error):
+                raise out_of_memory("the model's forward", batch_size(inputs)) from error
+            raise InputError(
+                f"the model cannot take a batch of {describe(inputs)}: {first_line(error)}; give "
+                "samples of the shape and type the model was trained with"
+            ) from error
+    logits, shape = logits_of(output).clone(), tuple(answer_of(output).shape[1:])
+    return Trace(record.calls, logits, shape, inputs, versions(given) != before)
+
+
+def _unit_axis(
+    module: nn.Module, args: tuple[Any, ...], output: Tensor, axes: dict[int, int], past: list[Call]
+) -> tuple[int | None, bool]:
+    """The unit axis from the kind of module, its input or its inside; True where it is a guess."""
+    if output.ndim < 2:
+        return None, False
+    if isinstance(module, _CHANNELS_FIRST):
+        return 1, False
+    whole = isinstance(module, nn.LayerNorm) and len(module.normalized_shape) > 1
+    last = isinstance(module, _CHANNELS_LAST) and not whole
+    if (last and not _moves_axes(module)) or output.ndim == 2:
+        return output.ndim - 1, False
+    if id(output) in axes:
+        return axes[id(output)], False
+    inside = any(True for _ in module.children())
+    for value in () if inside else args:
+        axis = axes.get(id(value))
+        alike = axis is not None and value.shape == output.shape
+        if alike:
+            # A module of one's own may have moved the axis to another of the same size.
+            keeps = isinstance(module, KEEPING) or is_foreign_activation(module)
+            return axis, not (whole or last or keeps)
+    for call in reversed(past):
+        if call.shape == tuple(output.shape) and call.axis is not None:
+            return call.axis, call.guessed
+    return 2 if output.ndim == 3 else 1, True
+
+
+def is_foreign_activation(module: nn.Module) -> bool:
+    """Whether a module is an activation function of a known library that torch has none like."""
+    return type(module).__module__.startswith(_ACTIVATIONS_OF_OTHERS)
+
+
+def _moves_axes(module: nn.Module) -> bool:
+    """Whether a class of one's own may count channels elsewhere, as norms of images do."""
+    theirs = next(kind for kind in _CHANNELS_LAST if isinstance(module, kind))
+    return type(module).forward is not theirs.forward
+
+
+def find_site(model: nn.Module, layer: Layer, calls: list[Call], batch: int) -> Site:
+    """The call of a module that a `Layer` names, in a trace of `batch` samples.
+
+    Raises
+    ------
+    InputError : no such module, never called, no such call, or its output carries no units.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    if layer.path not in modules or not layer.path:
+        raise unknown("layer", layer.path, [path for path in modules if path])
+    mine = [call for call in calls if call.module is modules[layer.path]]
+    if not mine:
+        raise InputError(
+            f"layer {layer.path!r} is not called in the model's forward; name a layer listed by "
+            "unitroles.layers"
+        )
+    if not -len(mine) <= layer.call < len(mine):
+        raise InputError(
+            f"layer {layer.path!r} is called {len(mine)} time(s) in one forward, there is no call "
+            f"{layer.call}; count from 0, or from -1 backwards"
+        )
+    call = mine[layer.call]
+    if call.shape is None or len(call.shape) < 2 or call.shape[0] != batch:
+        shape = "no single floating-point tensor" if call.shape is None else f"shape {call.shape}"
+        raise InputError(
+            f"layer {layer.path!r} has no unit axis: its output is {shape} for a batch of {batch}; "
+            "name a layer whose output is (samples, units, ...)"
+        )
+    axis = call.axis if layer.axis is None else layer.axis
+    if axis is None or not -len(call.shape) < axis < len(call.shape) or axis % len(call.shape) == 0:
+        raise InputError(
+            f"axis {layer.axis} of layer {layer.path!r} cannot count units: its output has shape "
+            f"{call.shape} and axis 0 counts the samples; give the axis that counts the units"
+        )
+    axis %= len(call.shape)
+    guessed = call.guessed and layer.axis is None
+    form = axis, call.shape, len(mine), guessed, call.dtype
+    return Site(layer.path, call.module, call.index, *form)

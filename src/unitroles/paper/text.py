@@ -1,0 +1,195 @@
+"""The tables of a family as text, the paper's numbers beside ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pandas as pd
+
+from unitroles.paper import evidence_text, numbers
+from unitroles.paper.tables import (
+    ALL,
+    CLEAR,
+    CORRECT,
+    DEFAULT_RULE,
+    ONE_ERROR,
+    OWN,
+    UNFLAGGED,
+    mean_over_seeds,
+    patterns,
+    seed_mean,
+    span,
+)
+from unitroles.zoo.settings import Settings
+
+Say = Callable[[str], None]
+_BY_CLASS = "Table 2: role proportions, %, mean ± std over classes"
+_SHOWN_RULES = (
+    "tolerance 0",
+    DEFAULT_RULE,
+    "tolerance 0.001",
+    "tolerance 0.01",
+    "accuracy",
+    ONE_ERROR,
+)
+
+
+def report(
+    tables: dict[str, pd.DataFrame], settings: Settings, kind: str, ladder: str, say: Say
+) -> None:
+    """Say all tables, and which of the paper's patterns appear and which do not."""
+    data = settings.data
+    quick = "QUICK smoke run, its numbers mean nothing. " if kind == "quick" else ""
+    say(
+        f"{quick}digits, {ladder} ladder: {data.train_samples} training and {data.test_samples} "
+        f"test images, pixel noise {data.pixel_noise:g}, seeds "
+        f"{', '.join(map(str, settings.seeds))}. Numbers are means over the seeds; ± is the "
+        "population std (ddof 0); in brackets the paper's VGG16 on ImageNet."
+    )
+    _table1(tables["table1"], say)
+    _correct_labels(tables["table2"], say)
+    _roles(tables["table2"], _BY_CLASS, say)
+    _roles(tables["table3"], "Table 3: role shares, %, mean ± std over units", say)
+    _sensitivity(tables["sensitivity"], say)
+    _regret(tables["regret"], say)
+    _relations(tables["relations"], tables["table2"], say)
+    if "floors" in tables:
+        evidence_text.report(tables, say)
+
+
+def _table1(table: pd.DataFrame, say: Say) -> None:
+    shown = table.groupby("model", sort=False)[["train_accuracy", "test_accuracy", "gap"]].mean()
+    spread = table.groupby("model", sort=False)["gap"].std(ddof=0)
+    theirs = numbers.TABLE_1.reindex(shown.index)
+    rows = {
+        model: {
+            name: f"{value:.3f}{_bracket(theirs.loc[model, name], 3)}"
+            for name, value in shown.loc[model].items()
+        }
+        | {"gap, std over seeds": f"{spread[model]:.3f}"}
+        for model in shown.index
+    }
+    say(f"\nTable 1: accuracies and generalization gap; {_data(table)}")
+    say(_frame(rows))
+
+
+def _correct_labels(table: pd.DataFrame, say: Say) -> None:
+    rows = table[table["samples"] == CORRECT]
+    if rows.empty:
+        return
+    absent = [name for name in table["model"].unique() if name not in set(rows["model"])]
+    say(
+        "\nThe tables of the correct labels are over the correctly labelled training samples "
+        "alone; the gap they are held against is still that of all training samples by their "
+        "given labels. At label noise 0 all labels are correct: its rows are the same in both."
+    )
+    if absent:
+        say(
+            f"No row for label noise {', '.join(absent)}: there not every class has a correctly "
+            "labelled training sample (at 1.0 none has)."
+        )
+
+
+def _roles(table: pd.DataFrame, title: str, say: Say) -> None:
+    roles = list(numbers.ROLES)
+    std = {role: f"{role}_std" for role in roles}
+    means = mean_over_seeds(table, [*roles, *std.values(), "flagged_classes"])
+    theirs = table.drop_duplicates("model").set_index("model")
+    for (order, samples), group in means.groupby(level=["order", "samples"], sort=False):
+        rows = {}
+        for model, row in group.droplevel(["order", "samples"]).iterrows():
+            rows[model] = {
+                role: f"{100 * row[role]:.1f} ± {100 * row[std[role]]:.0f}"
+                + _paper_cell(theirs.loc[model], role)
+                for role in roles
+            }
+            if len(table["seed"].unique()) > 1:
+                rows[model]["std over seeds"] = " ".join(
+                    f"{100 * row[f'{role}_seed_std']:.1f}" for role in roles
+                )
+            rows[model]["flagged"] = f"{row['flagged_classes']:.3g}"
+        first = table[(table["order"] == order) & (table["samples"] == samples)]
+        say(f"\n{title}; order {order}, {samples}; {_data(first)}")
+        say(_frame(rows))
+        if title == _BY_CLASS:
+            _without_flagged(first, say)
+
+
+def _without_flagged(table: pd.DataFrame, say: Say) -> None:
+    flagged = table.groupby("model", sort=False)["flagged_classes"].mean()
+    columns = [f"{role}_unflagged" for role in numbers.ROLES]
+    means = 100 * seed_mean(table.groupby("model", sort=False)[columns])
+    parts = []
+    for model in flagged.index[flagged > 0]:
+        values = means.loc[model]
+        left = "undefined" if values.isna().any() else ", ".join(f"{x:.1f}" for x in values)
+        parts.append(f"{model} {left}")
+    if parts:
+        say(
+            "flagged: classes in which waking units never lowers the loss below the dead layer's; "
+            f"without them: {'; '.join(parts)}"
+        )
+
+
+def _sensitivity(table: pd.DataFrame, say: Say) -> None:
+    part = table[(table["order"] == OWN) & table["rule"].isin(_SHOWN_RULES)]
+    for samples, group in part.groupby("samples", sort=False):
+        means = group.groupby(["model", "rule"], sort=False)["overfitted"].mean().unstack("rule")
+        say(
+            f"\nSensitivity: overfitted units, %, by rule for the turning point; {samples}; "
+            f"{_data(group)}"
+        )
+        say((100 * means[[rule for rule in _SHOWN_RULES if rule in means]]).round(1).to_string())
+
+
+def _regret(table: pd.DataFrame, say: Say) -> None:
+    part = table[table["order"] == OWN]
+    columns = ["train", "test", "train_accuracy", "test_accuracy"]
+    for samples, group in part.groupby("samples", sort=False):
+        means = group.groupby("model", sort=False)[columns].mean()
+        say(
+            f"\nRegret: what the other split's active set costs, nats and accuracy, mean over "
+            f"classes; {samples}; {_data(group)}"
+        )
+        say(means.round(3).to_string())
+
+
+def _relations(table: pd.DataFrame, roles: pd.DataFrame, say: Say) -> None:
+    keys = ["order", "samples", "role"]
+    chosen = table[table["rule"] == DEFAULT_RULE].groupby(["classes", *keys], sort=False)
+    means = seed_mean(chosen[["pearson", "spearman", "paper_pearson"]])
+    unflagged = means["spearman"].xs(UNFLAGGED, level="classes").rename("spearman_unflagged")
+    say(
+        "\nCorrelation of each role with the gap over the models, mean over seeds (NaN where a "
+        "seed has none), paper beside; unflagged = without the flagged classes; "
+        f"{_data(table)}"
+    )
+    say(means.xs(ALL, level="classes").join(unflagged).round(3).to_string())
+    own = table[(table["order"] == OWN) & (table["classes"] == ALL)]
+    for samples, group in own.groupby("samples", sort=False):
+        by_rule = seed_mean(group.groupby(["rule", "role"], sort=False)["spearman"])
+        by_rule = by_rule.unstack("role")
+        say(f"\nSpearman with the gap by rule for the turning point, mean over seeds; {samples}")
+        say(by_rule.round(2).to_string())
+    say(f"\nThe paper's patterns (clear = Spearman of at least {CLEAR:.1f} in every seed):")
+    for line in patterns(table, roles):
+        say(f"  {line}")
+
+
+def _paper_cell(row: pd.Series, role: str) -> str:
+    mean, std = row[f"paper_{role}"], row[f"paper_{role}_std"]
+    return "" if pd.isna(mean) else f" [{100 * mean:.1f} ± {100 * std:.0f}]"
+
+
+def _bracket(value: float, digits: int) -> str:
+    return "" if pd.isna(value) else f" [{value:.{digits}f}]"
+
+
+def _data(table: pd.DataFrame) -> str:
+    counts = span(table["train_samples_per_class"]), span(table["test_samples_per_class"])
+    noise = table["pixel_noise"].iloc[0]
+    return f"pixel noise {noise:g}; samples per class {counts[0]} training, {counts[1]} test"
+
+
+def _frame(rows: dict) -> str:
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model").to_string()

@@ -1,0 +1,246 @@
+"""Evidence -> plain text: floors, the exchangeability test, intervals, controls."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from unitroles.report.layout import aligned
+from unitroles.results.dataset import SPLITS
+from unitroles.results.evidence import by_chance, exchangeability_by_label, half_sizes
+from unitroles.results.signs import LOOSE
+from unitroles.results.taxonomy import Taxonomy
+from unitroles.roles import ROLE_NAMES
+from unitroles.stats.evidence import ALPHA, GOOD_COVERAGE, TEMPERATURES, TIES
+from unitroles.wording import count_of, names_of
+
+_SPREADS = {
+    "value": ("share", "low", "high"),
+    "std_over_labels": ("std over classes", "std_over_labels_low", "std_over_labels_high"),
+    "std_over_units": ("std over units", "std_over_units_low", "std_over_units_high"),
+}
+"""What `Taxonomy.intervals` gives: how it is shown, and the ends of its interval."""
+
+
+def evidence(taxonomy: Taxonomy) -> str:
+    """Floors, the exchangeability test and intervals, as far as they were measured."""
+    data = taxonomy.data
+    parts = [
+        _floors(taxonomy) if "floor_share" in data else "",
+        _signs(taxonomy) if "floor_share" in data else "",
+        _train_only(taxonomy) if "train_only_signs" in taxonomy.tables else "",
+        _exchangeability(taxonomy) if "resplit_share" in data else "",
+        _intervals(taxonomy) if "share_replicate" in data else "",
+        _controls(taxonomy) if "control_share" in data else "",
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _floors(taxonomy: Taxonomy) -> str:
+    frame, size = 100 * taxonomy.floors(), taxonomy.data.floor_samples.to_series()
+    without, each = size.index[size == 0].tolist(), half_sizes(taxonomy.data)
+    left_out = f"\nwithout {count_of(without)} of one sample in a split: {names_of(without)}"
+    table = pd.DataFrame(
+        {
+            "role": frame.index,
+            "train against test": [f"{value:.1f}" for value in frame.observed],
+            **{
+                f"inside {split}": [
+                    f"{row[f'{split}_floor']:.1f} [{row[f'{split}_low']:.1f}, "
+                    f"{row[f'{split}_high']:.1f}]"
+                    for _, row in frame.iterrows()
+                ]
+                for split in SPLITS
+            },
+            "excess": [f"{value:+.1f}" for value in frame.excess],
+        }
+    )
+    return (
+        f"Noise floor: mean share of the units in % between sets of {each} samples per class;\n"
+        f"mean [5, 95 %] of {taxonomy.data.sizes['draw']} draws; excess = over the larger floor"
+        f"{left_out * bool(without)}\n"
+        f"{aligned(table)}\n{_spreads(frame)}"
+    )
+
+
+def _spreads(frame: pd.DataFrame) -> str:
+    """Population std over classes and over units at the size of the floor; `frame` in %."""
+    columns = {"std at that size": frame.index}
+    for name, shown in (("labels", "classes"), ("units", "units")):
+        own, floor = frame[f"observed_std_over_{name}"], frame[f"floor_std_over_{name}"]
+        columns |= {f"over {shown}": own.map("{:.1f}".format)}
+        columns |= {f"floor over {shown}": floor.map("{:.1f}".format)}
+    return aligned(pd.DataFrame(columns))
+
+
+def _signs(taxonomy: Taxonomy) -> str:
+    frame = taxonomy.signs()
+    marks = frame.attrs
+    first = f"[{100 * marks['level']:g} % interval, {marks['noise']}] of a value, " if marks else ""
+    return (
+        f"Signs of good and bad generalization; {first}[5, 95 % of the draws] of a floor\n"
+        f"{_sentences(frame)}"
+    )
+
+
+def _sentences(frame: pd.DataFrame) -> str:
+    return "\n".join(f"  {text}" for text in frame.sentence)
+
+
+def _train_only(taxonomy: Taxonomy) -> str:
+    return f"From the training samples alone\n{_sentences(taxonomy.train_only_signs())}"
+
+
+def _exchangeability(taxonomy: Taxonomy) -> str:
+    frame = taxonomy.exchangeability()
+    percent = 100 * frame
+    table = pd.DataFrame(
+        {
+            "active on one split only": frame.index,
+            "observed": [f"{value:.1f}" for value in percent.observed],
+            "new splits": [
+                f"{row.resplit:.1f} [{row.resplit_low:.1f}, {row.resplit_high:.1f}]"
+                for _, row in percent.iterrows()
+            ],
+            "p": [f"{value:.3f}" for value in frame.p],
+        }
+    )
+    by_label = exchangeability_by_label(taxonomy.data)
+    few = f"\n{frame.attrs['resplits']} new splits are too few for a p of each class"
+    return (
+        f"Exchangeability: {frame.attrs['asks']}\nR = {frame.attrs['resplits']} new splits of all "
+        f"samples, smallest possible p {frame.attrs['smallest_p']:.3f}\n{aligned(table)}"
+        + (few if by_label is None else "\n" + _by_label(by_label))
+    )
+
+
+def _by_label(frame: pd.DataFrame) -> str:
+    rejected = frame.index[frame.adjusted_p <= ALPHA].tolist()
+    return (
+        f"adjusted p (Benjamini-Hochberg) at most {ALPHA:g} in {count_of(rejected)}"
+        + f" ({names_of(rejected)})" * bool(rejected)
+    )
+
+
+def _intervals(taxonomy: Taxonomy) -> str:
+    frame = taxonomy.intervals()
+    columns: dict[str, list[str]] = {"role": list(ROLE_NAMES)}
+    for name, (head, *ends) in _SPREADS.items():
+        rows = (100 * frame[[name, *ends]]).to_numpy()
+        columns[head] = [f"{value:.1f} [{low:.1f}, {high:.1f}]" for value, low, high in rows]
+    return (
+        f"{100 * taxonomy.level:g} % intervals of the mean shares and their stds in %: other "
+        "samples, this network (never\nanother training); "
+        f"{taxonomy.data.sizes['replicate']} replicates, {frame.attrs['noise']}\n"
+        "(what sampling adds to overfitted and generalizing units it adds to every replicate: an "
+        "interval\nis no floor)\n"
+        f"{aligned(pd.DataFrame(columns))}" + _coverage(taxonomy) + _outside(frame)
+    )
+
+
+def _outside(frame: pd.DataFrame) -> str:
+    """Where the replicates are shifted against the samples at hand."""
+    named = []
+    for name, (head, low, high) in _SPREADS.items():
+        outside = (frame[name] < frame[low] - TIES) | (frame[name] > frame[high] + TIES)
+        roles = frame.index[outside]
+        named += [f"{head} {', '.join(roles)}"] * bool(len(roles))
+    if not named:
+        return ""
+    return f"\noutside its own interval, which is then not to be trusted: {'; '.join(named)}"
+
+
+def _coverage(taxonomy: Taxonomy) -> str:
+    """Where intervals hold the truth clearly more rarely than they say."""
+    if "coverage" not in taxonomy.data:
+        return "\ncoverage is not measured where orders are redone"
+    good = taxonomy.level - (0.9 - GOOD_COVERAGE)
+    names = [str(name).replace("_", " ") for name in taxonomy.data.quantity.values]
+    pairs = zip(names, taxonomy.data.coverage.values, strict=True)
+    low = [f"{name} {held:.2f}" for name, held in pairs if held < good]
+    if not low:
+        return ""
+    return (
+        "\nmeasured coverage of the intervals of single classes (iterated bootstrap, given the "
+        f"order): {', '.join(low)}: too narrow there"
+    )
+
+
+def _controls(taxonomy: Taxonomy) -> str:
+    frame = (100 * taxonomy.controls()).map("{:.1f}".format).reset_index()
+    frame = frame.rename(columns={"agreement": "same role"})
+    scale = taxonomy.data.get("temperature")
+    divided = "" if scale is None else f"\n(scaled logits: divided by {_temperature(float(scale))})"
+    return (
+        "Controls: mean share of the units in %, and of those whose role stays the same"
+        f"{divided}\n{aligned(frame)}\n\n{_sets(taxonomy)}"
+    )
+
+
+def _temperature(value: float) -> str:
+    at_end = value in (TEMPERATURES[0], TEMPERATURES[-1])
+    return f"{value:.3g}" + ", the end of what is tried" * at_end
+
+
+def _sets(taxonomy: Taxonomy) -> str:
+    mean = taxonomy.active_sets().groupby(level="split", sort=False).mean()
+    rows = []
+    for split, row in mean.iterrows():
+        for name, side in (("its active set", ""), ("the whole layer", "intact_")):
+            shares = [100 * row[f"{side}recall"], 100 * row[f"{side}balanced_accuracy"]]
+            shown = [f"{share:.1f}" if np.isfinite(share) else "-" for share in shares]
+            shown.append(f"{row[f'{side}loss']:.4f}")
+            rows.append([f"{split}, {name}", *shown])
+    heads = ["awake", "recall", "balanced accuracy", f"loss of all ({taxonomy.loss_units})"]
+    return (
+        "Active sets on the samples of all classes, % and mean over the classes: a set lowers the\n"
+        "loss of its own class, which any push towards that class does too\n"
+        + aligned(pd.DataFrame(rows, columns=pd.Index(heads)))
+    )
+
+
+def agreement(taxonomy: Taxonomy) -> str:
+    """Is a core a core: how far the active sets of the two splits agree, and why they do not."""
+    frame = taxonomy.agreement()
+    shown = {
+        "core over that of random sets (lift)": (frame.lift, 1, 2),
+        "core over all active units (Jaccard)": (frame.jaccard, 1, 2),
+        "overfitted by the turning points, % of units": (frame.over_by_turning_points, 100, 1),
+        "overfitted by swapped ranks, % of units": (frame.over_by_rank_swaps, 100, 1),
+        "rank correlation of the two orders (Spearman)": (frame.spearman, 1, 2),
+        "rank-biased overlap of the two orders": (frame.rank_biased, 1, 2),
+    }
+    table = pd.DataFrame(
+        [
+            [name, *(f"{scale * value:.{digits}f}" for value in (v.mean(), v.min(), v.max()))]
+            for name, (v, scale, digits) in shown.items()
+        ],
+        columns=pd.Index(["Agreement of train and test", "mean", "least", "most"]),
+    )
+    return f"{aligned(table)}\n{_chance(frame)}"
+
+
+def _chance(frame: pd.DataFrame) -> str:
+    """Which classes have a core that random sets of these sizes would have too."""
+    chance = by_chance(frame)
+    if chance is None:
+        return "one order for both splits: the active sets are nested whatever the network does"
+    if not chance:
+        return f"the core is larger than by chance (adjusted p <= {ALPHA:g}) in every class"
+    return (
+        f"a core no larger than by chance (adjusted p > {ALPHA:g}) in {count_of(chance)}: "
+        f"{names_of(chance)}"
+    )
+
+
+def minima(taxonomy: Taxonomy) -> str:
+    """How many curves have a clear minimum, and how wide it is."""
+    frame = taxonomy.minima(LOOSE)
+    kinds = frame.status.str.split(" from | at ").str[0]
+    counts = ", ".join(f"{kind} {count}" for kind, count in kinds.value_counts().items())
+    widths = frame.width.groupby(level="split", sort=False).median()
+    wide = ", ".join(f"{split} {width:g}" for split, width in widths.items())
+    return (
+        f"Minima of the {len(frame)} curves: {counts}\nnumbers of active units within {LOOSE:g} "
+        f"{taxonomy.loss_units} of the minimum, median over classes: {wide}"
+    )

@@ -1,0 +1,236 @@
+"""Taxonomy -> plain text for terminals and pipes: the tables, and the warnings that matter."""
+
+from __future__ import annotations
+
+import io
+import shutil
+
+import numpy as np
+import pandas as pd
+
+from unitroles.report.evidence import agreement, evidence, minima
+from unitroles.report.layout import aligned
+from unitroles.results.dataset import CROSS_ENTROPY, SPLITS
+from unitroles.results.signs import LOOSE
+from unitroles.results.taxonomy import Taxonomy
+from unitroles.roles import ROLE_NAMES
+from unitroles.wording import count_of, names_of, size
+
+FEW = 20
+"""Samples; roles of a class with fewer are mostly chance."""
+_REASON = 30
+_REST = "; masked copies run through the rest"
+_NUMBERS = ("units", "axis", "cost", "ms", "kept")
+
+
+def report(taxonomy: Taxonomy) -> str:
+    """Everything about one taxonomy: tables, agreement, evidence, warnings.
+
+    Parameters
+    ----------
+    taxonomy : the result of `unitroles.analyze` or `unitroles.load`.
+
+    Returns
+    -------
+    Lines without a final line break; percentages, and losses in nats.
+    """
+    parts = [header(taxonomy), role_tables(taxonomy), sensitivity(taxonomy), regret(taxonomy)]
+    parts += [agreement(taxonomy), minima(taxonomy), evidence(taxonomy)]
+    parts.append("\n".join(f"warning: {text}" for text in cautions(taxonomy)))
+    return "\n\n".join(part for part in parts if part)
+
+
+def header(taxonomy: Taxonomy) -> str:
+    """What was analysed, how, and how well the intact model does."""
+    attrs, plan = taxonomy.data.attrs, taxonomy.provenance["plan"]
+    method = taxonomy.provenance["options"]["method"]
+    accuracy = ", ".join(f"{name} {attrs[f'{name}_accuracy']:.4f}" for name in SPLITS)
+    grouped, own = _groups(taxonomy), attrs.get("loss", CROSS_ENTROPY)
+    sizes = taxonomy.data.sizes
+    rows = {
+        "layer": f"{taxonomy.layer}: {sizes['unit']} units, {sizes['label']} classes{grouped}",
+        "plan": f"{plan['name']}: {plan['reason']}",
+        "method": f"score {method['score']}, order {method['order']}, "
+        f"tolerance {method['tolerance']:g} {taxonomy.loss_units}" + _beside_defaults(taxonomy),
+        **({} if own == CROSS_ENTROPY else {"loss": own}),
+        "samples": ", ".join(_samples(taxonomy, name) for name in SPLITS),
+        "accuracy": f"{accuracy}, gap {taxonomy.gap:+.4f}" if taxonomy.scored else "not measured",
+    }
+    return "\n".join(f"{name:<9} {value}" for name, value in rows.items())
+
+
+def _groups(taxonomy: Taxonomy) -> str:
+    """What classes the samples, where that is not their label."""
+    given = taxonomy.provenance["options"].get("sample", {}).get("group_by")
+    return "" if given is None else f" (grouped by {given})"
+
+
+def _beside_defaults(taxonomy: Taxonomy) -> str:
+    """The baseline and the resolution, where they are not those that every reader expects."""
+    baseline = taxonomy.provenance["options"]["method"].get("baseline", "zero")
+    resolution = taxonomy.data.attrs.get("resolution", "exact")
+    text = "" if baseline == "zero" else f", baseline {baseline}"
+    if resolution == "exact":
+        return text
+    share = 100 * np.isfinite(taxonomy.data.loss.values).mean()
+    steps = resolution if resolution == "adaptive" else f"every {resolution} units"
+    return f"{text}, resolution {steps} ({share:.0f} % of the curves' points evaluated)"
+
+
+def _samples(taxonomy: Taxonomy, split: str) -> str:
+    count = taxonomy.data.samples.sel(split=split).values
+    low, high = int(count.min()), int(count.max())
+    each = f"{low}" if low == high else f"{low} to {high}"
+    return f"{split} {each} per class ({count.sum()} in all)"
+
+
+def role_tables(taxonomy: Taxonomy) -> str:
+    """Proportions over classes (the paper's table 2) and shares over units (table 3)."""
+    summary = taxonomy.summary()
+    table = pd.DataFrame(
+        {
+            "role": ROLE_NAMES,
+            "share of the units": _mean_std(summary["mean"], summary.std_over_labels),
+            "share of the classes": _mean_std(summary["mean"], summary.std_over_units),
+        }
+    )
+    sizes = taxonomy.data.sizes
+    return (
+        f"Roles in %: share of the units per class, mean ± std over {sizes['label']} classes; "
+        f"share of the\nclasses per unit, mean ± std over {sizes['unit']} units; "
+        f"std = population std (ddof 0)\n{aligned(table)}"
+    )
+
+
+def _mean_std(mean: pd.Series, std: pd.Series) -> list[str]:
+    return [f"{100 * m:.1f} ± {100 * s:.1f}" for m, s in zip(mean, std, strict=True)]
+
+
+def sensitivity(taxonomy: Taxonomy) -> str:
+    """Mean shares under other rules for the turning point, from the same curves."""
+    frame = (100 * taxonomy.sensitivity()).map("{:.1f}".format)
+    coarse = bool(taxonomy.data.attrs.get("resolution", "exact") != "exact")
+    return (
+        "Sensitivity: mean share of the units in % under other rules for the turning point\n"
+        f"(tolerance in {taxonomy.loss_units} above the lowest loss"
+        + "; or the highest accuracy" * taxonomy.scored
+        + ")\n"
+        + "(read from the points evaluated for the rule in use; the others are coarser)\n" * coarse
+        + aligned(frame.reset_index())
+    )
+
+
+def regret(taxonomy: Taxonomy) -> str:
+    """What the other split's active set costs, over the classes."""
+    frame = taxonomy.regret()
+    rows = {}
+    for split in SPLITS:
+        lost, points = frame[split], 100 * frame[f"{split}_accuracy"]
+        low, high = (f"{value + 0.0:+.2g}" for value in (lost.min(), lost.max()))
+        rows[split] = [f"{lost.mean() + 0.0:+.2g}", f"{low} to {high}"]
+        if taxonomy.scored:
+            low, high = points.min(), points.max()
+            rows[split] += [f"{points.mean():+.2f}", f"{low:+.2f} to {high:+.2f}"]
+    columns = [f"loss ({taxonomy.loss_units})", "over classes"]
+    columns += ["accuracy (points)", "over classes "] if taxonomy.scored else []
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=pd.Index(columns))
+    return (
+        "Regret: what a split loses under the other split's active set (positive = worse)\n"
+        f"{aligned(table.rename_axis('split').reset_index())}"
+    )
+
+
+def cautions(taxonomy: Taxonomy) -> list[str]:
+    """What a reader of the tables has to know, one sentence each; [] where all is well."""
+    own = [_flagged(taxonomy), _unequal(taxonomy), _too_few(taxonomy), _hangs_on(taxonomy)]
+    stored = taxonomy.provenance.get("warnings", [])
+    return list(dict.fromkeys(text for text in [*own, *stored] if text))
+
+
+def _flagged(taxonomy: Taxonomy) -> str | None:
+    flagged = taxonomy.flagged()
+    if not flagged:
+        return None
+    rest = taxonomy.summary(flagged=False)["mean"]
+    means = ", ".join(f"{role} {100 * rest[role]:.1f}" for role in ROLE_NAMES)
+    without = f"without them the mean shares in % are {means}" if rest.notna().all() else "all are"
+    return (
+        f"{count_of(flagged)} flagged ({names_of(flagged)}): no number of active units brings the "
+        f"loss below that of the dead layer, so their roles mean little; {without}"
+    )
+
+
+def _unequal(taxonomy: Taxonomy) -> str | None:
+    samples = taxonomy.data.samples.sel(split=list(SPLITS)).values
+    if (samples[0] == samples[1]).all():
+        return None
+    train, test = np.median(samples, axis=1)
+    return (
+        f"unequal numbers of samples (median {train:g} per class for train, {test:g} for test): "
+        "roles carry sampling noise that differs by split; --equalize draws the same number"
+    )
+
+
+def _too_few(taxonomy: Taxonomy) -> str | None:
+    low = taxonomy.data.samples.values.min(axis=0)
+    few = [label for label, count in zip(taxonomy.labels, low, strict=True) if count < FEW]
+    if not few:
+        return None
+    return (
+        f"{count_of(few)} with fewer than {FEW} samples in a split ({names_of(few)}): too few for "
+        "roles"
+    )
+
+
+def _hangs_on(taxonomy: Taxonomy) -> str | None:
+    """Changes below half a point are left out: twice nothing is nothing."""
+    table = taxonomy.sensitivity()["overfitted"].to_dict()
+    used = taxonomy.tolerance
+    tight, loose = table[f"tolerance {used:g}"], table[f"tolerance {LOOSE:g}"]
+    change = abs(tight - loose)
+    if change <= 0.005 or (change <= 0.05 and max(tight, loose) <= 2 * min(tight, loose)):
+        return None
+    return (
+        f"the overfitted share hangs on the tolerance: {100 * tight:.1f} % at {used:g} "
+        f"{taxonomy.loss_units}, "
+        f"{100 * loose:.1f} % at {LOOSE:g}; never compare models across tolerances"
+    )
+
+
+def layer_table(frame: pd.DataFrame) -> str:
+    """The table of `unitroles.layers`, the recommended layer marked with a star.
+
+    As wide as the terminal where that is enough; reasons are wrapped.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    columns = {
+        "layer": list(map(str, frame.layer)),
+        "kind": list(map(str, frame.kind)),
+        "plan": list(map(str, frame.plan)),
+        "units": list(map(str, frame.units)),
+        "axis": list(map(str, frame.axis)),
+        "cost": [f"{cost:,.1f}" for cost in frame.cost],
+        "ms": [f"{each:,.2g}" if each < 10 else f"{each:,.0f}" for each in frame.ms_per_sample],
+        "kept": [size(count) for count in frame.bytes_per_sample.tolist()],
+        "": ["*" if best else "" for best in frame.recommended],
+    }
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in columns:
+        table.add_column(name, justify="right" if name in _NUMBERS else "left", no_wrap=True)
+    table.add_column("why")
+    pairs = zip(frame.plan, frame.reason, strict=True)
+    why = ["" if plan == "additive" else str(text).removesuffix(_REST) for plan, text in pairs]
+    for cells in zip(*columns.values(), why, strict=True):
+        table.add_row(*cells)
+    fixed = sum(max(map(len, [name, *cells])) + 2 for name, cells in columns.items())
+    width = max(shutil.get_terminal_size((100, 24)).columns, fixed + _REASON)
+    file = io.StringIO()
+    Console(file=file, width=width, markup=False, highlight=False, emoji=False).print(table)
+    shown = "\n".join(line.rstrip() for line in file.getvalue().splitlines())
+    return (
+        f"{shown}\n\n* = taken where --layer is not given; cost = in evaluation passes over the "
+        "same samples;\nms = cost × what one sample of the example takes here, in milliseconds;\n"
+        "kept = of every sample between the pass of the model and the masks"
+    )

@@ -1,0 +1,111 @@
+"""What evidence needs of samples and memory, checked beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int
+
+from unitroles.curves.scores import sample_score
+from unitroles.engine.plan import Plan
+from unitroles.errors import InputError
+from unitroles.options import Evidence, Method
+from unitroles.stats.draws import half_size, held_bytes
+from unitroles.stats.grid import expected
+from unitroles.wording import size
+
+DRAWN_FROM = ("train", "test", "both")
+
+
+def require_points(evidence: Evidence | None, resolution: str | int) -> None:
+    """Refuse curves whose points hang on the samples.
+
+    Raises
+    ------
+    InputError : the resolution is "adaptive".
+    """
+    if evidence is not None and resolution == "adaptive":
+        raise InputError(
+            "evidence compares curves at the same n, which resolution 'adaptive' does not give; "
+            "take 'exact' or a whole number"
+        )
+
+
+def require_halves(evidence: Evidence | None, samples: Int[np.ndarray, "split label"]) -> None:
+    """Refuse floors where no class can be halved.
+
+    Raises
+    ------
+    InputError : no class has two samples in both splits.
+    """
+    if evidence is not None and evidence.floors and not half_size(samples).any():
+        raise InputError(
+            "no class has two samples in both splits, so there are no halves to compare; analyse "
+            "more samples, or take floors=0"
+        )
+
+
+def weights_of(evidence: Evidence, method: Method, samples: int) -> int:
+    """Bytes of what says how often each sample counts."""
+    alike = method.order == "per_split" and sample_score(method.score) is not None
+    return held_bytes(samples, evidence.floors, evidence.resplits, evidence.draws, alike)
+
+
+def room_of(budget: int) -> int:
+    """What weights, the losses of a class, and some replicates may take each: a quarter."""
+    return budget // 4
+
+
+def require_memory(
+    evidence: Evidence | None,
+    method: Method,
+    samples: Int[np.ndarray, "split label"],
+    plans: Sequence[Plan],
+    budget: int,
+) -> None:
+    """Refuse more draws, or larger classes, than there is memory for.
+
+    Raises
+    ------
+    InputError : and what to do.
+    """
+    if evidence is None:
+        return
+    room, total = room_of(budget), int(samples.sum())
+    needed = weights_of(evidence, method, total)
+    if needed > room:
+        raise InputError(
+            f"evidence holds how often each of {total:,} samples counts in every draw, "
+            f"{size(needed)}, more than a quarter of the memory_budget; give a larger one, fewer "
+            "samples by max_per_class, or fewer floors, resplits and replicates"
+        )
+    if evidence.confidence is not None:
+        masks = max(expected(p.site.units, p.resolution(method.resolution)) for p in plans)
+        for name, counts in zip(DRAWN_FROM[:2], samples, strict=True):
+            require_room(name, int(counts.max()), masks, room)
+
+
+def losses_bytes(samples: int, masks: int) -> int:
+    """Of the losses of one class, held until all of its samples have come."""
+    return 8 * samples * masks
+
+
+def require_room(name: str, samples: int, masks: int, room: int) -> None:
+    """Refuse samples whose losses do not fit into the room.
+
+    Parameters
+    ----------
+    name : of their split.
+
+    Raises
+    ------
+    InputError : and what to do.
+    """
+    needed = losses_bytes(samples, masks)
+    if needed > room:
+        raise InputError(
+            f"confidence holds the losses of a class's samples at all n, {size(needed)} for {name}"
+            ", more than a quarter of the memory_budget; give a larger one, fewer samples by "
+            "max_per_class, a coarser resolution, or confidence=None"
+        )

@@ -1,0 +1,262 @@
+"""Scores, orders and curves anew for parts of the samples, from the rows that are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from unitroles.curves.collect import SCORE_TILE, Kept
+from unitroles.engine.additive import Cut
+from unitroles.engine.masks import Own, Sets, Tree
+from unitroles.engine.plan import Plan
+from unitroles.model.forward import Logits
+from unitroles.model.memory import slices
+from unitroles.resampling.subsets import Job, summed
+from unitroles.roles import active_set, assign_roles, order_units, ranked, turning_point
+from unitroles.stats.draws import Draws, Weights
+
+_Scores = Float[np.ndarray, "replicate part label unit"]
+_Orders = Int[np.ndarray, "replicate part label position"]
+_Curves = Float[np.ndarray, "replicate part label masks"]
+_Counts = Int[np.ndarray, "replicate part label"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all replicates of one layer share.
+
+    Parameters
+    ----------
+    kept : what masks need of both splits.
+    labels : the analysed classes.
+    points : the n at which curves are evaluated, rising from 0 and 1.
+    order : whose scores rank the units, see `unitroles.Method`.
+    tolerance : nats, of turning points.
+    fixed : a score (split, label, unit) that does not hang on the samples, or None.
+    room : bytes for scores, orders and curves of replicates.
+    """
+
+    kept: Sequence[Kept]
+    labels: Int[np.ndarray, " label"]
+    points: Int[np.ndarray, " masks"]
+    order: str
+    tolerance: float
+    fixed: Float[np.ndarray, "split label unit"] | None
+    room: int
+
+    @property
+    def units(self) -> int:
+        return self.kept[0].plan.site.units
+
+    @property
+    def samples(self) -> int:
+        """Of both splits."""
+        return sum(len(kept.samples) for kept in self.kept)
+
+    def classes(self, split: int) -> Int[np.ndarray, " samples"]:
+        """The place of every sample's class."""
+        return np.searchsorted(self.labels, self.kept[split].samples.labels)
+
+
+@dataclass(frozen=True)
+class Redone:
+    """Some replicates; those of a class that has no samples in a part are not a number, or 0.
+
+    Parameters
+    ----------
+    role : by pair of parts.
+    point : n0 of both parts of every pair.
+    curve : E(n) at the n of the setting, likewise.
+    regret : what the active set of the other part of the pair costs, in nats.
+    """
+
+    role: np.ndarray  # (replicate, pair, label, unit)
+    point: np.ndarray  # (replicate, pair, split, label)
+    curve: np.ndarray  # (replicate, pair, split, label, masks)
+    regret: np.ndarray  # (replicate, pair, split, label)
+
+
+def redo(
+    setting: Setting, draws: Draws, done: Callable[[int], None] = lambda count: None
+) -> Iterator[Redone]:
+    """Score, order, curve and turning point anew for every part, some replicates at a time.
+
+    Parameters
+    ----------
+    done : told how many samples each step added; see `work`.
+    """
+    draws = _by_pair(draws, setting)
+    for block in slices(len(draws), _together(setting, draws)):
+        yield _redone(setting, draws.part(block), done)
+
+
+def work(setting: Setting, draws: Draws) -> int:
+    """How many samples `redo` puts under all masks."""
+    draws = _by_pair(draws, setting)
+    return sum(int(np.count_nonzero(weights)) for weights in draws.weights)
+
+
+def _by_pair(draws: Draws, setting: Setting) -> Draws:
+    """Parts of their own in every pair, where orders hang on the pair or on the side in it."""
+    alike = setting.order == "per_split" and setting.fixed is None
+    if alike or len(draws.pairs) == 1:
+        return draws
+    parts = [part for pair in draws.pairs for part in pair]
+    first, second = (np.ascontiguousarray(weights[:, parts]) for weights in draws.weights)
+    return Draws((first, second), tuple((2 * i, 2 * i + 1) for i in range(len(draws.pairs))))
+
+
+def _together(setting: Setting, draws: Draws) -> int:
+    """How many replicates fit into the room: scores, copies of the orders, curves."""
+    parts, units = draws.weights[0].shape[1], setting.units
+    each = parts * (3 * units + len(setting.points)) + 2 * len(draws.pairs) * units
+    return max(1, setting.room // (8 * len(setting.labels) * each))
+
+
+def _redone(setting: Setting, draws: Draws, done: Callable[[int], None]) -> Redone:
+    count = _counts(setting, draws)
+    order = _orders(setting, draws, count)
+    sums = sum(_curves(setting, split, draws.weights[split], order, done) for split in (0, 1))
+    curve = sums / np.maximum(count, 1)[..., None]
+    place = turning_point(curve, setting.tolerance)
+    lowest = np.take_along_axis(curve, place[..., None], axis=-1)[..., 0]
+    point = setting.points[place]
+    active = active_set(order, point)
+    pairs = np.array(draws.pairs)
+    there = count[:, pairs].min(axis=2) > 0
+    role = assign_roles(active[:, pairs[:, 0]], active[:, pairs[:, 1]])
+    others = sum(_swapped(setting, split, draws, order, point) for split in (0, 1))
+    regret = others / np.maximum(count[:, pairs], 1) - lowest[:, pairs]
+    return Redone(
+        role=np.where(there[..., None], role, 0).astype(np.uint8),
+        point=point[:, pairs],
+        curve=curve[:, pairs],
+        regret=np.where(there[:, :, None], regret, np.nan),
+    )
+
+
+def _counts(setting: Setting, draws: Draws) -> _Counts:
+    """Samples by replicate, part and class, each as often as it counts."""
+    labels = len(setting.labels)
+    shape = (*draws.weights[0].shape[:2], labels)
+    total = np.zeros(shape, dtype=np.int64)
+    for split, weights in enumerate(draws.weights):
+        classes = setting.classes(split)
+        for label in range(labels):
+            total[..., label] += weights[..., classes == label].sum(axis=2, dtype=np.int64)
+    return total
+
+
+def _orders(setting: Setting, draws: Draws, count: _Counts) -> _Orders:
+    if setting.fixed is not None:
+        score = np.stack([_fixed(setting, draws)] * len(draws))
+    else:
+        sums = sum(_scores(setting, split, draws.weights[split]) for split in (0, 1))
+        score = sums / np.maximum(count, 1)[..., None]
+    if setting.order == "per_split":
+        return ranked(score)
+    order = np.zeros(score.shape, dtype=np.int64)
+    for r in range(len(draws)):
+        for pair in draws.pairs:
+            both = list(pair)
+            samples = np.maximum(count[r, both], 1)
+            order[r, both] = order_units(score[r, both], samples, setting.order)
+    return order
+
+
+def _fixed(setting: Setting, draws: Draws) -> Float[np.ndarray, "part label unit"]:
+    """A score that hangs on no sample, for every part that of the split it is read as."""
+    assert setting.fixed is not None
+    parts = draws.weights[0].shape[1]
+    found = np.zeros((parts, *setting.fixed.shape[1:]))
+    for pair in draws.pairs:
+        for split, part in enumerate(pair):
+            found[part] = setting.fixed[split]
+    return found
+
+
+def _scores(setting: Setting, split: int, weights: Weights) -> _Scores:
+    """The scores of one split summed by replicate, part and class."""
+    kept, labels = setting.kept[split], len(setting.labels)
+    assert kept.scores is not None
+    total = np.zeros((*weights.shape[:2], labels, setting.units))
+    classes, start = setting.classes(split), 0
+    for (values,) in kept.scores.tiles(SCORE_TILE):
+        stop = start + len(values)
+        mine, some = classes[start:stop], values.to(torch.float64).numpy()
+        for label in np.unique(mine):
+            chosen = weights[..., start:stop][..., mine == label]
+            if chosen.any():
+                total[:, :, label] += chosen.astype(np.float64) @ some[mine == label]
+        start = stop
+    return total
+
+
+def _curves(
+    setting: Setting,
+    split: int,
+    weights: Weights,
+    order: _Orders,
+    done: Callable[[int], None],
+) -> _Curves:
+    """The losses of one split summed by replicate, part and class, each part in its own order."""
+    labels, units = len(setting.labels), order.shape[-1]
+    table, points = order.reshape(-1, labels, units).astype(np.int64), setting.points.tolist()
+    device, rows = setting.kept[split].precision.device, torch.from_numpy(table.reshape(-1, units))
+    classes, flat = setting.classes(split), weights.reshape(-1, weights.shape[2])
+
+    def run(plan: Plan, kept: Any, group: Tensor) -> Iterator[tuple[slice, Logits]]:
+        return plan.prefixes(kept, rows[group].to(device), points)
+
+    def job(label: int, used: Int[np.ndarray, " uses"]) -> Job:
+        tree, places = Tree.of(table[used, label])
+
+        def branches(plan: Plan, kept: Any, group: Tensor) -> Iterator[tuple[slice, Logits]]:
+            assert isinstance(plan, Cut)
+            return plan.branches(kept, tree, points)
+
+        # Of few uses of many samples each would run sets that it does not need.
+        mine = flat[used][:, classes == label]
+        shared = mine.any(axis=0).sum() * sum(tree.sizes[n] for n in points)
+        apart = np.count_nonzero(mine) * len(points)
+        return Job(branches, tree.columns(places, points), used, tree, bool(shared <= apart))
+
+    total = summed(setting.kept[split], classes, labels, weights, len(points), run, job, done)
+    return total.reshape(*weights.shape[:2], labels, -1)
+
+
+def _swapped(
+    setting: Setting,
+    split: int,
+    draws: Draws,
+    order: _Orders,
+    point: _Counts,
+) -> Float[np.ndarray, "replicate pair side label"]:
+    """The losses of one split summed, each part under the active set of the other of its pair."""
+    pairs, labels = np.array(draws.pairs), len(setting.labels)
+    weights, others = draws.weights[split][:, pairs.ravel()], pairs[:, ::-1].ravel()
+    device = setting.kept[split].precision.device
+    active = active_set(order[:, others], point[:, others]).reshape(-1, labels, order.shape[-1])
+    sets = torch.from_numpy(active.reshape(-1, order.shape[-1])).to(device)
+
+    def run(plan: Plan, kept: Any, group: Tensor) -> Iterator[tuple[slice, Logits]]:
+        return plan.masked(kept, Own(sets[group.to(device)][None]))
+
+    def job(label: int, used: Int[np.ndarray, " uses"]) -> Job:
+        own, places = np.unique(active[used, label], axis=0, return_inverse=True)
+        chosen = torch.from_numpy(own).to(device)
+
+        def masked(plan: Plan, kept: Any, group: Tensor) -> Iterator[tuple[slice, Logits]]:
+            return plan.masked(kept, Sets(chosen, len(group)))
+
+        return Job(masked, places.reshape(-1, 1), used)
+
+    classes = setting.classes(split)
+    total = summed(setting.kept[split], classes, labels, weights, 1, run, job)
+    return total.reshape(len(draws), *pairs.shape, labels)

@@ -1,0 +1,93 @@
+"""Everything measured about one layer as an `xarray.Dataset`: names, units and the roles."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from unitroles import roles
+from unitroles.roles import Role
+from unitroles.stats.minima import status
+
+FORMAT = "unitroles taxonomy 2"
+SPLITS = ("train", "test")
+CROSS_ENTROPY = "cross_entropy"
+OWN_UNITS = "units of the loss"
+"""In what a loss other than cross-entropy is measured."""
+_LOSSES = {"loss_low", "loss_high", "paired_error", "floor_regret", "regret_replicate"}
+_LOSSES |= {"set_loss", "intact_loss"}
+
+
+def dataset(
+    *,
+    labels: np.ndarray,
+    names: list[str] | None,
+    score: np.ndarray,
+    order: np.ndarray,
+    loss: np.ndarray,
+    accuracy: np.ndarray,
+    samples: np.ndarray,
+    turning_point: np.ndarray,
+    swapped_loss: np.ndarray,
+    swapped_accuracy: np.ndarray,
+    attrs: dict[str, Any],
+    provenance: dict[str, Any],
+    evidence: tuple[Mapping[str, Any], Mapping[str, np.ndarray]] = ({}, {}),
+) -> xr.Dataset:
+    """Name every axis, and read the roles off the active sets.
+
+    `attrs` needs the layer, the plan and both accuracies; the tolerance, in nats, has a default.
+    `evidence` are further variables as (dims, values), and the coordinates of their own dims.
+    """
+    active = roles.active_set(order, turning_point)
+    role = roles.assign_roles(active[0], active[1])
+    by_label, curve = ("split", "label"), ("split", "label", "retrieved")
+    nats = "nats" if attrs.get("loss", CROSS_ENTROPY) == CROSS_ENTROPY else OWN_UNITS
+    return xr.Dataset(
+        {
+            "score": (("split", "label", "unit"), score),
+            "order": (("split", "label", "position"), order.astype(np.int32)),
+            "loss": (curve, loss, {"units": nats}),
+            "accuracy": (curve, accuracy, {"units": "fraction"}),
+            "samples": (by_label, samples.astype(np.int64)),
+            "turning_point": (by_label, turning_point.astype(np.int32)),
+            "swapped_loss": (by_label, swapped_loss, {"units": nats}),
+            "swapped_accuracy": (by_label, swapped_accuracy, {"units": "fraction"}),
+            "role": (("label", "unit"), role, _role_flags()),
+            "status": (by_label, status(loss, turning_point)),
+            **_with_units(evidence[0], nats),
+        },
+        coords={
+            "split": list(SPLITS),
+            "label": labels if names is None else np.array(names, dtype=object),
+            "label_index": ("label", labels.astype(np.int64)),
+            "unit": np.arange(score.shape[2]),
+            "position": np.arange(score.shape[2]),
+            "retrieved": np.arange(loss.shape[2]),
+            **evidence[1],
+        },
+        attrs={
+            "tolerance": roles.RESOLUTION,
+            "resolution": "exact",
+            **attrs,
+            "format": FORMAT,
+            "provenance": json.dumps(provenance),
+        },
+    )
+
+
+def _with_units(evidence: Mapping[str, Any], nats: str) -> dict[str, Any]:
+    """Variables as (dims, values), those of losses with what they are measured in."""
+    return {
+        name: (*given, {"units": nats}) if name in _LOSSES else given
+        for name, given in evidence.items()
+    }
+
+
+def _role_flags() -> dict[str, Any]:
+    meanings = " ".join(role.name.lower() for role in Role)
+    return {"flag_values": np.array(list(Role), dtype=np.uint8), "flag_meanings": meanings}

@@ -1,0 +1,249 @@
+"""A result -> tables of how sure it is: floors, intervals, flat minima, agreement, controls."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from jaxtyping import Float, Int
+
+from unitroles import roles
+from unitroles.errors import InputError
+from unitroles.results.dataset import SPLITS
+from unitroles.roles import ROLE_NAMES
+from unitroles.stats.agreement import overlap
+from unitroles.stats.evidence import (
+    ALPHA,
+    DIFFERENT,
+    adjusted,
+    different,
+    fair_p,
+    interval,
+    permutation_p,
+)
+from unitroles.stats.minima import basin, one_error_point
+
+BAND = 0.9
+"""Of the draws of a floor; 5 to 95 %."""
+ASKS = (
+    "does this network treat its training samples like fresh ones?\nFor a trained network and "
+    "enough samples the answer is mostly no: read the size of the excess, not p."
+)
+
+WITH_RANKS, WITHOUT_RANKS = "rank noise included", "rank noise not included"
+
+
+def require(data: xr.Dataset, name: str, option: str) -> None:
+    """Refuse a result without this evidence.
+
+    Raises
+    ------
+    InputError : and how to get it.
+    """
+    if name not in data:
+        raise InputError(
+            f"this result has no such evidence; analyse with evidence=Evidence({option})"
+        )
+
+
+def over_labels(share: Float[np.ndarray, "*rest label role"]) -> Float[np.ndarray, "*rest role"]:
+    """Mean over the classes that have roles."""
+    return np.nanmean(share, axis=-2)
+
+
+def floors(data: xr.Dataset) -> pd.DataFrame:
+    """Role shares from sampling alone, role x [observed, floor, excess, train_*, test_*, ...]."""
+    require(data, "floor_share", "floors=20")
+    draws = dict(zip(data.drawn_from.values, data.floor_share.values, strict=True))
+    columns = against({name: over_labels(share) for name, share in draws.items()})
+    spreads = {
+        "std_over_labels": {name: np.nanstd(share, axis=-2) for name, share in draws.items()},
+        "std_over_units": dict(zip(draws, data.floor_unit_std.values, strict=True)),
+    }
+    for name, spread in spreads.items():
+        found = against(spread)
+        columns |= {f"observed_{name}": found["observed"], f"floor_{name}": found["floor"]}
+    return pd.DataFrame(columns, index=pd.Index(ROLE_NAMES, name="role"))
+
+
+def half_sizes(data: xr.Dataset) -> str:
+    """How many samples of a class the sets of the floor have, in words."""
+    size = data.floor_samples.values
+    low, high = int(size[size > 0].min()), int(size.max())
+    return f"{low}" if low == high else f"{low} to {high}"
+
+
+def against(draws: dict[str, Float[np.ndarray, "draw value"]]) -> dict[str, np.ndarray]:
+    """What was observed between halves of both splits, and between halves of either one."""
+    columns = {"observed": draws["both"].mean(axis=0)}
+    means = np.stack([draws[name].mean(axis=0) for name in SPLITS])
+    columns["floor"] = means.max(axis=0)
+    columns["excess"] = columns["observed"] - columns["floor"]
+    for name, mean in zip(SPLITS, means, strict=True):
+        low, high = interval(draws[name], BAND)
+        columns |= {f"{name}_floor": mean, f"{name}_low": low, f"{name}_high": high}
+    columns["ceiling"] = np.maximum(columns["train_high"], columns["test_high"])
+    return columns
+
+
+def exchangeability(data: xr.Dataset) -> pd.DataFrame:
+    """Units active on one split only against new splits, kind x [observed, resplit, p]."""
+    require(data, "resplit_share", "resplits=20")
+    own = different(over_labels(roles.proportions(data.role.values)))
+    drawn = different(over_labels(data.resplit_share.values))
+    low, high = interval(drawn, BAND)
+    frame = pd.DataFrame(
+        {
+            "observed": own,
+            "resplit": drawn.mean(axis=0),
+            "resplit_low": low,
+            "resplit_high": high,
+            "p": permutation_p(own, drawn),
+        },
+        index=pd.Index(DIFFERENT, name="active on one split"),
+    )
+    frame.attrs = {"resplits": len(drawn), "smallest_p": 1 / (len(drawn) + 1), "asks": ASKS}
+    return frame
+
+
+def exchangeability_by_label(data: xr.Dataset) -> pd.DataFrame | None:
+    """p of each class for units active on either split only, with its adjusted value.
+
+    None where the resplits are too few to reject one class alone.
+    """
+    require(data, "resplit_share", "resplits=20")
+    own = different(roles.proportions(data.role.values))[:, 2]
+    p = permutation_p(own, different(data.resplit_share.values)[..., 2])
+    fair = adjusted(p, data.sizes["resplit"])
+    if fair is None:
+        return None
+    return pd.DataFrame({"p": p, "adjusted_p": fair}, index=pd.Index(data.label, name="label"))
+
+
+def marks(data: xr.Dataset, level: float) -> dict[Hashable | None, Any]:
+    """Of intervals, where there are any: their level, and whether rank noise is in them."""
+    if "share_replicate" not in data:
+        return {}
+    return {"level": level, "noise": WITH_RANKS if "role_probability" in data else WITHOUT_RANKS}
+
+
+def intervals(data: xr.Dataset, level: float) -> pd.DataFrame:
+    """Mean role shares and their std over other samples, role x [value, low, high, ...]."""
+    require(data, "share_replicate", "confidence='given_order'")
+    again, share = data.share_replicate.values, roles.proportions(data.role.values)
+    values = {
+        "": (share.mean(axis=0), over_labels(again)),
+        "std_over_labels": (share.std(axis=0), np.nanstd(again, axis=-2)),
+    }
+    own = roles.shares(data.role.values).std(axis=0)
+    values["std_over_units"] = own, data.unit_std_replicate.values
+    columns: dict[str, np.ndarray] = {}
+    for name, (value, replicates) in values.items():
+        low, high = interval(replicates, level)
+        before = f"{name}_" * bool(name)
+        columns |= {name or "value": value, f"{before}low": low, f"{before}high": high}
+    frame = pd.DataFrame(columns, index=pd.Index(ROLE_NAMES, name="role"))
+    frame.attrs = marks(data, level)
+    return frame
+
+
+def intervals_by_label(data: xr.Dataset, level: float) -> pd.DataFrame:
+    """Role shares of every class over other samples, (label, role) x [value, low, high]."""
+    require(data, "share_replicate", "confidence='given_order'")
+    low, high = interval(data.share_replicate.values, level)
+    value, names = roles.proportions(data.role.values), [data.label.values, list(ROLE_NAMES)]
+    index = pd.MultiIndex.from_product(names, names=["label", "role"])
+    columns = {"value": value.ravel(), "low": low.ravel(), "high": high.ravel()}
+    frame = pd.DataFrame(columns, index=index)
+    frame.attrs = marks(data, level)
+    return frame
+
+
+def agreement(data: xr.Dataset) -> pd.DataFrame:
+    """How far active sets and orders of the two splits agree, label x field of `Overlap`."""
+    found = overlap(data.order.values, data.turning_point.values)
+    frame = pd.DataFrame(asdict(found), index=pd.Index(data.label.values, name="label"))
+    known, fair = frame.p.notna().to_numpy(), np.full(len(frame), np.nan)
+    if known.any():
+        fair[known] = fair_p(frame.p.to_numpy()[known])
+    frame.insert(list(frame).index("p") + 1, "adjusted_p", fair)
+    return frame
+
+
+def by_chance(agreement: pd.DataFrame) -> list[Any] | None:
+    """Classes whose core random sets of the same sizes would have too, at a false discovery of 5 %.
+
+    None where both splits have one order, which makes a core of nested sets.
+    """
+    known = agreement.adjusted_p.dropna()
+    return None if known.empty else known.index[known > ALPHA].tolist()
+
+
+def minima(data: xr.Dataset, delta: float, level: float) -> pd.DataFrame:
+    """The basin of every turning point, (split, label) x [turning_point, low, high, width, ...]."""
+    point = data.turning_point.values
+    low, high, width = basin(data.loss.values, point, delta)
+    columns = {"turning_point": point, "low": low, "high": high, "width": width}
+    if "paired_error" in data:
+        columns["one_error"] = _one_error(data)
+    if "turning_point_replicate" in data:
+        first, last = interval(data.turning_point_replicate.values, level)
+        columns |= {"turning_point_low": first, "turning_point_high": last}
+    columns["status"] = data.status.values
+    frame = _by_split(data, columns)
+    frame.attrs = marks(data, level)
+    return frame
+
+
+def _one_error(data: xr.Dataset) -> Int[np.ndarray, "split label"]:
+    samples = data.samples.values
+    return one_error_point(
+        data.loss.values,
+        data.paired_error.values,
+        samples,
+        samples.min(axis=0),
+        data.turning_point.values,
+    )
+
+
+def at_one_error(data: xr.Dataset) -> Float[np.ndarray, " role"]:
+    """Mean role shares where a turning point is the first n within one standard error."""
+    active = roles.active_set(data.order.values, _one_error(data))
+    return roles.proportions(roles.assign_roles(active[0], active[1])).mean(axis=0)
+
+
+def controls(data: xr.Dataset) -> pd.DataFrame:
+    """Mean role shares under every control, control x [*roles, agreement]."""
+    require(data, "control_share", "controls=True")
+    frame = pd.DataFrame(
+        data.control_share.values.mean(axis=1),
+        index=pd.Index(data.control.values, name="control"),
+        columns=pd.Index(ROLE_NAMES),
+    )
+    return frame.assign(agreement=data.control_agreement.values.mean(axis=1))
+
+
+def active_sets(data: xr.Dataset) -> pd.DataFrame:
+    """Active sets against the whole layer, (split, label) x [recall, intact_recall, ...]."""
+    require(data, "set_loss", "controls=True")
+    at = data.accuracy.sel(retrieved=data.turning_point).values
+    columns = {
+        "recall": at,
+        "intact_recall": data.accuracy.values[..., -1],
+        "balanced_accuracy": data.set_balanced_accuracy.values,
+        "intact_balanced_accuracy": data.intact_balanced_accuracy.values,
+        "loss": data.set_loss.values,
+        "intact_loss": np.broadcast_to(data.intact_loss.values[:, None], at.shape),
+    }
+    return _by_split(data, columns)
+
+
+def _by_split(data: xr.Dataset, columns: dict[str, np.ndarray]) -> pd.DataFrame:
+    """Values (split, label), one row each."""
+    names = ["split", "label"]
+    index = pd.MultiIndex.from_product([data[name].values for name in names], names=names)
+    return pd.DataFrame({name: values.ravel() for name, values in columns.items()}, index=index)

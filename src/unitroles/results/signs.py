@@ -1,0 +1,151 @@
+"""The paper's signs of good and bad generalization as findings, beside what sampling gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from jaxtyping import Float
+
+from unitroles import roles
+from unitroles.errors import InputError
+from unitroles.results.dataset import SPLITS
+from unitroles.results.evidence import BAND, against, half_sizes, marks, over_labels, require
+from unitroles.roles import ROLE_NAMES
+from unitroles.stats.evidence import different, interval
+
+LOOSE = 1e-2
+"""Nats; the other tolerance that a sign names."""
+ABOVE, WITHIN = "above what sampling gives", "within what sampling gives"
+ENOUGH = 20
+"""Draws; of fewer none marks the 95 % point."""
+TOO_FEW = f"fewer than {ENOUGH} floors, too few for a verdict"
+SIGNS = {role: f"{role} share" for role in ROLE_NAMES} | {
+    "spread": "std of the core share over classes",
+    "longer": "n0/N on train beyond test",
+    "regret": "regret on test",
+}
+"""Of bad generalization, after the paper: many units that only the training set wakes, cores of
+many sizes, a longer way to the minimum on train than on test; regret is ours."""
+ONE_SIDED = ("overfitted", "generalizing", "longer", "regret")
+"""Those that are 0 but for sampling where both splits are the same to a network."""
+
+RANKED_BY_TEST = ("test", "pooled")
+"""Orders by scores of test samples."""
+
+
+def signs(data: xr.Dataset, level: float, units: str) -> pd.DataFrame:
+    """The paper's signs, and regret, as findings: sign x [value, floor, ..., verdict, sentence].
+
+    `units` : of losses.
+    """
+    require(data, "floor_share", "floors=20")
+    cost = dict(zip(data.drawn_from.values, data.floor_regret.values[:, :, 1], strict=True))
+    drawn = zip(data.drawn_from.values, data.floor_share.values, strict=True)
+    columns = against({name: _signs(share, cost[name]) for name, share in drawn})
+    frame = pd.DataFrame(columns, index=pd.Index(list(SIGNS), name="sign"))
+    lowest = data.loss.sel(split="test", retrieved=data.turning_point.sel(split="test"))
+    regret = data.swapped_loss.sel(split="test") - lowest
+    frame.insert(0, "value", _signs(roles.proportions(data.role.values), regret.values))
+    frame["low"], frame["high"] = np.nan, np.nan
+    if "share_replicate" in data:
+        again = data.regret_replicate.sel(split="test").values
+        low_high = interval(_signs(data.share_replicate.values, again), level)
+        frame["low"], frame["high"] = low_high
+    point = roles.turning_point(data.loss.values, LOOSE)
+    active = roles.active_set(data.order.values, point)
+    loose = roles.proportions(roles.assign_roles(active[0], active[1]))
+    frame["loose"] = _signs(loose, np.zeros(len(loose)))
+    frame.loc["regret", "loose"] = np.nan  # that of other active sets was not measured
+    # Sampling makes units differ between splits; of agreement it makes less.
+    above = np.where(frame.observed > frame.ceiling, ABOVE, WITHIN).astype(object)
+    if data.sizes["draw"] < ENOUGH:
+        above[:] = TOO_FEW
+    frame["verdict"] = np.where(frame.index.isin(ONE_SIDED), above, "")
+    frame["sentence"] = [_sentence(str(sign), row, units) for sign, row in frame.iterrows()]
+    frame.attrs = marks(data, level)
+    return frame
+
+
+def _signs(
+    share: Float[np.ndarray, "*rest label role"], regret: Float[np.ndarray, "*rest label"]
+) -> Float[np.ndarray, "*rest sign"]:
+    """The numbers of `SIGNS`, over the classes that have roles."""
+    mean, spread = over_labels(share), np.nanstd(share[..., 0], axis=-1)
+    longer = mean[..., 1] - mean[..., 2]
+    others = np.stack([spread, longer, np.nanmean(regret, axis=-1)], axis=-1)
+    return np.concatenate([mean, others], axis=-1)
+
+
+def _sentence(sign: str, row: pd.Series, units: str) -> str:
+    in_nats = sign == "regret"
+
+    def number(value: float) -> str:
+        # Regrets may be smaller than any fixed number of decimals; -0 is 0.
+        return f"{value + 0.0:+.2g}" if in_nats else _percent(value)
+
+    def shown(value: float) -> str:
+        return f"{number(value)} {units if in_nats else '%'}"
+
+    def band(low: float, high: float) -> str:
+        return _band(low, high, number)
+
+    floors = " and ".join(
+        f"{shown(row[f'{split}_floor'])}{band(row[f'{split}_low'], row[f'{split}_high'])} inside "
+        f"{split}"
+        for split in SPLITS
+    )
+    loose = f", {shown(row.loose)} at tolerance {LOOSE:g}" if np.isfinite(row.loose) else ""
+    text = (
+        f"{SIGNS[sign]} {shown(row.value)}{band(row.low, row.high)}{loose}; at the size of the "
+        f"floor {shown(row.observed)}, floor {floors}"
+    )
+    return f"{text}: {row.verdict}" if row.verdict else text
+
+
+def _percent(value: float) -> str:
+    return f"{round(100 * value, 1) + 0.0:.1f}"  # -0 is 0
+
+
+def _band(low: float, high: float, number: Callable[[float], str] = _percent) -> str:
+    """An interval, where there is one."""
+    return f" [{number(low)}, {number(high)}]" if np.isfinite(low) else ""
+
+
+def train_only_signs(data: xr.Dataset, level: float, order: str) -> pd.DataFrame:
+    """What the training samples alone say, sign x [value, low, high, sentence].
+
+    Raises
+    ------
+    InputError : test samples ranked the units, with `order` "test" or "pooled".
+    """
+    if order in RANKED_BY_TEST:
+        raise InputError(
+            f"with order {order!r} the test samples rank the units of the training set too; "
+            "analyse with order='per_split' or 'train'"
+        )
+    units, train = data.sizes["unit"], {"split": "train"}
+    value, low, high = data.turning_point.sel(train).values.mean() / units, np.nan, np.nan
+    band = ""
+    if "turning_point_replicate" in data:
+        again = data.turning_point_replicate.sel(train).values.mean(axis=1) / units
+        low, high = map(float, interval(again, level))
+        band = f" [{100 * level:g} % interval {_percent(low)}, {_percent(high)}]"
+    says = "of the units bring the training loss to its minimum, mean over the classes"
+    rows = {"n0/N": [value, low, high, f"{_percent(value)} %{band} {says}"]}
+    if "floor_share" in data:
+        inside = different(over_labels(data.floor_share.sel(drawn_from="train").values))[:, 2]
+        low, high = map(float, interval(inside, BAND))
+        rows["unstable units"] = [
+            inside.mean(),
+            low,
+            high,
+            f"{_percent(inside.mean())} % [5 to 95 % of the draws {_percent(low)}, "
+            f"{_percent(high)}] of the units are active on one only of two sets of training "
+            f"samples, of {half_sizes(data)} per class",
+        ]
+    columns = pd.Index(["value", "low", "high", "sentence"])
+    frame = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
+    return frame.rename_axis("sign")

@@ -1,0 +1,335 @@
+"""The labelled result of one analysis, and of several: tables, files, nothing computed twice."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from unitroles import roles
+from unitroles.errors import InputError, unknown
+from unitroles.files import write_whole
+from unitroles.results import evidence, signs, tables
+from unitroles.results.dataset import FORMAT
+from unitroles.roles import Role
+from unitroles.stats.minima import NEVER_FALLS
+
+_TABLES = ("proportions", "shares", "summary", "sensitivity", "regret", "minima", "agreement")
+_TABLES += ("curves", "to_frame")
+# What each table of evidence is made of.
+_EVIDENCE = {
+    "floors": "floor_share",
+    "signs": "floor_share",
+    "exchangeability": "resplit_share",
+    "intervals": "share_replicate",
+    "controls": "control_share",
+    "active_sets": "set_loss",
+}
+
+
+@dataclass(frozen=True)
+class Taxonomy:
+    """Roles of the units of one layer, with everything they were read from.
+
+    Parameters
+    ----------
+    data : dims `split` (train, test), `label`, `unit`, `position` (0 ... N-1), `retrieved`
+        (0 ... N); variables `score` (split, label, unit), `order` (split, label, position),
+        `loss` in nats (see `loss_units`) and `accuracy` (split, label, retrieved), `samples`,
+        `turning_point`, `swapped_loss`, `swapped_accuracy`, `status` (split, label) and `role`
+        (label, unit). Where the attribute `resolution` is not "exact", `loss` and `accuracy` are
+        not a number at the n that were not evaluated, and turning points are read from the others.
+    """
+
+    data: xr.Dataset
+
+    def __repr__(self) -> str:
+        units, labels = self.data.sizes["unit"], self.data.sizes["label"]
+        name = self.data.attrs.get("layer", "?")
+        return f"Taxonomy(layer={name!r}, units={units}, labels={labels})\n{self.summary()}"
+
+    @property
+    def layer(self) -> str:
+        """The module path whose output carries the units."""
+        return str(self.data.attrs["layer"])
+
+    @property
+    def tolerance(self) -> float:
+        """Nats above the minimum of a curve that counted as the minimum."""
+        return float(self.data.attrs["tolerance"])
+
+    @property
+    def loss_units(self) -> str:
+        """In what losses and tolerance are measured: nats, but for a loss of the user's own."""
+        return str(self.data.loss.attrs.get("units", "nats"))
+
+    @property
+    def scored(self) -> bool:
+        """Whether accuracy was measured: not where labels are no class numbers of the output."""
+        return bool(np.isfinite(self.data.accuracy.values).any())
+
+    @property
+    def gap(self) -> float:
+        """Training accuracy minus test accuracy of the intact model on the analysed samples.
+
+        NaN where accuracy was not measured.
+        """
+        return float(self.data.attrs["train_accuracy"] - self.data.attrs["test_accuracy"])
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """How the result came about: options, versions, plan, self-check, warnings, times."""
+        return json.loads(self.data.attrs["provenance"])
+
+    @property
+    def labels(self) -> list[Any]:
+        """The classes in order: their names, or their numbers where no names are known."""
+        return self.data.label.values.tolist()
+
+    def find_label(self, label: int | str) -> int:
+        """The place of a class, given by name or by its number in the model's output."""
+        if label in self.labels:
+            return self.labels.index(label)
+        numbers = self.data.label_index.values.tolist()
+        if not isinstance(label, str) and label in numbers:
+            return numbers.index(label)
+        raise unknown("label", label, [str(name) for name in self.labels])
+
+    def units(
+        self, role: Role | int | str, label: int | str, confidence: float | None = None
+    ) -> np.ndarray:
+        """Indices of the units with `role` for `label`, strongest first.
+
+        Generalizing units are ranked by their scores on the test split, the others by those on
+        the training split.
+
+        Parameters
+        ----------
+        confidence : only units that have the role in at least this share of the replicates of
+            other samples; None = those of the samples at hand. It takes a result with
+            `Evidence(confidence="full")`, whose replicates hold fewer different samples than there
+            are: roles change more often in them than they would with as many new samples.
+        """
+        wanted, place = Role.of(role), self.find_label(label)
+        split = "test" if wanted is Role.GENERALIZING else "train"
+        order = self.data.order.sel(split=split)[place].values
+        if confidence is None:
+            return order[self.data.role[place].values[order] == wanted]
+        if not 0.5 < confidence <= 1:
+            raise InputError(f"confidence must be above 0.5 and at most 1, not {confidence!r}")
+        evidence.require(self.data, "role_probability", 'confidence="full"')
+        if wanted is Role.UNDECIDED:
+            sure = self.data.role_probability[place].max("role_name").values < confidence
+        else:
+            sure = self.data.role_probability[place, :, wanted - 1].values >= confidence
+        return order[sure[order]]
+
+    def roles(self) -> pd.DataFrame:
+        """Role names, label x unit."""
+        return tables.role_names(self.data)
+
+    def proportions(self) -> pd.DataFrame:
+        """Share of the units with each role, label x role, fractions (the paper's table 2)."""
+        index = pd.Index(self.labels, name="label")
+        return tables.by_role(roles.proportions(self.data.role.values), index)
+
+    def shares(self) -> pd.DataFrame:
+        """Share of the classes in which a unit has each role, unit x role (table 3)."""
+        index = pd.Index(self.data.unit.values, name="unit")
+        return tables.by_role(roles.shares(self.data.role.values), index)
+
+    def flagged(self) -> list[Any]:
+        """Classes in which waking units never lowers the loss below that of the dead layer."""
+        bad = (self.data.status.values == NEVER_FALLS).any(axis=0)
+        return [label for label, flag in zip(self.labels, bad, strict=True) if flag]
+
+    def summary(self, flagged: bool = True) -> pd.DataFrame:
+        """Mean proportion of each role and its population std over labels and over units.
+
+        With evidence also the interval of the mean, `low` and `high`, and `observed`, `floor` and
+        `excess` as in `floors`.
+
+        Parameters
+        ----------
+        flagged : False leaves out the classes of `flagged()`, and evidence, which is of all of
+            them; NaN where none is left.
+        """
+        return tables.summary(self.data, self.level, None if flagged else self.flagged())
+
+    def sensitivity(self) -> pd.DataFrame:
+        """Mean proportion of each role under other rules for the turning point, rule x role.
+
+        All from the same curves: where the resolution left points out, they were left out with a
+        view to the tolerance in use, and the other rows are only as fine as what is there. With
+        confidence also for the rule of one standard error, see `minima`.
+        """
+        return tables.sensitivity(self.data, self.tolerance)
+
+    def regret(self) -> pd.DataFrame:
+        """What the other split's active set costs, label x [train, test, *_accuracy].
+
+        `train` and `test` are in nats, E(other set) - E(own set); the accuracies are fractions,
+        own set - other set. Positive = the other split's set is worse. With confidence also the
+        intervals of the losses, `*_low` and `*_high`, in the given order with both sets as given.
+        """
+        return tables.regret(self.data, self.level)
+
+    def minima(self, delta: float = 0.01) -> pd.DataFrame:
+        """How sharp the minimum of every curve is, one row per split x label.
+
+        `low` and `high`: the run of n around n0 in which E(n) <= E(n0) + `delta`; `width`: how many
+        evaluated n >= 1 have that; `status`: the curve in plain words. With confidence `one_error`:
+        the smallest n whose loss lies above E(n0) by no more than one standard error, that of the
+        paired difference over as many samples as the smaller split has of the class; and
+        `turning_point_low` and `turning_point_high`, the interval of n0.
+
+        Parameters
+        ----------
+        delta : in what the loss is measured: nats.
+        """
+        if not delta >= 0:
+            raise InputError(f"delta must be 0 or more nats, not {delta!r}")
+        return evidence.minima(self.data, delta, self.level)
+
+    def agreement(self) -> pd.DataFrame:
+        """Is a core a core: label x the values of `unitroles.agreement.Overlap`.
+
+        `adjusted_p` is p adjusted for the number of classes (Benjamini-Hochberg).
+        """
+        return evidence.agreement(self.data)
+
+    def controls(self) -> pd.DataFrame:
+        """Mean role shares under controls, control x [core, ..., confusing, agreement].
+
+        Under random and reversed orders, and in the given orders by the loss of logits scaled to
+        the temperature `data.temperature` and by accuracy. `agreement`: share of the units whose
+        role is that of the analysis; what the random order gives is chance.
+        """
+        return evidence.controls(self.data)
+
+    def active_sets(self) -> pd.DataFrame:
+        """What the active set of each class does to all classes, one row per split x label.
+
+        Only the loss of its own class made the set, and any push towards the class lowers that.
+        `recall` of the class; `balanced_accuracy`, the mean of that and of the share of the other
+        samples not taken for it; `loss`, the mean over all samples; beside each the same of the
+        whole layer, `intact_*`.
+        """
+        return evidence.active_sets(self.data)
+
+    @property
+    def level(self) -> float:
+        """Of the intervals."""
+        asked = self.provenance.get("options", {}).get("evidence") or {}
+        return float(asked.get("level", 0.9))
+
+    def floors(self) -> pd.DataFrame:
+        """What sampling alone gives, role x columns, fractions, means over the classes.
+
+        `observed` is the share between halves of both splits, `train_floor` and `test_floor` that
+        between two halves of one split, all of the same size; `*_low` and `*_high` are the 5 and
+        95 % of the draws; `floor` is the larger floor, `ceiling` the larger `*_high`, and `excess`
+        what was observed beyond the floor. `observed_std_*` and `floor_std_*` are the population
+        std over classes (table 2) and over units (table 3) at that size.
+        """
+        return evidence.floors(self.data)
+
+    def exchangeability(self) -> pd.DataFrame:
+        """Units active on one split only, against new splits of all samples of the same sizes.
+
+        p = (b + 1) / (R + 1); `attrs` hold R, the smallest possible p and what the test asks.
+        """
+        return evidence.exchangeability(self.data)
+
+    def intervals(self, by_label: bool = False) -> pd.DataFrame:
+        """Role shares, role x [value, low, high, ...]: other samples, this network.
+
+        Mean shares, and their std over classes and units as in `summary`, each with its interval;
+        `attrs` say the level and whether rank noise is included: not with "given_order".
+
+        Parameters
+        ----------
+        by_label : one row per label x role, with `value`, `low` and `high` alone.
+        """
+        made = evidence.intervals_by_label if by_label else evidence.intervals
+        return made(self.data, self.level)
+
+    def signs(self) -> pd.DataFrame:
+        """The paper's signs of good and bad generalization, and regret on test, as findings.
+
+        One row each, with `value`, interval (`low`, `high`), the columns of `floors`, `loose` (at
+        tolerance 0.01), `verdict` and a `sentence`. Fractions; regret in what the loss is measured.
+        """
+        return signs.signs(self.data, self.level, self.loss_units)
+
+    def train_only_signs(self) -> pd.DataFrame:
+        """What the training samples alone say, sign x [value, low, high, sentence].
+
+        Of the test set nothing is used but how many samples it has, which says how large the halves
+        are that `unstable units` come from.
+
+        Raises
+        ------
+        InputError : test samples ranked the units, with order "test" or "pooled".
+        """
+        return signs.train_only_signs(self.data, self.level, self._order)
+
+    @property
+    def _order(self) -> str:
+        return str(self.provenance.get("options", {}).get("method", {}).get("order", "per_split"))
+
+    @property
+    def tables(self) -> list[str]:
+        """The methods that give a table of this result."""
+        found = [*_TABLES, *(name for name, needed in _EVIDENCE.items() if needed in self.data)]
+        measured = "floor_share" in self.data or "share_replicate" in self.data
+        known = measured and self._order not in signs.RANKED_BY_TEST
+        return found + ["train_only_signs"] * known
+
+    def to_frame(self) -> pd.DataFrame:
+        """Tidy: one row per label x unit with role, score and position on both splits.
+
+        With confidence "full" also `p_core` ... `p_confusing`, how often the unit had each role.
+        """
+        return tables.to_frame(self.data)
+
+    def curves(self) -> pd.DataFrame:
+        """Tidy: split, label, retrieved, loss (nats), accuracy (fraction).
+
+        With confidence also `loss_low` and `loss_high`, the interval of the loss.
+        """
+        return tables.curves(self.data, self.level)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write NetCDF, under a temporary name first so that no half file is ever left."""
+        target = Path(path)
+        if target.exists() and not target.is_file():
+            raise InputError(f"cannot write {path}: it is no file; choose another name")
+        write_whole({target: partial(self.data.to_netcdf, engine="h5netcdf")})
+        return target
+
+
+def load(path: str | os.PathLike[str]) -> Taxonomy:
+    """Read what `Taxonomy.save` wrote.
+
+    Raises
+    ------
+    InputError : the file is absent or holds something else.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"there is no file {path}; give a taxonomy written by save or analyze")
+    try:
+        with xr.open_dataset(path, engine="h5netcdf") as file:
+            data = file.load()
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path} is not a taxonomy: it cannot be read as NetCDF") from error
+    if data.attrs.get("format") != FORMAT:
+        raise InputError(f"{path} is not a taxonomy of this version ({FORMAT}); analyse again")
+    return Taxonomy(data)

@@ -1,0 +1,210 @@
+"""Models by name, as the command line gives them, and what is known of their inputs and classes."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from unitroles.errors import InputError, no_name
+from unitroles.sources.huggingface import (
+    USUAL_SIDE,
+    hub_model,
+    kind_of,
+    label_numbers,
+    picture_shape,
+    picture_transform,
+    token_shape,
+    tokens_at_most,
+)
+from unitroles.sources.vision import (
+    timm_model,
+    timm_preset,
+    timm_shape,
+    torchvision_model,
+    torchvision_preset,
+)
+from unitroles.sources.weights import load_weights
+from unitroles.wording import first_line
+
+_FORMS = "torchvision:NAME, timm:NAME, hf:FOLDER_OR_NAME or package.module:factory"
+
+
+def load_model(spec: str, bare: bool = False) -> nn.Module:
+    """The model that MODEL names.
+
+    Parameters
+    ----------
+    spec : "torchvision:NAME" or "timm:NAME", with random weights; "hf:FOLDER_OR_NAME", a folder
+        written by `save_pretrained` or a name on the Hugging Face hub, with its weights; or
+        "package.module:factory", a function without arguments that returns the model, or the
+        model itself, found in the current folder too.
+    bare : "hf:": random weights, none are looked for.
+
+    Raises
+    ------
+    InputError : no such model, module or attribute, or it gives no `torch.nn.Module`.
+    """
+    source, _, name = spec.partition(":")
+    if source == "torchvision":
+        return torchvision_model(name)
+    if source == "timm":
+        return timm_model(name)
+    if source == "hf":
+        return hub_model(name, bare)
+    with _current_folder():
+        found = load_object(spec, f"MODEL must be {_FORMS}")
+        try:
+            found = found if isinstance(found, nn.Module) or not callable(found) else found()
+        except (Exception, SystemExit) as error:
+            raise _failed(f"calling {spec} without arguments", error) from error
+    if not isinstance(found, nn.Module):
+        raise InputError(
+            f"{spec} gives {type(found).__name__}, not a torch.nn.Module; name a model or a "
+            "function that returns one"
+        )
+    return found
+
+
+def trained_model(spec: str, weights: str | os.PathLike[str] | None = None) -> nn.Module:
+    """The model that MODEL names, with its weights.
+
+    Parameters
+    ----------
+    weights : file of weights, see `load_weights`; None where the model comes with them.
+
+    Raises
+    ------
+    InputError : see `load_model` and `load_weights`; or the model needs a file of weights.
+    """
+    model = load_model(spec, bare=weights is not None)
+    if weights is not None:
+        load_weights(model, weights)
+    elif spec.startswith(("torchvision:", "timm:")):
+        raise InputError(f"{spec} comes without weights; give a file of them with --weights")
+    return model
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a model by name says of its inputs and classes.
+
+    Parameters
+    ----------
+    transform : makes the model's input of one PIL picture.
+    tokenizer : folder or name of its tokenizer.
+    tokens : how many a text may have.
+    numbers : class numbers by name; empty where nobody named the classes.
+    """
+
+    transform: Callable[[Any], Any] | None = None
+    tokenizer: str | None = None
+    tokens: int | None = None
+    numbers: Mapping[str, int] = field(default_factory=dict)
+
+
+def known_of(spec: str, model: nn.Module) -> Known:
+    """What MODEL says of its inputs and classes beside its weights.
+
+    Parameters
+    ----------
+    model : what `load_model` made of `spec`.
+    """
+    source, _, name = spec.partition(":")
+    if source == "torchvision":
+        return Known(torchvision_preset(name))
+    if source == "timm":
+        return Known(timm_preset(model))
+    if source != "hf":
+        return Known()
+    if kind_of(model) == "image":
+        return Known(picture_transform(name), numbers=label_numbers(model))
+    return Known(None, name, tokens_at_most(model), label_numbers(model))
+
+
+def example_of(
+    spec: str, model: nn.Module, batch: int = 2, shape: tuple[int, ...] | None = None
+) -> Any:
+    """Random inputs of the form that the model is made for.
+
+    Parameters
+    ----------
+    batch : how many.
+    shape : of one input; of a text, its number of tokens. None takes that of the model's own
+        configuration, or of an ImageNet picture.
+
+    Returns
+    -------
+    Pictures (batch, *shape), or a dict of `input_ids` and `attention_mask` (batch, tokens).
+    """
+    draw = torch.Generator().manual_seed(0)
+    if spec.startswith("hf:") and kind_of(model) == "text":
+        if shape is not None and len(shape) != 1:
+            raise InputError(f"hf: texts have one size, their number of tokens, not {shape}")
+        length, vocabulary = token_shape(model)
+        size = (batch, length if shape is None else shape[0])
+        tokens = torch.randint(vocabulary, size, generator=draw)
+        return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    return torch.rand(batch, *(shape or _shape_of(spec, model)), generator=draw)
+
+
+def _shape_of(spec: str, model: nn.Module) -> tuple[int, ...]:
+    source, _, name = spec.partition(":")
+    if source == "timm":
+        return timm_shape(model)
+    if source == "hf":
+        return picture_shape(name, model)
+    usual = USUAL_SIDE
+    if source == "torchvision":
+        usual = getattr(torchvision_preset(name), "crop_size", [usual])[0]
+    side: Any = getattr(model, "image_size", usual)  # of torchvision's transformers
+    return 3, side, side
+
+
+def load_object(spec: str, form: str) -> Any:
+    """The attribute that "package.module:name" names; `form` says what was expected."""
+    module_name, _, name = spec.rpartition(":")
+    if not module_name or not name:
+        raise InputError(f"{form}, not {spec!r}")
+    with _current_folder():
+        try:
+            module = importlib.import_module(module_name)
+        except (Exception, SystemExit) as error:
+            missing = error.name if isinstance(error, ModuleNotFoundError) else None
+            if missing is None or not f"{module_name}.".startswith(f"{missing}."):
+                raise _failed(f"importing {module_name}", error) from error
+            hint = module_name.removesuffix(".py").replace("/", ".")
+            near = f"write {hint}:{name}" if hint != module_name else "run in its folder"
+            raise InputError(f"there is no module {module_name!r}; {near}, or install it") from None
+    if not hasattr(module, name):
+        known = [known for known in dir(module) if not known.startswith("_")]
+        raise no_name(f"attribute of {module_name}", name, known)
+    return getattr(module, name)
+
+
+def _failed(doing: str, error: BaseException) -> InputError:
+    """Names the line of the user's code, as no traceback is shown."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return InputError(
+        f"{doing} failed: {type(error).__name__}: {first_line(error)} "
+        f"({frame.filename}:{frame.lineno}); it must work in Python before it can be analysed"
+    )
+
+
+@contextmanager
+def _current_folder() -> Iterator[None]:
+    """Import from the current folder first, as `python` itself does."""
+    before = list(sys.path)
+    sys.path.insert(0, os.getcwd())
+    try:
+        yield
+    finally:
+        sys.path[:] = before

@@ -1,0 +1,249 @@
+"""Models in the form of Hugging Face transformers: a folder or a name; only tensors are read."""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from unitroles.errors import InputError
+from unitroles.sources.vision import needed
+from unitroles.wording import few, first_line
+
+KINDS = {"image": "ForImageClassification", "text": "ForSequenceClassification"}
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+_PICKLED = "pytorch_model.bin"
+_FOREIGN = ("pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack", "model.ckpt.index")
+_TOKENS = 16
+USUAL_SIDE = 224
+"""Of a picture in pixels, where nothing is known of it."""
+
+
+def hub_model(name: str, bare: bool = False) -> nn.Module:
+    """An image or text classifier, with its weights from safetensors.
+
+    Parameters
+    ----------
+    name : a folder written by `save_pretrained`, or a name on the Hugging Face hub.
+    bare : random weights; none are looked for.
+
+    Raises
+    ------
+    InputError : no such folder or name, no classifier, code of its own, or no weights that can be
+        read without running anything.
+    """
+    transformers = needed("transformers", "hf")
+    config = hub_config(name)
+    maker = getattr(transformers, f"AutoModel{KINDS[_kind(name, config)]}")
+    with _quiet(), _reading(name):
+        if bare:
+            return maker.from_config(config, trust_remote_code=False).float()
+    if Path(name).is_dir():
+        _check_weights(Path(name))
+    with _quiet(), _reading(name):
+        model, found = maker.from_pretrained(
+            name,
+            config=config,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=False,
+            **_local(name),
+        )
+    if missing := sorted(found["missing_keys"]):
+        raise InputError(
+            f"hf:{name} holds no weights for {few(missing)}; train it as a classifier first, or "
+            "give the trained weights with --weights"
+        )
+    return model.float()  # what was stored in half precision is analysed in full
+
+
+def hub_config(name: str) -> Any:
+    """The configuration of a model; no code beside that of transformers itself is imported."""
+    transformers = needed("transformers", "hf")
+    folder = Path(name)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise InputError(
+                f"the folder {name} has no config.json; give one written by save_pretrained"
+            )
+    elif folder.is_absolute() or name.startswith(("./", "../", "~")) or name.count("/") > 1:
+        raise InputError(f"there is no folder {name}; give one written by save_pretrained")
+    with _quiet(), _reading(name):
+        return transformers.AutoConfig.from_pretrained(
+            name, trust_remote_code=False, **_local(name)
+        )
+
+
+def kind_of(model: nn.Module) -> str | None:
+    """ "image" or "text" for a classifier of transformers."""
+    main = getattr(model, "main_input_name", None)
+    return {"pixel_values": "image", "input_ids": "text"}.get(str(main))
+
+
+def label_numbers(model: nn.Module) -> dict[str, int]:
+    """The class numbers by name in the model's configuration; {} where nobody gave names."""
+    numbers = getattr(getattr(model, "config", None), "label2id", None) or {}
+    if all(re.fullmatch(r"LABEL_\d+", str(label)) for label in numbers):
+        return {}
+    return {str(label): int(number) for label, number in numbers.items()}
+
+
+def picture_transform(name: str) -> Callable[[Any], Any] | None:
+    """What the model's own image processor makes of a PIL picture; None where it has none."""
+    processor = _processor(name)
+    if processor is None:
+        return None
+
+    def transform(picture: Any) -> Any:
+        return processor(images=picture, return_tensors="pt")["pixel_values"][0]
+
+    return transform
+
+
+def picture_shape(name: str, model: nn.Module) -> tuple[int, ...]:
+    """Channels, height and width of the pictures that a model of transformers is made for."""
+    config: Any = model.config
+    side = getattr(config, "image_size", None) or _processed_side(name)
+    height, width = side if isinstance(side, (list, tuple)) else (side, side)
+    return getattr(config, "num_channels", 3), height, width
+
+
+def _processor(name: str) -> Any:
+    transformers = needed("transformers", "hf")
+    try:
+        with _quiet():
+            return transformers.AutoImageProcessor.from_pretrained(
+                name, trust_remote_code=False, **_local(name)
+            )
+    except (OSError, ValueError):
+        return None
+
+
+def _processed_side(name: str) -> int | tuple[int, int]:
+    processor = _processor(name)
+    crops = getattr(processor, "do_center_crop", None)
+    size = getattr(processor, "crop_size" if crops else "size", None) or {}
+    if "height" in size:
+        return size["height"], size["width"]
+    return size.get("shortest_edge", USUAL_SIDE)
+
+
+def tokenizer_of(name: str) -> Any:
+    """The tokenizer in a folder, or of a name on the hub."""
+    transformers = needed("transformers", "hf")
+    try:
+        with _quiet():
+            return transformers.AutoTokenizer.from_pretrained(
+                name, trust_remote_code=False, **_local(name)
+            )
+    except Exception as error:  # every kind of tokenizer fails in its own way
+        raise InputError(
+            f"there is no tokenizer in {name} ({first_line(error)}); give the folder or the name "
+            "of the one used in training with --tokenizer"
+        ) from error
+
+
+def tokens_at_most(model: nn.Module) -> int | None:
+    """The longest text that a model of transformers can take, in tokens."""
+    return getattr(getattr(model, "config", None), "max_position_embeddings", None)
+
+
+def token_shape(model: nn.Module) -> tuple[int, int]:
+    """Tokens in an example and in the vocabulary."""
+    config: Any = model.config
+    return min(_TOKENS, tokens_at_most(model) or _TOKENS), config.vocab_size
+
+
+def _kind(name: str, config: Any) -> str:
+    """What the model was saved as; else what transformers can make of its configuration."""
+    saved = [str(known) for known in getattr(config, "architectures", None) or ()]
+    for kind, ending in KINDS.items():
+        if any(known.endswith(ending) for known in saved):
+            return kind
+    auto = needed("transformers.models.auto.modeling_auto", "hf")
+    known = {
+        "image": auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+        "text": auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    }
+    for kind, mapping in known.items():
+        if type(config) in mapping:
+            return kind
+    what = few(saved) or config.model_type
+    raise InputError(
+        f"hf:{name} is a {what}, neither an image nor a text classifier; give a model saved with "
+        f"a classification head, or package.module:factory"
+    )
+
+
+def _check_weights(folder: Path) -> None:
+    """Before transformers looks for them: it would read a pickle, or say that nothing is there."""
+    from unitroles.sources.weights import conversion
+
+    if any((folder / name).is_file() for name in _WEIGHTS):
+        return
+    pickled, target = folder / _PICKLED, folder / _WEIGHTS[0]
+    if pickled.is_file():
+        raise InputError(
+            f"{folder} holds its weights as a pickle ({_PICKLED}), which could run code and was "
+            f"not loaded; {conversion(pickled, target)}"
+        )
+    foreign = [name for name in _FOREIGN if (folder / name).is_file()]
+    said = f"only {few(foreign)}" if foreign else "no weights"
+    raise InputError(
+        f"{folder} holds {said}, not {_WEIGHTS[0]}; save it again with save_pretrained, or give a "
+        "file of weights with --weights"
+    )
+
+
+def _local(name: str) -> dict[str, Any]:
+    """A folder is complete or an error: nothing is looked up elsewhere."""
+    return {"local_files_only": True} if Path(name).is_dir() else {}
+
+
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """One sentence for what transformers says in many."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # damaged files and foreign formats fail anywhere
+        if "trust_remote_code" in str(error):
+            reason = "it needs code of its own, which is never run"
+            remedy = "give a model that transformers itself knows, or package.module:factory"
+        elif Path(name).is_dir():
+            reason, remedy = first_line(error), "give a folder written by save_pretrained"
+        else:
+            reason = f"there is no such folder, and the hub did not give it: {first_line(error)}"
+            remedy = (
+                "give a folder written by save_pretrained, or check name and network "
+                "(HF_HUB_OFFLINE=1 takes what was downloaded before)"
+            )
+        raise InputError(f"hf:{name} cannot be read: {reason.rstrip('.')}; {remedy}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What matters of its messages is an error here, in one line; no bars."""
+    own = needed("transformers.utils.logging", "hf")
+    loggers = [logging.getLogger(name) for name in ("transformers", "huggingface_hub")]
+    levels, bars = [logger.level for logger in loggers], own.is_progress_bar_enabled()
+    own.disable_progress_bar()
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        if bars:
+            own.enable_progress_bar()

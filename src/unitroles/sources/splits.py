@@ -1,0 +1,309 @@
+"""Training and test data by name, as the command line gives them."""
+
+from __future__ import annotations
+
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unitroles.errors import DataWarning, InputError
+from unitroles.sources.records import is_table, read_column, same_kind
+from unitroles.sources.tokens import Tables, by_number, load_tables
+from unitroles.sources.vision import needed
+from unitroles.wording import few, first_line
+
+_FORMS = (
+    "DATA is a folder of class folders, file.npz, file.npz::train, file.csv, file.tsv, "
+    "file.parquet or a folder written by save_to_disk"
+)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """How pictures become the model's input.
+
+    Parameters
+    ----------
+    size : folders, tables: the shorter side after resizing, in pixels; then the centre is cropped
+        square.
+    scale : uint8 arrays: divide by 255 and put the channels first.
+    mean, std : per channel, subtracted and divided by after scaling to 0 ... 1.
+    transform : folders, tables: a function of one PIL picture, in place of `size`, `mean`, `std`.
+    preset : folders, tables: the transform where none of these is given.
+    """
+
+    size: int | None = None
+    scale: bool = False
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    transform: Callable[[Any], Any] | None = None
+    preset: Callable[[Any], Any] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.mean is None) != (self.std is None):
+            raise InputError("--mean and --std belong together; give both or neither")
+        if self.std is not None and not all(value > 0 for value in self.std):
+            raise InputError(f"--std must be positive, not {self.std}")
+        if self.transform is not None and (self.size or self.mean):
+            raise InputError("--transform replaces --image-size, --mean, --std; leave these out")
+
+    @property
+    def used(self) -> list[str]:
+        """The options that were given, as on the command line."""
+        given = {
+            "--image-size": self.size,
+            "--scale": self.scale,
+            "--mean": self.mean,
+            "--transform": self.transform,
+        }
+        return [option for option, value in given.items() if value]
+
+
+def load_splits(
+    train: str, test: str, pictures: Pictures = Pictures(), tables: Tables = Tables()
+) -> tuple[Any, Any, list[str] | None]:
+    """Both splits as `unitroles.analyze` takes them, and the class names where they are known.
+
+    Class folders have the numbers of the model where it names all of them; else those of both
+    splits together are sorted, so that a class missing in one split does not shift the others.
+    Tables: see `number_labels`.
+
+    Parameters
+    ----------
+    train, test : a folder of class folders; "file.npz" or "file.npz::train", see `load_npz`; or a
+        table, see `read_rows`.
+
+    Raises
+    ------
+    InputError : the data cannot be read, or an option is needed or has no use.
+    """
+    specs = {"train": train, "test": test}
+    kinds = {name: is_table(spec) for name, spec in specs.items()}
+    if any(kinds.values()) and not all(kinds.values()):
+        table, other = sorted(specs, key=lambda name: not kinds[name])
+        raise InputError(
+            f"the {table} data {specs[table]} are a table, the {other} data {specs[other]} are "
+            "not; give both in the same form"
+        )
+    if not any(kinds.values()):
+        if tables.used:
+            raise InputError(
+                f"{', '.join(tables.used)} is for tables (csv, tsv, parquet); leave it out"
+            )
+        return _load_pictures(specs, pictures, tables.known.numbers)
+    return load_tables(specs, tables, pictures.used, lambda: _transform(pictures, Path(train)))
+
+
+def load_groups(train: str, test: str, name: str) -> dict[str, np.ndarray]:
+    """Another label of every sample, for `Sample.group_by`: the column or array with that name.
+
+    Parameters
+    ----------
+    train, test : as for `load_splits`, but for class folders.
+    name : of a column; of an array in "file.npz"; in "file.npz::train" without its "train_".
+
+    Returns
+    -------
+    One array per split, of whole numbers or of texts.
+    """
+    found = []
+    for split, spec in {"train": train, "test": test}.items():
+        if is_table(spec):
+            found.append(read_column(spec, split, name))
+        elif Path(spec).is_dir():
+            raise InputError(
+                f"--group-by {name}: the class folders of {spec} carry no label but their name; "
+                "give a table or an npz file with a column or array for it"
+            )
+        else:
+            found.append(_npz_group(spec, split, name))
+    first, second = same_kind(found)
+    return {"train": first, "test": second}
+
+
+def _npz_group(spec: str, split: str, name: str) -> list[Any]:
+    file, _, inside = spec.partition("::")
+    key = f"{inside}_{name}" if inside else name
+    with _opened(file, split) as arrays:
+        if key not in arrays.files:
+            raise InputError(
+                f"{file} has no {key!r} for --group-by {name}; it holds {', '.join(arrays.files)}"
+            )
+        values = _array(arrays, key, file)
+    if values.ndim != 1 or values.dtype.kind not in "iubU":
+        raise _wrong(values, f"{key!r} in {file}", "one whole number or text per sample")
+    return (values.astype(np.int64) if values.dtype.kind == "b" else values).tolist()
+
+
+def _load_pictures(
+    specs: dict[str, str], pictures: Pictures, numbers: Mapping[str, int]
+) -> tuple[Any, Any, list[str] | None]:
+    folders = {name: Path(spec) for name, spec in specs.items() if Path(spec).is_dir()}
+    if len(folders) == 2 and pictures.scale:
+        raise InputError("--scale is for uint8 images in npz files; leave it out for folders")
+    if not folders and (pictures.size or pictures.transform):
+        raise InputError("--image-size and --transform are for folders; npz files need none")
+    inside = [path for folder in folders.values() for path in folder.iterdir() if path.is_dir()]
+    classes = {path.name for path in inside if not path.name.startswith(".")}
+    classes = _ordered(sorted(classes), numbers)
+    found, names = [], {}
+    for name, spec in specs.items():
+        if name in folders:
+            data, names[name] = _folder(folders[name], name, classes, pictures), classes
+        else:
+            data, names[name] = load_npz(spec, name, pictures)
+        found.append(data)
+    if names["train"] and names["test"] and names["train"] != names["test"]:
+        said = ", ".join(f"{name} classes {few(names[name])}" for name in specs)
+        raise InputError(f"{said}; give both splits the same class names")
+    return found[0], found[1], names["train"] or names["test"] or by_number(numbers)
+
+
+def _ordered(classes: list[str], numbers: Mapping[str, int]) -> list[str]:
+    """The classes by number."""
+    absent = [name for name in classes if name not in numbers]
+    if not absent:
+        return (by_number(numbers) or []) if classes else []
+    if numbers:
+        warnings.warn(
+            f"the model has no class {few([repr(name) for name in absent])}: the class folders are "
+            "numbered in the sorted order of their names. Check that the model was trained so",
+            DataWarning,
+            stacklevel=2,
+        )
+    return classes
+
+
+def load_npz(
+    spec: str, name: str, pictures: Pictures = Pictures()
+) -> tuple[tuple[Tensor, Tensor], list[str] | None]:
+    """Inputs, labels and class names of an npz file.
+
+    "file.npz" holds `images` and `labels`, "file.npz::train" `train_images` and `train_labels`;
+    `classes` is optional. uint8 images, (N, height, width) or (N, height, width, channels), need
+    `pictures.scale`; other arrays are taken as they are, float64 as float32.
+
+    Raises
+    ------
+    InputError : no such file or array, or an array that holds something else than numbers.
+    """
+    file, _, split = spec.partition("::")
+    keys = [f"{split}_{part}" if split else part for part in ("images", "labels")]
+    with _opened(file, name) as arrays:
+        absent = [key for key in keys if key not in arrays.files]
+        if absent:
+            splits = [k.removesuffix("_images") for k in arrays.files if k.endswith("_images")]
+            near = "".join(f", or give {file}::{other}" for other in splits if other != split)
+            raise InputError(
+                f"{file} has no {' and no '.join(map(repr, absent))} for the {name} data; it holds "
+                f"{', '.join(arrays.files) or 'nothing'}; add what is missing{near}"
+            )
+        images, labels = (_array(arrays, key, file) for key in keys)
+        classes = _array(arrays, "classes", file) if "classes" in arrays.files else None
+    if labels.dtype.kind not in "iu" or labels.ndim != 1:
+        raise _wrong(labels, f"{keys[1]!r} in {file}", "one whole number per sample, from 0")
+    inputs = _scaled(images, keys[0], file, pictures)
+    names = None if classes is None else classes.ravel().astype(str).tolist()
+    return (inputs, torch.from_numpy(labels.astype(np.int64))), names
+
+
+def _opened(file: str, name: str) -> Any:
+    if not zipfile.is_zipfile(file):
+        what = f"{file} is no npz file" if Path(file).is_file() else f"there is no file {file}"
+        raise InputError(f"the {name} data cannot be read: {what}; {_FORMS}")
+    return np.load(file, allow_pickle=False)
+
+
+def _array(arrays: Any, key: str, file: str) -> np.ndarray:
+    try:
+        return arrays[key]
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(
+            f"{key!r} in {file} cannot be read ({first_line(error)}); save it again with "
+            "numpy.savez as an array of numbers (classes: of texts), not of Python objects"
+        ) from error
+
+
+def _wrong(array: np.ndarray, what: str, expected: str) -> InputError:
+    return InputError(
+        f"{what} is {array.dtype} of shape {array.shape}, expected {expected}; store it so"
+    )
+
+
+def _scaled(images: np.ndarray, key: str, file: str, pictures: Pictures) -> Tensor:
+    what = f"{key!r} in {file}"
+    if images.ndim < 2 or images.dtype.kind not in "iuf":
+        raise _wrong(images, what, "numbers of shape (samples, ...)")
+    if images.dtype != np.uint8:
+        if pictures.scale or (pictures.mean and not pictures.size):
+            raise InputError(
+                f"{what} is {images.dtype} and taken as it is; leave --scale, --mean, --std out"
+            )
+        kind = np.float32 if images.dtype == np.float64 else images.dtype.newbyteorder("=")
+        return torch.from_numpy(images.astype(kind))
+    if not pictures.scale:
+        raise InputError(
+            f"{what} is uint8; give --scale to divide it by 255 (and --mean and --std if the model "
+            "was trained so), or store floats exactly as in training"
+        )
+    if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] > 4 >= images.shape[1]):
+        raise _wrong(images, what, "(samples, height, width) or (..., channels) for --scale")
+    channels_last = torch.from_numpy(images if images.ndim == 4 else images[..., None])
+    scaled = channels_last.movedim(3, 1).to(torch.float32, memory_format=torch.contiguous_format)
+    return _normalized(scaled.div_(255), pictures, what)
+
+
+def _normalized(images: Tensor, pictures: Pictures, what: str) -> Tensor:
+    if pictures.mean is None or pictures.std is None:
+        return images
+    channels = images.shape[-3]
+    if {len(pictures.mean), len(pictures.std)} - {1, channels}:
+        raise InputError(f"{what} have {channels} channels; give --mean and --std one value each")
+    mean, std = (torch.tensor(v)[:, None, None] for v in (pictures.mean, pictures.std))
+    return images.sub_(mean).div_(std)
+
+
+def _folder(folder: Path, name: str, classes: list[str], pictures: Pictures) -> Any:
+    needed("torchvision.datasets", "vision")
+    from torchvision.datasets import ImageFolder
+    from torchvision.datasets.folder import default_loader
+
+    if not classes:
+        raise InputError(f"the {name} folder {folder} holds no class folders; {_FORMS}")
+
+    class ClassFolders(ImageFolder):
+        def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
+            return classes, {label: number for number, label in enumerate(classes)}
+
+    def read(path: str) -> Any:
+        try:
+            return default_loader(path)
+        except (OSError, SyntaxError, ValueError) as error:
+            what = f"{path} cannot be read as a picture ({first_line(error)})"
+            raise InputError(f"{what}; repair or remove it") from error
+
+    return ClassFolders(folder, _transform(pictures, folder), loader=read, allow_empty=True)
+
+
+def _transform(pictures: Pictures, folder: Path) -> Callable[[Any], Any]:
+    if pictures.transform is not None:
+        return pictures.transform
+    if pictures.size is None:
+        if pictures.preset is None or pictures.mean:
+            raise InputError(
+                f"how to read the pictures in {folder} for this model is not known; give "
+                "--image-size with --mean and --std as in training, or --transform module:function"
+            )
+        return pictures.preset
+    v2 = needed("torchvision.transforms.v2", "vision")
+    steps = [v2.Resize(pictures.size), v2.CenterCrop(pictures.size), v2.PILToTensor()]
+    normalize = v2.Lambda(lambda image: _normalized(image, pictures, "the pictures"))
+    return v2.Compose([*steps, v2.ToDtype(torch.float32, scale=True), normalize])

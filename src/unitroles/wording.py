@@ -1,0 +1,36 @@
+"""Words of messages: counts, lists of names, byte sizes, the first line of an error."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def few(items: list[str]) -> str:
+    """The first three, and how many more there are."""
+    more = f" and {len(items) - 3} more" if len(items) > 3 else ""
+    return ", ".join(items[:3]) + more
+
+
+def size(count: int) -> str:
+    """A number of bytes for people."""
+    value, unit = float(count), "B"
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if value < 1024 or unit == "TiB":
+            break
+        value /= 1024
+    return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def count_of(labels: Sequence[object]) -> str:
+    """How many classes these are."""
+    return f"{len(labels)} class{'' if len(labels) == 1 else 'es'}"
+
+
+def names_of(labels: Sequence[object]) -> str:
+    """The first five names."""
+    return ", ".join(map(str, labels[:5])) + (", ..." if len(labels) > 5 else "")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

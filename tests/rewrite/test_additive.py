@@ -1,0 +1,130 @@
+"""Heads drawn at random: whichever plan is chosen, additive or suffix, gives the definition."""
+
+import re
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+import heads
+from unitroles.engine.additive import AdditivePlan
+from unitroles.engine.choice import choose_plans
+from unitroles.engine.masks import Tree
+from unitroles.engine.suffix import SuffixPlan
+from unitroles.model.borrow import untouched
+from unitroles.model.forward import Precision
+from unitroles.model.hooks import run_body, run_masked
+from unitroles.model.trace import find_site, trace
+from unitroles.options import Layer
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+TOLERANCE = 1e-9
+"""Of the largest logit, in float64."""
+
+
+def place(name):
+    return [op.name for op in heads.OPS].index(name)
+
+
+def choice_of(net):
+    """The plan of a net's layer; the third sample is none of those it was checked on."""
+    x = heads.example(3)
+    with untouched(net):
+        seen = trace(net, x[:2])
+        site = find_site(net, Layer("layer"), seen.calls, 2)
+        (choice,) = choose_plans(net, [site], seen, 2**30, Precision(torch.device("cpu")))
+    return choice, site, x
+
+
+def literal(net, site, x, masks):
+    """Logits under masks (masks, samples, units), one forward of the whole net each."""
+    with untouched(net):
+        return torch.stack([run_masked(net, site, x, mask) for mask in masks])
+
+
+def assert_equal(found, wanted, words):
+    off = (found - wanted).abs().max() / wanted.abs().max()
+    assert off <= TOLERANCE, f"{words}: off by {off:.1e}"
+
+
+def assert_right(net):
+    choice, site, x = choice_of(net)
+    plan = choice.plan
+    words = f"{plan.name}: {' > '.join(net.names)}"
+    assert choice.at_once, words
+    assert isinstance(plan, (AdditivePlan, SuffixPlan)), words
+    units = site.units
+    order = torch.stack([torch.randperm(units) for _ in x])
+    rank = order.argsort(1)
+    prefixes = [rank < n for n in range(units + 1)]
+    single = [torch.arange(units).expand(len(x), -1) != unit for unit in range(units)]
+    with untouched(net), torch.inference_mode():
+        kept = plan.keep(run_body(net, plan.places, x), x)
+        tree, places = Tree.of(order.numpy())
+        points = list(range(units + 1))
+        grown = torch.cat([logits.clone() for _, logits in plan.branches(kept, tree, points)])
+        sets = torch.from_numpy(tree.sets(points))[:, None].expand(-1, len(x), -1)
+        assert_equal(grown, literal(net, site, x, sets), f"{words}, branches")
+        own = torch.from_numpy(tree.columns(places, points))
+        some = torch.cat([logits.clone() for _, logits in plan.branches(kept, tree, [0, units])])
+        assert_equal(some, grown[[0, -1]], f"{words}, some branches")
+        curve = torch.cat([logits.clone() for _, logits in plan.prefixes(kept, order)])
+        again = torch.stack([grown[own[i], i] for i in range(len(x))], dim=1)
+        assert_equal(again, curve, f"{words}, branches of each order")
+        alone = torch.cat([logits.clone() for _, logits in plan.without_each(kept)])
+    assert_equal(curve, literal(net, site, x, prefixes), words)
+    assert_equal(alone, literal(net, site, x, single), words)
+    return plan
+
+
+@settings(max_examples=40)
+@given(
+    draws=st.lists(st.integers(0, len(heads.OPS) - 1), min_size=1, max_size=6), wide=st.booleans()
+)
+@example(draws=[], wide=False)
+@example(draws=[], wide=True)
+def test_random_heads_equal_the_definition(draws, wide):
+    assert_right(heads.Net(draws, wide))
+
+
+ADDITIVE = {
+    "folded": ["relu", "mean over positions"],
+    "folded through linear layers": ["mean over positions", "linear", "linear"],
+    "positions in the sum": ["relu", "flatten", "linear", "relu"],
+    "two features a unit": ["with its own sine", "mean over positions", "linear", "relu"],
+    "sums at every position": ["1 x 1 convolution", "relu", "mean over positions"],
+    "one norm folded": ["mean over positions", "layer norm"],
+    "one norm without a mean": ["mean over positions", "linear", "rms norm", "linear"],
+    "norm after a linear layer": ["mean over positions", "linear", "layer norm"],
+    "units that are averaged over positions they share": ["global pool", "flatten", "linear"],
+    "stem added before the sum": ["add the stem", "relu", "mean over positions", "linear"],
+    "its own depthwise convolution": ["depthwise convolution", "relu", "mean over positions"],
+}
+REFUSED = {
+    "softmax over units": (["mean over positions", "softmax"], "not linear"),
+    "convolution over positions": (["3 x 3 convolution", "relu"], "convolution over positions"),
+    "two units joined": (["plus itself, flipped"], "more than one way"),
+    "a gate made of all units": (["squeeze and excite"], "more than one way"),
+    "groups": (["grouped convolution"], "convolution over positions"),
+}
+
+
+@pytest.mark.parametrize("name", ADDITIVE)
+def test_heads_with_one_linear_mixing_op_are_additive(name):
+    net = heads.Net([place(op) for op in ADDITIVE[name]], wide=True)
+    assert net.names == ADDITIVE[name], "every op fits"
+    plan = assert_right(net)
+    assert isinstance(plan, AdditivePlan)
+    assert plan.form.folded == name.startswith(
+        ("folded", "one norm", "norm", "units", "stem", "its")
+    )
+    assert (plan.form.norm is not None) == ("norm" in name)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_heads_that_are_not_additive_say_why(name):
+    names, reason = REFUSED[name]
+    plan = assert_right(heads.Net([place(op) for op in names], wide=True))
+    assert isinstance(plan, SuffixPlan)
+    assert re.search(reason, plan.reason), plan.reason

@@ -1,0 +1,94 @@
+"""Let the engine take a certain plan, and hear what it says on the way."""
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import networks
+import unitroles as ur
+from unitroles.engine import choice
+from unitroles.graph.cut import CannotCut
+from unitroles.model.borrow import untouched
+from unitroles.model.candidates import resolve
+from unitroles.model.trace import Site, Trace, trace
+
+PLANS = ("additive", "suffix", "full")
+REFUSAL = "refused by the test"
+BATCH = ur.Compute(batch_size=16)
+NOT_ADDITIVE = {"residual_early"}
+"""The toys whose units meet in a convolution over positions: no running sum."""
+
+
+def refuse(*args: Any, **options: Any) -> Any:
+    raise CannotCut(REFUSAL)
+
+
+def force(patch: pytest.MonkeyPatch, plan: str) -> None:
+    """Let no better plan than this be chosen."""
+    if plan == "suffix":
+        patch.setattr(choice, "recognise", refuse)
+    if plan == "full":
+        patch.setattr(choice, "recall", lambda *args: None)
+        patch.setattr(choice, "export", refuse)
+
+
+@contextmanager
+def forced(plan: str) -> Iterator[None]:
+    """As `force`, for as long as the block runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        force(patch, plan)
+        yield
+
+
+def best(name: str, plan: str = "additive") -> str:
+    """The plan that a toy gets where none better than `plan` may be chosen."""
+    return "suffix" if name in NOT_ADDITIVE and plan == "additive" else plan
+
+
+def observe(function: Callable[..., Any], *args: Any, **options: Any) -> tuple[Any, list[str]]:
+    """The result without bars, and the texts of the plan warnings on the way."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("error")
+        warnings.simplefilter("ignore", ur.LayerHint)
+        warnings.simplefilter("always", ur.PlanWarning)
+        found = function(*args, **{"progress": False, "compute": BATCH, **options})
+    return found, [str(warning.message) for warning in caught]
+
+
+def quietly(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """The result without bars; only plan warnings are let pass."""
+    return observe(function, *args, **options)[0]
+
+
+@cache
+def one_copy(name: str, dtype: torch.dtype, logit_scale: float = 1.0) -> networks.Toy:
+    """A toy that several tests share, none of which may change it; its export is remembered."""
+    return networks.toy(name, dtype, logit_scale)
+
+
+def layer_of(toy: networks.Toy) -> ur.Layer:
+    """The layer under test of a toy."""
+    return ur.Layer(toy.layer, toy.axis, toy.call)
+
+
+def analyze_toy(toy: networks.Toy, **options: Any) -> tuple[ur.Taxonomy, list[str]]:
+    """The taxonomy of a toy's layer, and the texts of the plan warnings on the way."""
+    options = {"layer": layer_of(toy), **options}
+    return observe(ur.analyze, toy.model, toy.train, toy.test, **options)
+
+
+def traced(model: nn.Module, example: Any) -> Trace:
+    """A forward of a model that comes back as it was."""
+    with untouched(model):
+        return trace(model, example)
+
+
+def find(model: nn.Module, layer: Any, example: Any) -> Site:
+    """The layer that a user means."""
+    return resolve(model, layer, traced(model, example))
