@@ -19,7 +19,7 @@ from unitroles.curves.collect import collect
 from unitroles.curves.loss import losses, margins
 from unitroles.curves.retrieval import at_points, rof_curve
 from unitroles.curves.scores import activation_l1, sample_scores, score_sums
-from unitroles.curves.store import Ledger
+from unitroles.curves.store import Stores
 from unitroles.data.reading import as_samples
 from unitroles.model.borrow import untouched
 from unitroles.roles import order_units
@@ -378,10 +378,10 @@ def ready(plan):
 
 def kept_of(plan, precision, samples):
     """What the masks need of some samples."""
-    labels, ledger = np.arange(4), Ledger(2**30)
+    labels, stores = np.arange(4), Stores(2**30)
     size = 8
     _, (kept,) = collect(
-        plan.model, [plan], samples, labels, None, size, precision, ledger, lambda count: None
+        plan.model, [plan], samples, labels, None, size, precision, stores, lambda count: None
     )
     return kept
 

@@ -123,7 +123,7 @@ def _settings(data: Cifar, evidence: ur.Evidence) -> str:
     return (
         f"{train:,} training and {test:,} test images of CIFAR-10, {len(data.names)} classes. "
         f"Evidence: {evidence.floors} floors, {evidence.resplits} new splits, {evidence.draws} "
-        f"weightings ({evidence.confidence}), level {evidence.level:g}, {controls}, seed "
+        f"weightings ({evidence.bootstrap}), level {evidence.level:g}, {controls}, seed "
         f"{evidence.seed}; everything else as the library has it. {_FIXED}"
     )
 

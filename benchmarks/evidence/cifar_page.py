@@ -117,7 +117,7 @@ def _facts(found: ur.Taxonomy) -> dict[str, str]:
 
 
 def _beside_chance(found: ur.Taxonomy) -> dict[str, str]:
-    excess, p = 100 * found.floors().excess, found.exchangeability()
+    excess, p = 100 * found.floors().above_floor, found.exchangeability()
     cost = found.signs().loc["regret"]
     either, frame = p.loc["either"], judged(found)
     above = [SIGNS[str(name)] for name in frame.index[frame.verdict.str.startswith("above")]]
@@ -126,7 +126,9 @@ def _beside_chance(found: ur.Taxonomy) -> dict[str, str]:
             f"{excess.overfitted:+.1f} / {excess.generalizing:+.1f}"
         ),
         "regret on test, nats": f"{cost.value:+.3g} [{cost.low:+.3g}, {cost.high:+.3g}]",
-        "regret at the floor's size / floor, nats": f"{cost.observed:+.3g} / {cost.floor:+.3g}",
+        "regret at the floor's size / floor, nats": (
+            f"{cost.observed:+.3g} / {cost.noise_floor:+.3g}"
+        ),
         "above what sampling gives": ", ".join(above) or "none",
         "active on one split only, observed / new splits": (
             f"{percent(either.observed)} / {percent(either.resplit)}"
@@ -182,7 +184,7 @@ def _tables(cases: list[Case]) -> str:
 def _beside(found: ur.Taxonomy, role: str) -> Row:
     own, floor = 100 * found.intervals().loc[role], 100 * found.floors().loc[role]
     inside = {
-        f"inside {split}": f"{floor[f'{split}_floor']:.1f} [{floor[f'{split}_low']:.1f}, "
+        f"inside {split}": f"{floor[f'{split}_noise_floor']:.1f} [{floor[f'{split}_low']:.1f}, "
         f"{floor[f'{split}_high']:.1f}]"
         for split in ("train", "test")
     }
@@ -200,7 +202,7 @@ def _beside(found: ur.Taxonomy, role: str) -> Row:
         },
         "at m": f"{floor.observed:.1f}",
         **inside,
-        "excess": f"{floor.excess:+.1f}",
+        "above_floor": f"{floor.above_floor:+.1f}",
         **stds,
     }
 

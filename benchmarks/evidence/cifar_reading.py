@@ -43,7 +43,10 @@ class Case:
 
 def floor_size(found: ur.Taxonomy) -> str:
     """Images of each class in the halves."""
-    low, high = found.data.floor_samples.values.min(), found.data.floor_samples.values.max()
+    low, high = (
+        found.data.noise_floor_samples.values.min(),
+        found.data.noise_floor_samples.values.max(),
+    )
     return f"{low}" if low == high else f"{low} to {high}"
 
 
@@ -89,8 +92,8 @@ def _signs(found: ur.Taxonomy) -> str:
 
 def _beside(name: str, row: pd.Series) -> str:
     if name == "regret":
-        return f"{signs.SIGNS[name]} ({row.observed:+.3g} nats, floor {row.floor:+.3g})"
-    return f"{signs.SIGNS[name]} ({percent(row.observed)}, floor {percent(row.floor)})"
+        return f"{signs.SIGNS[name]} ({row.observed:+.3g} nats, floor {row.noise_floor:+.3g})"
+    return f"{signs.SIGNS[name]} ({percent(row.observed)}, floor {percent(row.noise_floor)})"
 
 
 def _new_splits(found: ur.Taxonomy) -> str:
@@ -125,7 +128,7 @@ def _measure(found: ur.Taxonomy) -> str:
 
 def _order(found: ur.Taxonomy) -> str:
     drawn, frame = found.controls().loc["random order"], found.agreement()
-    longer = judged(found).loc["longer"]
+    longer = judged(found).loc["n0_train_minus_test"]
     other = drawn.overfitted - drawn.generalizing
     counts, swaps = frame.over_by_turning_points.mean(), frame.over_by_rank_swaps.mean()
     text = (

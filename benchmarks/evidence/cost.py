@@ -33,7 +33,7 @@ GOAL = 3.0
 """Times the analysis alone, for floors and 100 replicates in the given order."""
 KINDS: dict[str, ur.Evidence | None] = {
     "alone": None,
-    "floors and confidence": ur.Evidence(resplits=0, controls=False),
+    "floors and bootstrap": ur.Evidence(resplits=0, controls=False),
     "everything": ur.Evidence(),
 }
 STEPS = 200
@@ -139,7 +139,7 @@ def row(name: str, kind: str, seconds: dict[str, list[float]]) -> Row:
         "network": name,
         "analysis": kind,
         "alone, s": str(spread(seconds["alone"])),
-        "floors and confidence, ×": str(few),
+        "floors and bootstrap, ×": str(few),
         f"within {GOAL:g} ×": met(few.median, GOAL),
         "everything, ×": str(everything),
     }
@@ -196,7 +196,7 @@ def page(names: Sequence[str], folder: Path | None, asked: argparse.Namespace) -
         f"Written by `python -m benchmarks.evidence.cost --data FOLDER --repeats {asked.repeats} "
         f"--threads {asked.threads} --out docs/results`. Wall-clock time of `analyze` with "
         "evidence as a multiple of the analysis alone, run in turns: median (least–most). *Floors "
-        "and confidence*: 20 draws of halves and 100 replicates in the given order; *everything*: "
+        "and bootstrap*: 20 draws of halves and 100 replicates in the given order; *everything*: "
         "also 20 new splits and all controls, the defaults. *New model*: it was never analysed "
         "before, but others were; *known model*: its export is remembered; *first of a process*: "
         "as a script or the command line runs it, with all that torch loads for its first export."

@@ -123,7 +123,7 @@ def analysed(grid: Grid, plan: Plan) -> dict[str, object]:
     asked = replace(grid.evidence, seed=plan.seed)
     found = _analyze(planted, asked)
     data, p = found.data, found.exchangeability().p
-    drawn = data.floor_share.values
+    drawn = data.noise_floor_proportion.values
     row: dict[str, object] = {
         "null": plan.overfitted == 0,
         "strength": plan.strength,
@@ -141,7 +141,7 @@ def analysed(grid: Grid, plan: Plan) -> dict[str, object]:
     row |= _held("covered", planted, found) | _losses_held(planted, found, grid.fresh)
     row["claimed_loss"] = float(data.coverage.sel(quantity="loss"))
     if plan.head == "linear" and plan.units == min(grid.units):
-        again = replace(asked, floors=0, resplits=0, confidence="full", replicates=grid.redone)
+        again = replace(asked, floors=0, resplits=0, bootstrap="full", replicates=grid.redone)
         row |= _held("redone", planted, _analyze(planted, again))
     return row
 
@@ -159,7 +159,7 @@ def _held(name: str, planted: Planted, found: ur.Taxonomy) -> dict[str, object]:
     replicates = found.data.turning_point_replicate.values
     held = covered(replicates, planted.turning_point, found.level).mean(axis=1)
     row = {f"{name}_{split}": float(share) for split, share in zip(SPLITS, held, strict=True)}
-    truth, again = proportions(planted.role), found.data.share_replicate.values
+    truth, again = proportions(planted.role), found.data.proportion_replicate.values
     by_class = covered(again, truth, found.level).mean(axis=0)
     mean = covered(again.mean(axis=1), truth.mean(axis=0), found.level)
     for kind, column in _KINDS.items():

@@ -182,9 +182,9 @@ def _coverage(rows: pd.DataFrame) -> str:
         "How often, in percent, the interval from weighted samples holds the planted n0: on train "
         "/ on test / what the analysis estimates its own coverage to be. Null networks and "
         "networks with overfitting together. Units keep their places in the order "
-        '(`confidence="given_order"`), so what wrong places do to n0 is no part of the interval.',
+        '(`bootstrap="fixed_ranking"`), so what wrong places do to n0 is no part of the interval.',
         "The narrowest networks with a linear head, in the given order on train / on test, and "
-        'with orders redone (`confidence="full"`) on train / on test:',
+        'with orders redone (`bootstrap="full"`) on train / on test:',
         _by_strength(narrow, redone),
     )
 
@@ -253,7 +253,7 @@ def _by_strength(rows: pd.DataFrame, cell: Cell) -> str:
 
 
 def _calls(rows: pd.DataFrame, by: str = "size") -> str:
-    rules = {"floor": "called", "new splits": "rejected"}
+    rules = {"noise_floor": "called", "new splits": "rejected"}
 
     def line(name: str, some: pd.DataFrame) -> dict[str, object]:
         cells = {

@@ -203,7 +203,7 @@ def _cells(row: Row) -> dict[str, object]:
         "masks move logits": "–" if failed else row.moved,
         "largest difference": "–" if failed else f"{row.loss:.1e}",
         "scores": "–" if failed else f"{row.score:.1e}",
-        "equal": row.verdict,
+        "equal": row.finding,
     }
 
 
@@ -279,7 +279,7 @@ def main() -> None:
             found = known.get(member.name) or measured(member, asked.rows)
             rows += [Row(**{**row, "member": member}) for row in found["rows"]]
             seconds += found["seconds"]
-            said = ", ".join(f"{row.plan or 'refused'}: {row.verdict}" for row in rows[-2:])
+            said = ", ".join(f"{row.plan or 'refused'}: {row.finding}" for row in rows[-2:])
             print(f"{member.name} [{found['seconds']:.0f} s]: {said}", file=sys.stderr, flush=True)
     text = document(rows, asked.threads, seconds)
     print(text, end="")

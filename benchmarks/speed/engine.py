@@ -160,7 +160,7 @@ def _equal(found: Sequence[Measured]) -> str:
         "Equal to clone and zero",
         table(rows),
         "The same network, two classes with two samples each in both splits. Clone and zero: a "
-        "hook clones the layer's output and sets the silenced units to zero, one forward per "
+        "hook clones the layer's output and sets the ablated units to zero, one forward per "
         "mask. Equal: a difference of at most 1e-5 of the largest loss, or of 1 nat where that "
         "is smaller than 1.",
     )

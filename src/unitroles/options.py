@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 BASELINES = ("zero", "mean")
 RESOLUTIONS = ("exact", "adaptive")
 ORDERS = ("per_split", "train", "test", "pooled")
-CONFIDENCES = {"given_order": 100, "full": 25}
+BOOTSTRAPS = {"fixed_ranking": 100, "full": 25}
 """Replicates where none are asked for."""
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -59,7 +59,7 @@ class Method:
     order : whose scores rank the units. "per_split": each split by its own; "train", "test",
         "pooled": one order for both.
     tolerance : nats above the minimum of a curve that still count as the minimum.
-    baseline : what a silenced unit gives. "zero"; or "mean", the mean over all analysed training
+    baseline : what a ablated unit gives. "zero"; or "mean", the mean over all analysed training
         samples of its mean activation over the positions of a sample.
     loss : None, the cross-entropy of the sample's label; or a function of the model's output for
         some samples, as the model gives it, and of their labels as the data give them, which
@@ -205,7 +205,7 @@ class Compute:
 
 @dataclass(frozen=True)
 class Evidence:
-    """How sure a result is of itself: floors, an exchangeability test, confidence, controls.
+    """How sure a result is of itself: floors, an exchangeability test, bootstrap, controls.
 
     Parameters
     ----------
@@ -214,10 +214,10 @@ class Evidence:
         with `Method(baseline="mean")` stays that of all training samples.
     resplits : new splits of all samples into two sets of the sizes of training and test set; 0 =
         no test. The smallest possible p is 1 / (resplits + 1).
-    confidence : None; "given_order", intervals from samples weighted anew, with each unit keeping
+    bootstrap : None; "fixed_ranking", intervals from samples weighted anew, with each unit keeping
         its place in the order; or "full", with scores, orders and curves computed anew for every
         replicate, as P(role) of a unit needs.
-    replicates : how many; None = 100 for "given_order" and 25 for "full".
+    replicates : how many; None = 100 for "fixed_ranking" and 25 for "full".
     level : of the intervals.
     controls : also random and reversed orders, scaled logits, and what the retrieved sets do to
         the other classes.
@@ -226,7 +226,7 @@ class Evidence:
 
     floors: int = 20
     resplits: int = 20
-    confidence: str | None = "given_order"
+    bootstrap: str | None = "fixed_ranking"
     replicates: int | None = None
     level: float = 0.9
     controls: bool = True
@@ -236,7 +236,7 @@ class Evidence:
         _whole("floors", self.floors, 0)
         _whole("resplits", self.resplits, 0)
         _whole("seed", self.seed, 0)
-        _one_of("confidence", self.confidence, (None, *CONFIDENCES))
+        _one_of("bootstrap", self.bootstrap, (None, *BOOTSTRAPS))
         if self.replicates is not None:
             _whole("replicates", self.replicates, 2)
         if not isinstance(self.controls, bool):
@@ -247,11 +247,11 @@ class Evidence:
     @property
     def redoes(self) -> bool:
         """Whether scores and orders are computed anew for other samples."""
-        return bool(self.floors or self.resplits or self.confidence == "full")
+        return bool(self.floors or self.resplits or self.bootstrap == "full")
 
     @property
     def draws(self) -> int:
-        """How many replicates the confidence takes."""
-        if self.confidence is None:
+        """How many replicates the bootstrap takes."""
+        if self.bootstrap is None:
             return 0
-        return CONFIDENCES[self.confidence] if self.replicates is None else self.replicates
+        return BOOTSTRAPS[self.bootstrap] if self.replicates is None else self.replicates

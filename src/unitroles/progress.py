@@ -1,4 +1,4 @@
-"""Progress bars on the error stream; silent where nobody watches."""
+"""Progress bars on the error stream; silent where ignore observers."""
 
 from __future__ import annotations
 

@@ -388,7 +388,7 @@ BAD: dict[str, tuple[Any, dict[str, str | None], str]] = {
     "loss not finite": (
         edit(test_images=at(4, 3e38)),
         {"": "cli_nets:steep"},
-        "the loss of test sample 4 (label 1) is not finite with units of layer 'relu' silenced",
+        "the loss of test sample 4 (label 1) is not finite with units of layer 'relu' ablated",
     ),
     "input shape": (
         edit(train_images=lambda a: a[:, :, 1:], test_images=lambda a: a[:, :, 1:]),
@@ -471,13 +471,13 @@ BAD: dict[str, tuple[Any, dict[str, str | None], str]] = {
     ),
     "no evidence": (
         None,
-        {"floors": "5", "confidence": "full"},
-        "--floors, --confidence: of no use without --evidence; add it",
+        {"floors": "5", "bootstrap": "full"},
+        "--floors, --bootstrap: of no use without --evidence; add it",
     ),
     "no controls": (
         None,
-        {"confidence": "none", "no-controls": ""},
-        "--confidence, --no-controls: of no use without --evidence; add it",
+        {"bootstrap": "none", "no-controls": ""},
+        "--bootstrap, --no-controls: of no use without --evidence; add it",
     ),
     "no out": (None, {"out": None}, "Missing option '--out'; see unitroles analyze --help"),
     "no number": (

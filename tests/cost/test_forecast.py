@@ -282,7 +282,7 @@ def test_evidence_is_counted():
         (ur.Evidence(floors=0, resplits=5, controls=False), 5),
         (ur.Evidence(floors=0, resplits=0), 3),
         (
-            ur.Evidence(floors=0, resplits=0, confidence="full", replicates=10, controls=False),
+            ur.Evidence(floors=0, resplits=0, bootstrap="full", replicates=10, controls=False),
             10 * (1 - np.exp(-1)),
         ),
     ):
@@ -290,7 +290,7 @@ def test_evidence_is_counted():
         assert found.evidence_sweeps == pytest.approx(sweeps)
         assert found.evidence_seconds > 0
         assert lines(found)["evidence"].startswith(f"about {sweeps:.0f} times the masks, ")
-    asked = ur.Evidence(floors=4, resplits=3, confidence="full", replicates=5, controls=False)
+    asked = ur.Evidence(floors=4, resplits=3, bootstrap="full", replicates=5, controls=False)
     with forced("full"), warnings.catch_warnings():
         warnings.simplefilter("ignore", ur.PlanWarning)
         whole = ur.plan(networks.toy("mlp").model, *given[1:], evidence=asked)
@@ -354,10 +354,10 @@ def test_a_dry_run_prints_the_forecast_and_writes_nothing(out, here, capsys):
     "asked",
     [
         ur.Evidence(floors=3, resplits=4, replicates=5, controls=False),
-        ur.Evidence(floors=3, resplits=8, confidence="full", replicates=2, controls=False),
+        ur.Evidence(floors=3, resplits=8, bootstrap="full", replicates=2, controls=False),
         ur.Evidence(floors=0, resplits=0, replicates=5, controls=False),
-        ur.Evidence(floors=2, resplits=0, confidence=None),
-        ur.Evidence(floors=0, resplits=0, confidence=None),
+        ur.Evidence(floors=2, resplits=0, bootstrap=None),
+        ur.Evidence(floors=0, resplits=0, bootstrap=None),
     ],
 )
 @pytest.mark.parametrize("order", ["per_split", "train"])
@@ -384,14 +384,14 @@ def test_what_evidence_holds_is_counted(asked, order, monkeypatch):
         drawn["losses"] = max(drawn.get("losses", 0), losses.nbytes)
         return weigh(self, label, losses, places)
 
-    weigh = intervals.Watch._weigh
+    weigh = intervals.LossObserver._weigh
     monkeypatch.setattr(resample, "_by_pair", apart)
-    monkeypatch.setattr(intervals.Watch, "_weigh", weighed)
+    monkeypatch.setattr(intervals.LossObserver, "_weigh", weighed)
     remember = collect._remember
 
-    def remembered(kept, values, ledger):
+    def remembered(kept, values, stores):
         stores.append(values.nbytes)
-        remember(kept, values, ledger)
+        remember(kept, values, stores)
 
     monkeypatch.setattr(collect, "_remember", remembered)
     method = ur.Method(order=order)
@@ -409,7 +409,7 @@ def test_what_evidence_holds_is_counted(asked, order, monkeypatch):
 def test_scores_that_evidence_keeps_take_room_before_the_rows():
     """Rows alone would fit into the budget; with the scores before them they go to the disk."""
     toy = networks.toy("mlp")
-    asked = ur.Evidence(floors=1, resplits=0, confidence=None, controls=False)
+    asked = ur.Evidence(floors=1, resplits=0, bootstrap=None, controls=False)
     where = layer(toy, None)
     room = ur.Compute(memory_budget=plan(toy, layer=where).bytes_cached)
     assert plan(toy, layer=where, compute=room).caches == ("memory", "memory")

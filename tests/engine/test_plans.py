@@ -30,7 +30,7 @@ from forcing import (
 )
 from unitroles.curves import store
 from unitroles.curves.scores import layer_score
-from unitroles.curves.store import Ledger
+from unitroles.curves.store import Stores
 from unitroles.engine import check, choice
 from unitroles.engine.additive import AdditivePlan
 from unitroles.engine.suffix import SuffixPlan
@@ -152,14 +152,14 @@ def test_the_batch_size_does_not_matter(name, plan, size):
 def stored(name, plan, where, **compute):
     """The taxonomy of a toy whose rows are kept in a certain place, and where they were."""
     seen = []
-    place = Ledger.place
+    place = Stores.place
 
     def forced_place(self, needed):
         seen.append(place(self, needed) if where is None else where)
         return seen[-1]
 
     with forced(plan), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Ledger, "place", forced_place)
+        patch.setattr(Stores, "place", forced_place)
         found, _ = analyze_toy(same(name), compute=ur.Compute(**compute))
     assert found.data.attrs["plan"] == plan
     return found, set(seen)

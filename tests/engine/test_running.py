@@ -17,7 +17,7 @@ import unitroles as ur
 from forcing import PLANS, analyze_toy, find, forced, layer_of, observe, one_copy
 from forecasts import both
 from unitroles.curves import store
-from unitroles.curves.store import DiskStore, Ledger
+from unitroles.curves.store import DiskStore, Stores
 from unitroles.engine import choice, suffix
 from unitroles.engine.additive import AdditivePlan
 from unitroles.engine.plan import FullPlan
@@ -32,11 +32,11 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 MEAN = ur.Method(baseline="mean")
 
 
-def spoiled(silenced):
+def spoiled(ablated):
     """A plan whose silent units give something else than they should, and not zero."""
 
     def wrong(self, baseline):
-        return silenced(self, None if baseline is None else baseline + 1)
+        return ablated(self, None if baseline is None else baseline + 1)
 
     return wrong
 
@@ -48,14 +48,14 @@ def spoiled(silenced):
 def test_a_plan_that_is_wrong_with_means_gives_way_and_it_is_said(broken, left, monkeypatch):
     toy = one_copy("conv_bn_gap", torch.float64)
     if broken == (AdditivePlan,):
-        spoil = spoiled(SuffixPlan.silenced)
+        spoil = spoiled(SuffixPlan.ablated)
         monkeypatch.setattr(
             AdditivePlan,
-            "silenced",
+            "ablated",
             lambda self, baseline: replace(self, suffix=spoil(self.suffix, baseline)),
         )
     elif broken:
-        monkeypatch.setattr(SuffixPlan, "silenced", spoiled(SuffixPlan.silenced))
+        monkeypatch.setattr(SuffixPlan, "ablated", spoiled(SuffixPlan.ablated))
     found, notes = analyze_toy(toy, method=MEAN)
     assert found.data.attrs["plan"] == left
     said = {"additive": [], "suffix": ["plan suffix, not additive: "], "full": ["plan full (N+1 "]}
@@ -120,9 +120,9 @@ def test_warnings_point_to_the_line_of_the_user(tmp_path):
 
 
 def test_disk_that_is_given_away_is_not_given_again():
-    ledger = Ledger(0, disk=1000)
+    stores = Stores(0, disk=1000)
     rows = (torch.zeros(1, 100),)  # 400 bytes a row
-    stores = [ledger.open(1, rows, 64) for _ in range(3)]
+    stores = [stores.open(1, rows, 64) for _ in range(3)]
     assert [None if one is None else one.where for one in stores] == ["disk", "disk", None]
 
 

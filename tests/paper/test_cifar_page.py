@@ -89,9 +89,14 @@ def test_tables_2_and_3_are_those_of_the_taxonomies(page, cases):
                     assert cell == f"{own[std]:.1f} {band}"
                 close(cells[3:4], [floor.observed])
                 inside = [cell.split()[0] for cell in cells[4:6]]
-                close([*inside, cells[6]], [floor.train_floor, floor.test_floor, floor.excess])
+                close(
+                    [*inside, cells[6]],
+                    [floor.train_noise_floor, floor.test_noise_floor, floor.above_floor],
+                )
                 for cell, std in zip(cells[7:], stds, strict=True):
-                    close(cell.split(" / "), [floor[f"observed_{std}"], floor[f"floor_{std}"]])
+                    close(
+                        cell.split(" / "), [floor[f"observed_{std}"], floor[f"noise_floor_{std}"]]
+                    )
 
 
 def test_the_comparison_has_one_column_for_each_result(page, cases):
@@ -224,7 +229,7 @@ def test_a_second_call_does_not_train_again(small, folder, tmp_path, capsys):
     first, second = (text.split("## Time and memory")[0] for text in pages)
     assert first == second
     assert str(tmp_path.parent) not in pages[0]
-    assert "20 floors, 20 new splits, 100 weightings (given_order), level 0.9, controls" in first
+    assert "20 floors, 20 new splits, 100 weightings (fixed_ranking), level 0.9, controls" in first
     weights = [model.state_dict() for model in small]
     assert len(weights) == 4
     for one, other in (weights[::2], weights[1::2]):

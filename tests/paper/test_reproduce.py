@@ -464,14 +464,14 @@ def test_evidence_asked_for_later_analyses_again_and_trains_nothing(surely):
 @ONE_PROCESS
 def test_evidence_adds_tables_and_changes_no_other(run, surely):
     (plain, before, _), (out, written, _, _, _) = run, surely
-    assert set(written) == {*before, *evidence.SURE_TABLES}
-    added = {f"{name}.csv" for name in evidence.SURE_TABLES}
+    assert set(written) == {*before, *evidence.EVIDENCE_TABLES}
+    added = {f"{name}.csv" for name in evidence.EVIDENCE_TABLES}
     assert {path.name for path in out.iterdir()} == {*added, *(p.name for p in plain.iterdir())}
     for name in ("table1", "table2", "table3", "regret"):
         pd.testing.assert_frame_equal(written[name], before[name])
     rules = set(written["sensitivity"]["rule"]) - set(before["sensitivity"]["rule"])
     assert rules == {tables.ONE_ERROR}
-    for name in evidence.SURE_TABLES:
+    for name in evidence.EVIDENCE_TABLES:
         frame = pd.read_csv(out / f"{name}.csv")
         assert len(frame) == len(written[name]) > 0
         assert frame["run"].eq("full").all()
@@ -518,15 +518,22 @@ def test_the_floors_are_those_of_the_saved_taxonomies(surely):
     assert len(groups) == 6
     for key, rows in groups:
         taxonomy, found = saved(out, *key), rows.set_index("role")
-        for name in ("observed", "floor", "excess", "train_low", "train_high", "test_low"):
+        for name in (
+            "observed",
+            "noise_floor",
+            "above_floor",
+            "train_low",
+            "train_high",
+            "test_low",
+        ):
             np.testing.assert_allclose(found[name], taxonomy.floors()[name])
-        for name in ("observed_std_over_labels", "floor_std_over_units"):
+        for name in ("observed_std_over_labels", "noise_floor_std_over_units"):
             np.testing.assert_allclose(found[name], taxonomy.floors()[name])
         for name in ("low", "high"):
             np.testing.assert_allclose(found[name], taxonomy.intervals()[name])
         np.testing.assert_allclose(found["mean"], taxonomy.proportions().mean())
-        assert set(found["floor_samples_per_class"]) == {"7"}  # half of 15
-        assert set(found["floor_classes"]) == {10}
+        assert set(found["noise_floor_samples_per_class"]) == {"7"}  # half of 15
+        assert set(found["noise_floor_classes"]) == {10}
 
 
 @ONE_PROCESS
@@ -569,10 +576,10 @@ def test_criteria_are_the_relation_of_every_seed(surely):
 @ONE_PROCESS
 def test_the_text_says_what_the_evidence_asks(surely):
     _, written, text, _, _ = surely
-    first = written["floors"].iloc[0]
+    halves = written["floors"].iloc[0]["noise_floor_samples_per_class"]
     for part in (
         "never of another training",
-        f"Table 2 beside its floor; halves of {first['floor_samples_per_class']} samples per class",
+        f"Table 2 beside its floor; halves of {halves} samples per class",
         "Table 3 beside its floor",
         "within is no proof of none",
         "read the size of the excess, not p",
@@ -595,7 +602,9 @@ def test_the_shown_numbers_are_means_over_the_seeds(surely):
         line for line in text.split("Table 2 beside")[1].splitlines() if line.startswith("A  ")
     )
     mean = 100 * rows.mean(numeric_only=True)
-    low = np.where(rows.train_floor >= rows.test_floor, rows.train_low, rows.test_low).mean()
+    low = np.where(
+        rows.train_noise_floor >= rows.test_noise_floor, rows.train_low, rows.test_low
+    ).mean()
     start = f"A core {mean['mean']:.1f} [{mean['low']:.1f}, {mean['high']:.1f}] "
     floor = f"{mean['observed']:.1f} {mean['floor']:.1f} [{100 * low:.1f}, "
     assert " ".join(line.split()).startswith(start + floor)
@@ -634,7 +643,7 @@ def test_classes_too_small_for_halves_are_left_out_and_said(tmp_path, monkeypatc
     assert pd.read_csv(tmp_path / "criteria.csv").empty
     chosen = {
         name: written[name].query("samples == 'correct labels'").groupby("model").size().to_dict()
-        for name in evidence.SURE_TABLES
+        for name in evidence.EVIDENCE_TABLES
     }
     assert chosen == {
         "floors": {"0.2": 4},
@@ -644,8 +653,8 @@ def test_classes_too_small_for_halves_are_left_out_and_said(tmp_path, monkeypatc
         "criteria": {},
     }
     floors = written["floors"].query("samples == 'correct labels'")
-    assert set(floors["floor_samples_per_class"]) == {"1"}
-    assert floors[["observed", "floor", "excess"]].notna().all(axis=None)
+    assert set(floors["noise_floor_samples_per_class"]) == {"1"}
+    assert floors[["observed", "noise_floor", "above_floor"]].notna().all(axis=None)
 
 
 @ONE_PROCESS

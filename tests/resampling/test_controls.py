@@ -15,7 +15,7 @@ from unitroles.stats.evidence import TEMPERATURES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-ONLY = ur.Evidence(floors=0, resplits=0, confidence=None, seed=4)
+ONLY = ur.Evidence(floors=0, resplits=0, bootstrap=None, seed=4)
 NAMES = sorted(networks.TOYS)
 
 
@@ -83,7 +83,7 @@ def test_roles_under_other_orders_and_measures_are_those_of_the_literal_twin(nam
                 point[split, k] = reference.turning_point(curve, slack)
         role = roles_at(mine, point)
         found = data.sel(control=control)
-        np.testing.assert_allclose(found.control_share, roles.proportions(role), atol=1e-12)
+        np.testing.assert_allclose(found.control_proportion, roles.proportions(role), atol=1e-12)
         same = (role == data.role.values).mean(axis=-1)
         np.testing.assert_allclose(found.control_agreement, same, atol=1e-12)
 
@@ -188,7 +188,7 @@ def test_a_control_that_is_not_defined_is_left_out():
 
 
 def test_controls_may_be_left_out():
-    asked = ur.Evidence(floors=0, resplits=0, confidence=None, controls=False)
+    asked = ur.Evidence(floors=0, resplits=0, bootstrap=None, controls=False)
     plain = analyze_toy(one_copy("mlp", torch.float64), evidence=asked)[0]
     assert not [name for name in plain.data if str(name).startswith("control")]
     for call in (plain.controls, plain.active_sets):

@@ -34,7 +34,7 @@ DEALS, RESPLITS, FLOORS, SEED = 60, 19, 20, 0
 HALF, MOST = 0.5, 0.8
 """What B has of each class: as many as C, or four times as many."""
 ALARM, RED = 0.01, 1e-3
-ASKED = ur.Evidence(floors=FLOORS, resplits=RESPLITS, confidence=None, controls=False, seed=SEED)
+ASKED = ur.Evidence(floors=FLOORS, resplits=RESPLITS, bootstrap=None, controls=False, seed=SEED)
 KINDS = ["overfitted", "generalizing"]
 # The tests of a pool share its analyses, so they run in one process.
 ON_DIGITS, ON_CIFAR = (pytest.mark.xdist_group(f"null of {name}") for name in ("digits", "CIFAR"))
@@ -141,7 +141,7 @@ def floors(pool, share) -> dict[str, np.ndarray]:
 
 def agreement(observed, found) -> np.ndarray:
     """p of paired t tests of what is observed with the mean of both floors, (split, kind)."""
-    means = (found[f"{split}_floor"] for split in ("train", "test"))
+    means = (found[f"{split}_noise_floor"] for split in ("train", "test"))
     return np.array([stats.ttest_rel(observed, mean).pvalue for mean in means])
 
 
@@ -176,7 +176,7 @@ def test_what_is_observed_lies_inside_the_floor(pool, share):
     for split in ("train", "test"):
         inside = (found[f"{split}_low"] <= observed) & (observed <= found[f"{split}_high"])
         assert (inside.sum(axis=0) >= least).all(), split
-    assert ((observed > found["ceiling"]).sum(axis=0) <= most).all()
+    assert ((observed > found["noise_floor_95"]).sum(axis=0) <= most).all()
 
 
 def test_the_floor_is_not_that_of_other_sizes(pool):
@@ -219,7 +219,7 @@ def even_draws(pool) -> tuple[list[float], float]:
         most, half = (analysed(pool, deal, share) for share in (MOST, HALF))
         small.append(shares(most.proportions()).mean())
         large.append(shares(half.proportions()).mean())
-        other = half.data.resplit_share.mean("label").values
+        other = half.data.resplit_proportion.mean("label").values
         p.append(float(permutation_p(np.array(small[-1]), other[:, 1] + other[:, 2])))
     return p, float(np.mean(small) / np.mean(large))
 
@@ -273,5 +273,5 @@ def test_what_the_layer_gives_stands_for_the_images(shared_data):
     assert whole.attrs["plan"] == kept.attrs["plan"] == "additive"
     np.testing.assert_allclose(whole.score, kept.score, rtol=1e-5)
     np.testing.assert_allclose(whole.loss, kept.loss, rtol=1e-5, atol=1e-6)
-    for name in ("order", "role", "resplit_share"):
+    for name in ("order", "role", "resplit_proportion"):
         np.testing.assert_array_equal(whole[name], kept[name])

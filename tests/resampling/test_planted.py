@@ -176,16 +176,16 @@ def test_the_call_is_the_verdict_of_the_library():
     verdicts = []
     for plan in (SMALL.null, replace(SMALL, strength=0.3, generalizing=0.25)):
         planted = plant(replace(plan, train=60, test=60))
-        asked = ur.Evidence(floors=20, resplits=0, confidence=None, controls=False)
+        asked = ur.Evidence(floors=20, resplits=0, bootstrap=None, controls=False)
         data = (planted.train, planted.test)
         found = ur.analyze(planted.model, *data, layer=LAYER, progress=False, evidence=asked)
-        mine, signs = called(found.data.floor_share.values), found.signs()
+        mine, signs = called(found.data.noise_floor_proportion.values), found.signs()
         for role in (OVERFITTED, GENERALIZING):
             above = signs.verdict[role.name.lower()] == "above what sampling gives"
             assert mine[role - 1] == above
             verdicts.append(bool(above))
-        mine = excess(found.data.floor_share.values)
-        np.testing.assert_allclose(mine, signs.excess[:4], atol=1e-12)
+        mine = excess(found.data.noise_floor_proportion.values)
+        np.testing.assert_allclose(mine, signs.above_floor[:4], atol=1e-12)
     assert set(verdicts) == {True, False}
 
 

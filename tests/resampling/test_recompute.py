@@ -18,16 +18,16 @@ from unitroles.engine.plan import FullPlan
 from unitroles.engine.suffix import SuffixPlan
 from unitroles.model.forward import Precision
 from unitroles.resampling import recompute as resample
-from unitroles.resampling.intervals import Watch
+from unitroles.resampling.intervals import LossObserver
 from unitroles.resampling.limits import DRAWN_FROM
-from unitroles.resampling.recompute import Setting
+from unitroles.resampling.recompute import LayerRun
 from unitroles.resampling.subsets import Job
 from unitroles.stats import draws
-from unitroles.stats.evidence import interval, role_shares
+from unitroles.stats.evidence import interval, role_proportions
 
 NAMES = sorted(networks.TOYS)
 SMALL = ["mlp", "conv_pool_linear"]
-FEW = ur.Evidence(floors=2, resplits=2, confidence="full", replicates=2, seed=3)
+FEW = ur.Evidence(floors=2, resplits=2, bootstrap="full", replicates=2, seed=3)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -80,21 +80,21 @@ def test_floors_new_splits_and_full_confidence_are_those_of_the_literal_twin(nam
     halves = draws.halves(classes, len(labels), 2, FEW.seed)
     for r in range(2):
         for pair, name in enumerate(DRAWN_FROM):
-            share = data.floor_share.sel(drawn_from=name)[r].values
+            share = data.noise_floor_proportion.sel(drawn_from=name)[r].values
             twin = literal(toy, splits, halves, r, pair)
             same_roles(toy, share, twin)
             drawn = data.sel(drawn_from=name).isel(draw=r)
-            np.testing.assert_allclose(drawn.floor_regret, regrets_of(twin), atol=1e-10)
+            np.testing.assert_allclose(drawn.noise_floor_regret, regrets_of(twin), atol=1e-10)
             spread = reference.shares(twin.role).std(axis=0)
-            np.testing.assert_allclose(drawn.floor_unit_std, spread, atol=1e-12)
+            np.testing.assert_allclose(drawn.noise_floor_std_over_units, spread, atol=1e-12)
     anew = draws.resplits(classes, len(labels), 2, FEW.seed)
     for r in range(2):
-        same_roles(toy, data.resplit_share[r].values, literal(toy, splits, anew, r, 0))
+        same_roles(toy, data.resplit_proportion[r].values, literal(toy, splits, anew, r, 0))
     rows = [turn for _, _, turn in splits]
     weighted = draws.reweighted(classes, rows, len(labels), 2, FEW.seed)
     twins = [literal(toy, splits, weighted, r, 0) for r in range(2)]
     for r, twin in enumerate(twins):
-        same_roles(toy, data.share_replicate[r].values, twin)
+        same_roles(toy, data.proportion_replicate[r].values, twin)
         np.testing.assert_array_equal(data.turning_point_replicate[r], twin.turning_point)
         np.testing.assert_allclose(data.regret_replicate[r], regrets_of(twin), atol=1e-10)
     low, high = interval(np.stack([twin.loss for twin in twins]), FEW.level)
@@ -113,7 +113,7 @@ def test_a_shared_order_is_one_of_each_pair(order):
     classes, labels = classes_of(splits)
     halves = draws.halves(classes, len(labels), 2, FEW.seed)
     for pair, name in enumerate(DRAWN_FROM):
-        share = taxonomy.data.floor_share.sel(drawn_from=name)[1].values
+        share = taxonomy.data.noise_floor_proportion.sel(drawn_from=name)[1].values
         twin = literal(toy, splits, halves, 1, pair, order_mode=order)
         same_roles(toy, share, twin)
         assert (share[:, 1] * share[:, 2] == 0).all()
@@ -138,7 +138,7 @@ def test_a_score_without_samples_is_that_of_the_side_in_each_pair(score):
                     curve = reference.rof_curve(toy.model, toy.layer, x[y == label], label, order)
                     active.append(order[: reference.turning_point(curve[0])])
                 role = reference.roles(active[0], active[1], data.sizes["unit"])
-                share = data.floor_share.sel(drawn_from=name)[r, k]
+                share = data.noise_floor_proportion.sel(drawn_from=name)[r, k]
                 np.testing.assert_allclose(share, reference.proportions(role[None])[0], atol=1e-12)
 
 
@@ -151,7 +151,12 @@ def test_every_plan_gives_the_same_evidence(name, plan):
         second, _ = analyze_toy(toy, evidence=FEW)
     assert second.data.attrs["plan"] == plan
     for name in first.data:
-        if name in ("floor_share", "resplit_share", "control_share", "share_replicate"):
+        if name in (
+            "noise_floor_proportion",
+            "resplit_proportion",
+            "control_proportion",
+            "proportion_replicate",
+        ):
             np.testing.assert_allclose(first.data[name], second.data[name], atol=1e-12)
         if name in ("loss_low", "loss_high", "paired_error"):
             np.testing.assert_allclose(first.data[name], second.data[name], atol=1e-9)
@@ -178,9 +183,14 @@ def test_sets_that_run_once_for_all_draws_give_what_each_draw_gives_alone(name, 
         with monkeypatch.context() as patch:
             patch.setattr(resample, "Job", Together if shared else Apart)
             seen[shared] = analyze_toy(one_copy(name, torch.float64), evidence=FEW)[0].data
-    for variable in ("floor_share", "resplit_share", "share_replicate", "role_probability"):
+    for variable in (
+        "noise_floor_proportion",
+        "resplit_proportion",
+        "proportion_replicate",
+        "role_probability",
+    ):
         np.testing.assert_array_equal(seen[True][variable], seen[False][variable])
-    for variable in ("floor_regret", "loss_low", "loss_high"):
+    for variable in ("noise_floor_regret", "loss_low", "loss_high"):
         np.testing.assert_allclose(seen[True][variable], seen[False][variable], atol=1e-10)
 
 
@@ -240,15 +250,15 @@ def test_replicates_do_not_hang_on_how_many_run_together():
             layer=layer_of(toy),
             progress=False,
             compute=compute,
-            evidence=ur.Evidence(floors=5, resplits=5, confidence=None),
+            evidence=ur.Evidence(floors=5, resplits=5, bootstrap=None),
         )
         seen.append(found.data)
-    for name in ("floor_share", "resplit_share", "control_share"):
+    for name in ("noise_floor_proportion", "resplit_proportion", "control_proportion"):
         np.testing.assert_array_equal(seen[0][name].values, seen[1][name].values)
 
 
 def split_of(classes):
-    """A split whose masks nobody runs, as a watch sees it."""
+    """A split whose masks ignore runs, as a watch sees it."""
     samples = Samples("train", None, np.arange(len(classes)), classes, torch.from_numpy(classes))
     plan = FullPlan(torch.nn.Identity(), SITE, "")
     return Kept(plan.model, plan, samples, 1, Precision(torch.device("cpu")))
@@ -262,13 +272,13 @@ def test_shards_in_any_number_and_sequence_give_the_same_bits(cuts):
     rng = np.random.default_rng(0)
     classes = np.sort(rng.integers(0, 2, 40))
     losses = torch.from_numpy(rng.random((7, 40)))
-    setting = Setting(
+    setting = LayerRun(
         [split_of(classes)] * 2, np.arange(2), np.arange(7), "per_split", 1e-6, None, 1
     )
     drawn = draws.reweighted([classes] * 2, [np.arange(40)] * 2, 2, 9, 0)
 
     def watched(parts):
-        watch = Watch(setting, 0, drawn, ur.Evidence())
+        watch = LossObserver(setting, 0, drawn, ur.Evidence())
         for a, b in parts:
             watch(np.arange(a, b), losses[:, a:b])
         return [vars(kind[label]) for kind in (watch.found, watch.iterated) for label in (0, 1)]
@@ -298,14 +308,14 @@ def test_samples_under_a_few_masks_are_cut_to_the_budget(budget, most, monkeypat
         *(model, (x[:700], y[:700]), (x[700:], y[700:]), "1"),
         progress=False,
         compute=ur.Compute(memory_budget=budget),
-        evidence=ur.Evidence(floors=2, resplits=0, confidence=None, controls=False),
+        evidence=ur.Evidence(floors=2, resplits=0, bootstrap=None, controls=False),
     )
     assert max(rows for sets, rows in calls if sets) == most
 
 
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_however_few_samples_run_together_none_is_lost(size, monkeypatch):
-    toy, asked = networks.TOYS["mlp"](), ur.Evidence(floors=5, resplits=5, confidence=None)
+    toy, asked = networks.TOYS["mlp"](), ur.Evidence(floors=5, resplits=5, bootstrap=None)
     seen = []
     for small in (False, True):
         if small:
@@ -314,11 +324,11 @@ def test_however_few_samples_run_together_none_is_lost(size, monkeypatch):
         given = toy.model, toy.train, toy.test, layer_of(toy)
         seen.append(ur.analyze(*given, progress=False, evidence=asked).data)
     assert seen[0].attrs["plan"] == "additive"
-    for name in ("floor_share", "resplit_share"):
+    for name in ("noise_floor_proportion", "resplit_proportion"):
         np.testing.assert_array_equal(seen[1][name], seen[0][name])
     # In nats; sums of float32 losses in other pieces differ in their last bits.
-    np.testing.assert_allclose(seen[1].floor_regret, seen[0].floor_regret, atol=1e-6)
+    np.testing.assert_allclose(seen[1].noise_floor_regret, seen[0].noise_floor_regret, atol=1e-6)
 
 
 def test_a_class_without_samples_in_a_part_has_no_roles():
-    assert np.isnan(role_shares(np.zeros((2, 5), dtype=np.uint8))).all()
+    assert np.isnan(role_proportions(np.zeros((2, 5), dtype=np.uint8))).all()

@@ -28,9 +28,9 @@ def analysed(toy, evidence, **options):
     )
 
 
-@pytest.fixture(scope="module", params=["given_order", "full"])
+@pytest.fixture(scope="module", params=["fixed_ranking", "full"])
 def taxonomy(request):
-    return analysed(one_copy("mlp", torch.float64), replace(ASKED, confidence=request.param))
+    return analysed(one_copy("mlp", torch.float64), replace(ASKED, bootstrap=request.param))
 
 
 def percentiles(values):
@@ -53,15 +53,15 @@ def test_intervals_of_both_stds_are_those_of_the_replicates(taxonomy):
     data, frame = taxonomy.data, taxonomy.intervals()
     summary = taxonomy.summary()
     assert frame["value"].equals(summary["mean"])
-    over_labels = data.share_replicate.values.std(axis=1)
+    over_labels = data.proportion_replicate.values.std(axis=1)
     if "role_probability" not in data:
         roles = [redone(data, r) for r in range(ASKED.replicates)]
         np.testing.assert_allclose(
-            [reference.shares(role).std(axis=0) for role in roles], data.unit_std_replicate
+            [reference.shares(role).std(axis=0) for role in roles], data.std_over_units_replicate
         )
     for name, again in (
         ("std_over_labels", over_labels),
-        ("std_over_units", data.unit_std_replicate.values),
+        ("std_over_units", data.std_over_units_replicate.values),
     ):
         np.testing.assert_allclose(frame[name], summary[name], atol=1e-12)
         low, high = percentiles(again)
@@ -85,7 +85,7 @@ def test_bounds_of_shares_are_ordered_and_shares(taxonomy):
 def test_intervals_of_each_class(taxonomy):
     frame = taxonomy.intervals(by_label=True)
     assert list(frame.index.names) == ["label", "role"]
-    low, high = percentiles(taxonomy.data.share_replicate.values)
+    low, high = percentiles(taxonomy.data.proportion_replicate.values)
     for place, label in enumerate(taxonomy.labels):
         rows = frame.loc[label]
         assert list(rows.index) == list(ROLE_NAMES)
@@ -149,12 +149,13 @@ def test_every_interval_says_whether_ranks_are_in_it(taxonomy):
 def test_a_value_outside_its_own_interval_is_said(taxonomy):
     data, said = taxonomy.data, "which is then not to be trusted: "
     inside = data.assign(
-        share_replicate=data.share_replicate * 0 + own_shares(data),
-        unit_std_replicate=data.unit_std_replicate * 0 + taxonomy.summary().std_over_units.values,
+        proportion_replicate=data.proportion_replicate * 0 + own_shares(data),
+        std_over_units_replicate=data.std_over_units_replicate * 0
+        + taxonomy.summary().std_over_units.values,
     )
     assert said not in text.report(ur.Taxonomy(inside))
-    moved = data.share_replicate * 0 + np.array([0.0, 0.5, 0.5, 0.0])
-    printed = text.report(ur.Taxonomy(data.assign(share_replicate=moved)))
+    moved = data.proportion_replicate * 0 + np.array([0.0, 0.5, 0.5, 0.0])
+    printed = text.report(ur.Taxonomy(data.assign(proportion_replicate=moved)))
     names = printed.split(f"{said}share ")[1].split("\n")[0].split("; ")[0].split(", ")
     value = taxonomy.proportions().mean()
     beyond = [
@@ -183,7 +184,7 @@ def test_what_the_training_samples_say_stands_in_the_report(taxonomy):
     assert all(sentence in printed for sentence in frame.sentence)
     first, second = frame.sentence
     assert f"[{100 * ASKED.level:g} % interval " in first
-    (size,) = set(taxonomy.data.floor_samples.values.tolist())
+    (size,) = set(taxonomy.data.noise_floor_samples.values.tolist())
     assert second.endswith(f"of two sets of training samples, of {size} per class")
     assert "[5 to 95 % of the draws " in second
 

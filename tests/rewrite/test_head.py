@@ -108,7 +108,7 @@ def test_the_cut_crosses_what_acts_on_every_unit_alone(name):
     assert edges(head) == [shape]
     (owners,) = head.owners
     assert owners.axis == 1
-    assert head.same_silence
+    assert head.same_ablated
     per_unit = shape[0] // 6
     assert owners.index.tolist() == [unit for unit in range(6) for _ in range(per_unit)]
 
@@ -141,7 +141,7 @@ def test_a_residual_stream_joins_before_the_cut_and_is_not_repeated():
     head = head_and_check(toy.model, layer_of(toy), toy.train[0][:4])
     assert edges(head) == [(10,)]
     assert head.repeats == ()
-    assert not head.same_silence
+    assert not head.same_ablated
 
 
 def test_a_stream_that_joins_after_the_cut_is_repeated_for_every_mask():

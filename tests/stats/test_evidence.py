@@ -21,10 +21,10 @@ from unitroles.stats.agreement import overlap
 from unitroles.stats.evidence import (
     adjusted,
     different,
-    fair_p,
+    fdr_adjusted,
     interval,
     permutation_p,
-    shares_at,
+    proportions_at,
     weigh,
 )
 from unitroles.stats.minima import basin, one_error_point, status
@@ -107,7 +107,7 @@ def test_shares_at_turning_points_are_those_of_the_active_sets(seed, units):
     rng = np.random.default_rng(seed)
     order = np.stack([rng.permutation(units) for _ in range(2)])
     point = rng.integers(1, units + 1, (2, 5))
-    for column, share in zip(point.T, shares_at(order, point), strict=True):
+    for column, share in zip(point.T, proportions_at(order, point), strict=True):
         sets = [order[i][: column[i]] for i in range(2)]
         role = reference.roles(*sets, units)[None]
         np.testing.assert_allclose(share, reference.proportions(role)[0], atol=1e-12)
@@ -165,7 +165,7 @@ def test_classes_are_adjusted_only_where_one_alone_can_be_rejected():
     np.testing.assert_allclose(found, [0.02, 0.9, 0.9, 0.9])
 
 
-ASKED = ur.Evidence(floors=20, resplits=6, confidence="full", replicates=6, seed=1)
+ASKED = ur.Evidence(floors=20, resplits=6, bootstrap="full", replicates=6, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -175,18 +175,20 @@ def taxonomy():
 
 def test_the_tables_are_means_of_what_was_drawn(taxonomy):
     data, frame = taxonomy.data, taxonomy.floors()
-    both = data.floor_share.sel(drawn_from="both").values.mean(axis=(0, 1))
-    train, test = (data.floor_share.sel(drawn_from=s).values for s in ("train", "test"))
+    both = data.noise_floor_proportion.sel(drawn_from="both").values.mean(axis=(0, 1))
+    train, test = (data.noise_floor_proportion.sel(drawn_from=s).values for s in ("train", "test"))
     np.testing.assert_allclose(frame.observed, both)
     larger = np.maximum(train.mean(axis=(0, 1)), test.mean(axis=(0, 1)))
-    np.testing.assert_allclose(frame.floor, larger)
-    np.testing.assert_allclose(frame.excess, both - larger)
+    np.testing.assert_allclose(frame.noise_floor, larger)
+    np.testing.assert_allclose(frame.above_floor, both - larger)
     for name, share in (("train", train), ("test", test)):
         low, high = np.percentile(share.mean(axis=1), [5, 95], axis=0)
         np.testing.assert_allclose(frame[f"{name}_low"], low)
         np.testing.assert_allclose(frame[f"{name}_high"], high)
     summary = taxonomy.summary()
-    np.testing.assert_allclose(summary[["observed", "floor"]], frame[["observed", "floor"]])
+    np.testing.assert_allclose(
+        summary[["observed", "noise_floor"]], frame[["observed", "noise_floor"]]
+    )
     assert (summary.low <= summary.high).all()
     assert summary.low.min() >= 0
     assert summary.high.max() <= 1
@@ -204,23 +206,25 @@ def test_signs_are_measured_by_one_rule_on_the_result_and_on_its_draws(taxonomy)
     value = [*share.mean(axis=0), share[:, 0].std(), (n0[0] - n0[1]).mean()]
     np.testing.assert_allclose(signs.value, [*value, taxonomy.regret().test.mean()])
     floors = taxonomy.floors()
-    for name in ("observed", "floor", "excess", "ceiling"):
+    for name in ("observed", "noise_floor", "above_floor", "noise_floor_95"):
         np.testing.assert_allclose(signs[name][:4], floors[name])
-    cost = data.floor_regret.sel(drawn_from=["train", "test", "both"])[:, :, 1].mean("label")
+    cost = data.noise_floor_regret.sel(drawn_from=["train", "test", "both"])[:, :, 1].mean("label")
     observed = cost.sel(drawn_from="both").mean()
     larger = max(cost.sel(drawn_from=name).mean() for name in ("train", "test"))
-    np.testing.assert_allclose(signs.loc["regret", ["observed", "floor"]], [observed, larger])
+    np.testing.assert_allclose(signs.loc["regret", ["observed", "noise_floor"]], [observed, larger])
     again = np.percentile(data.regret_replicate.sel(split="test").mean("label"), [5, 95])
     np.testing.assert_allclose(signs.loc["regret", ["low", "high"]].to_list(), again)
     loose = taxonomy.sensitivity().loc["tolerance 0.01"]
     np.testing.assert_allclose(signs.loose[:4], loose)
-    above = signs.observed > signs.ceiling
-    for sign in ("overfitted", "generalizing", "longer", "regret"):
+    above = signs.observed > signs.noise_floor_95
+    for sign in ("overfitted", "generalizing", "n0_train_minus_test", "regret"):
         assert signs.verdict[sign] == (ABOVE if above[sign] else WITHIN)
-    assert (signs.verdict[["core", "confusing", "spread"]] == "").all()
+    assert (signs.verdict[["core", "confusing", "core_std_over_classes"]] == "").all()
     np.testing.assert_allclose(
-        floors.floor_std_over_labels,
-        np.max([np.std(data.floor_share[i], axis=1).mean(axis=0) for i in (0, 1)], axis=0),
+        floors.noise_floor_std_over_labels,
+        np.max(
+            [np.std(data.noise_floor_proportion[i], axis=1).mean(axis=0) for i in (0, 1)], axis=0
+        ),
     )
 
 
@@ -263,7 +267,7 @@ def test_agreement_is_a_table_and_is_printed(taxonomy):
     found = overlap(data.order.values, data.turning_point.values)
     for name in frame.columns.drop("adjusted_p"):
         np.testing.assert_array_equal(frame[name], getattr(found, str(name)))
-    np.testing.assert_array_equal(frame.adjusted_p, fair_p(found.p))
+    np.testing.assert_array_equal(frame.adjusted_p, fdr_adjusted(found.p))
     assert evidence.by_chance(frame) == frame.index[frame.adjusted_p > 0.05].tolist()
     assert "Agreement of train and test" in text.report(taxonomy)
     shared = analyze_toy(one_copy("mlp", torch.float64), method=ur.Method(order="train"))[0]
@@ -327,7 +331,7 @@ def test_what_was_not_measured_is_refused():
     [
         ({"floors": -1}, "floors must be a whole number of at least 0, not -1"),
         ({"resplits": -2}, "resplits must be a whole number of at least 0, not -2"),
-        ({"confidence": "some"}, "unknown confidence 'some'"),
+        ({"bootstrap": "some"}, "unknown bootstrap 'some'"),
         ({"replicates": 1}, "replicates must be a whole number of at least 2, not 1"),
         ({"level": 1.0}, "level must lie between 0 and 1, not 1.0"),
     ],
@@ -352,7 +356,7 @@ def test_evidence_that_cannot_be_is_refused():
     with pytest.raises(ur.InputError, match="how often each of 60 samples counts in every draw"):
         quietly(ur.analyze, *given, evidence=ur.Evidence(), compute=small)
     few = ur.Evidence(floors=0, resplits=0, replicates=2, controls=False)
-    with pytest.raises(ur.InputError, match="confidence holds the losses of a class's samples"):
+    with pytest.raises(ur.InputError, match="bootstrap holds the losses of a class's samples"):
         quietly(ur.analyze, *given, evidence=few, compute=small)
 
 
@@ -393,18 +397,20 @@ def test_a_class_of_one_sample_has_no_floor():
     keep = torch.cat([torch.nonzero(y != 0)[:, 0], torch.nonzero(y == 0)[:1, 0]])
     asked = ur.Evidence(floors=3, resplits=0, controls=False)
     found = quietly(ur.analyze, toy.model, toy.train, (x[keep], y[keep]), toy.layer, evidence=asked)
-    assert found.data.floor_samples[0] == 0
-    assert np.isnan(found.data.floor_share[:, :, 0]).all()
+    assert found.data.noise_floor_samples[0] == 0
+    assert np.isnan(found.data.noise_floor_proportion[:, :, 0]).all()
     assert np.isfinite(found.floors().to_numpy()).all()
     printed = text.report(found)
     assert "between sets of 0" not in printed
     assert "without 1 class of one sample in a split: 0" in printed
-    of_one_sided = found.signs().verdict[["overfitted", "generalizing", "longer", "regret"]]
+    of_one_sided = found.signs().verdict[
+        ["overfitted", "generalizing", "n0_train_minus_test", "regret"]
+    ]
     assert (of_one_sided == TOO_FEW).all()  # 3 draws have no 95 % point
 
 
 def test_losses_say_what_they_are_measured_in(taxonomy):
     data = taxonomy.data
-    names = ["loss_low", "loss_high", "paired_error", "floor_regret", "regret_replicate"]
+    names = ["loss_low", "loss_high", "paired_error", "noise_floor_regret", "regret_replicate"]
     for name in [*names, "set_loss", "intact_loss"]:
         assert data[name].attrs["units"] == data.loss.attrs["units"] == "nats"

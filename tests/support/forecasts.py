@@ -14,7 +14,7 @@ import networks
 import unitroles as ur
 from forcing import BATCH, layer_of, quietly
 from unitroles.cost.forecast import Forecast
-from unitroles.curves.store import Ledger
+from unitroles.curves.store import Stores
 from unitroles.engine.additive import AdditivePlan
 from unitroles.engine.plan import FullPlan
 
@@ -44,7 +44,7 @@ def watched(seen: Seen, patch: pytest.MonkeyPatch) -> None:
                 stack.callback(module.register_forward_pre_hook(hook).remove)
             yield ready
 
-    class Watched(Ledger):
+    class Watched(Stores):
         def __exit__(self, *error: object) -> None:
             for store in self.opened:
                 values = [value for rows in store.tiles(1000) for value in rows]
@@ -53,7 +53,7 @@ def watched(seen: Seen, patch: pytest.MonkeyPatch) -> None:
             super().__exit__(*error)
 
     patch.setattr(analysis, "prepared", watch)
-    patch.setattr(analysis, "Ledger", Watched)
+    patch.setattr(analysis, "Stores", Watched)
 
 
 def parts(model: nn.Module, plan: Any) -> dict[str, nn.Module]:

@@ -19,7 +19,7 @@ from unitroles.analysis.provenance import Clock, layer_record, record
 from unitroles.curves.collect import Kept, collect
 from unitroles.curves.retrieval import CurveSums, mask_sums, rof_curve
 from unitroles.curves.scores import SampleScore, ScoreSums, mean_scores, sample_score
-from unitroles.curves.store import Ledger
+from unitroles.curves.store import Stores
 from unitroles.engine.plan import Plan
 from unitroles.errors import InputError, unknown
 from unitroles.model.forward import Logits
@@ -186,7 +186,7 @@ class _Run:
 
     ready: Ready
     given: _Given
-    ledger: Ledger
+    stores: Stores
     clock: Clock
     provenance: dict[str, Any] = field(default_factory=dict)
 
@@ -209,7 +209,7 @@ class _Run:
             rank_by,
             compute.batch_size,
             ready.precision,
-            self.ledger,
+            self.stores,
             ready.bars("activity", len(samples)),
             ready.criterion,
         )
@@ -258,14 +258,14 @@ def _running(
     options = given.class_names, sample, compute, given.progress
     with (
         prepared(model, {"data": data}, [layer], *options) as ready,
-        Ledger(compute.bytes) as ledger,
+        Stores(compute.bytes) as stores,
         torch.inference_mode(),
     ):
         clock = Clock(ready.started)
         clock.stop("plan")
         ready = with_baseline(ready, given.baseline, compute.batch_size)
         clock.stop("body")
-        run = _Run(ready, given, ledger, clock)
+        run = _Run(ready, given, stores, clock)
         yield run
         clock.stop("sweep")
         run.provenance = record(run.ready.model, (method, sample, compute, None))
@@ -295,7 +295,7 @@ def _in_order(
     """What the masks need, and for every class its units in the order in which they go."""
     labels, units = run.ready.labels, run.site.units
     if not isinstance(order, str):
-        removal = _given_order(order, labels, run.site)
+        removal = _custom_order(order, labels, run.site)
         return run.collect(None)[1], removal
     if order == "random":
         seed = run.ready.seed
@@ -307,7 +307,7 @@ def _in_order(
     return kept, falling if order == "descending" else falling[:, ::-1]
 
 
-def _given_order(
+def _custom_order(
     order: Any, labels: Int[np.ndarray, " label"], site: Site
 ) -> Int[np.ndarray, "label position"]:
     """An order as the user gave it, checked."""

@@ -15,15 +15,20 @@ from torch import nn
 from unitroles.analysis.prepare import Ready, prepared, with_baseline
 from unitroles.analysis.provenance import Clock, layer_record, name_of, record
 from unitroles.curves.collect import Kept, collect
-from unitroles.curves.retrieval import CurveSums, adaptive_curve, at_points, nobody, rof_curve
+from unitroles.curves.retrieval import CurveSums, adaptive_curve, at_points, ignore, rof_curve
 from unitroles.curves.scores import mean_scores, sample_score
-from unitroles.curves.store import Ledger
+from unitroles.curves.store import Stores
 from unitroles.errors import InputError
 from unitroles.options import Compute, Evidence, Layer, Method, Sample
 from unitroles.progress import announce
-from unitroles.resampling.evidence import Found, Inquiry, findings, inquire
-from unitroles.resampling.limits import require_halves, require_memory, require_points, room_of
-from unitroles.resampling.recompute import Setting
+from unitroles.resampling.evidence import Found, Measurement, findings, start
+from unitroles.resampling.limits import (
+    require_halves,
+    require_memory,
+    require_points,
+    resampling_memory,
+)
+from unitroles.resampling.recompute import LayerRun
 from unitroles.results.dataset import CROSS_ENTROPY, dataset
 from unitroles.results.members import TaxonomySet
 from unitroles.results.taxonomy import Taxonomy
@@ -121,7 +126,7 @@ def analyze_layers(
     data = {"train": train, "test": test}
     with (
         prepared(model, data, wanted, class_names, sample, compute, progress, method.loss) as ready,
-        Ledger(compute.bytes) as ledger,
+        Stores(compute.bytes) as stores,
         torch.inference_mode(),
     ):
         clock = Clock(ready.started)
@@ -131,17 +136,17 @@ def analyze_layers(
         clock.stop("plan")
         ready = with_baseline(ready, method.baseline, compute.batch_size)
         each = evidence is not None and evidence.redoes
-        scores, kept = _one_pass(ready, method, compute, ledger, each)
+        scores, kept = _one_pass(ready, method, compute, stores, each)
         clock.stop("body")
         layer_results = []
         for place in range(len(wanted)):
             mine = (kept[0][place], kept[1][place])
-            inquiry = _inquiry(ready, method, compute, evidence, scores[place], mine)
-            swept = _sweep(ready, method, scores[place], mine, inquiry)
+            measurement = _measurement(ready, method, compute, evidence, scores[place], mine)
+            swept = _sweep(ready, method, scores[place], mine, measurement)
             seconds = clock.stop("sweep")
-            if inquiry is not None:
+            if measurement is not None:
                 say = partial(_cost, seconds) if progress else None
-                found = findings(inquiry, swept.order, swept.point, swept.accuracy, say)
+                found = findings(measurement, swept.order, swept.point, swept.accuracy, say)
                 swept = replace(swept, evidence=found)
                 clock.stop("evidence")
             layer_results.append(swept)
@@ -157,7 +162,7 @@ def analyze_layers(
 
 def _cost(seconds: float, sweeps: float) -> None:
     announce(
-        f"full confidence does scores, orders and curves anew: about {sweeps:.1f} times the curves "
+        f"full bootstrap does scores, orders and curves anew: about {sweeps:.1f} times the curves "
         f"of the layer, which took {seconds:.1f} s"
     )
 
@@ -178,7 +183,7 @@ def _listed(
 
 
 def _one_pass(
-    ready: Ready, method: Method, compute: Compute, ledger: Ledger, each: bool
+    ready: Ready, method: Method, compute: Compute, stores: Stores, each: bool
 ) -> tuple[list[np.ndarray], list[list[Kept]]]:
     """The score (split, label, unit) of every layer, and what its masks need of both splits.
 
@@ -197,7 +202,7 @@ def _one_pass(
             rank_by,
             compute.batch_size,
             ready.precision,
-            ledger,
+            stores,
             done,
             ready.criterion,
             each,
@@ -227,22 +232,22 @@ class _Swept:
         return np.stack([curve.accuracy for curve in self.curves])
 
 
-def _inquiry(
+def _measurement(
     ready: Ready,
     method: Method,
     compute: Compute,
     evidence: Evidence | None,
     score: np.ndarray,
     kept: tuple[Kept, Kept],
-) -> Inquiry | None:
+) -> Measurement | None:
     if evidence is None:
         return None
     plan = kept[0].plan
     points = grid(plan.site.units, plan.resolution(method.resolution))
     fixed = score if sample_score(method.score) is None else None
-    room = room_of(compute.bytes)
-    setting = Setting(kept, ready.labels, points, method.order, method.tolerance, fixed, room)
-    return inquire(setting, evidence, ready.bars)
+    room = resampling_memory(compute.bytes)
+    layer_run = LayerRun(kept, ready.labels, points, method.order, method.tolerance, fixed, room)
+    return start(layer_run, evidence, ready.bars)
 
 
 def _sweep(
@@ -250,16 +255,18 @@ def _sweep(
     method: Method,
     score: np.ndarray,
     kept: tuple[Kept, Kept],
-    inquiry: Inquiry | None,
+    measurement: Measurement | None,
 ) -> _Swept:
     """Both curves of every class, their turning points, and each split under the other's set."""
     labels, total = ready.labels, sum(map(len, ready.splits))
     order = order_units(score, ready.counts, method.order)
     name = kept[0].plan.site.path
-    curves = _curves(ready, method, order, kept, inquiry)
+    curves = _curves(ready, method, order, kept, measurement)
     point = turning_point(np.stack([curve.mean_loss for curve in curves]), method.tolerance)
     done = ready.bars(f"swapped sets {name}", total)
-    watch = [nobody if inquiry is None else inquiry.swap_observer(i) for i in range(len(kept))]
+    watch = [
+        ignore if measurement is None else measurement.swap_observer(i) for i in range(len(kept))
+    ]
     swapped = [
         at_points(mine, labels, order[1 - i], point[1 - i][:, None], done, watch[i])
         for i, mine in enumerate(kept)
@@ -272,7 +279,7 @@ def _curves(
     method: Method,
     order: np.ndarray,
     kept: tuple[Kept, Kept],
-    inquiry: Inquiry | None,
+    measurement: Measurement | None,
 ) -> list[CurveSums]:
     """The curves of every class on both splits, at the n that the resolution asks for."""
     labels, plan = ready.labels, kept[0].plan
@@ -286,7 +293,7 @@ def _curves(
 
         return [curve(i) for i in range(len(kept))]
     done = ready.bars(name, sum(map(len, ready.splits)))
-    watch = [nobody if inquiry is None else inquiry.observer(i) for i in range(len(kept))]
+    watch = [ignore if measurement is None else measurement.observer(i) for i in range(len(kept))]
     return [
         rof_curve(mine, labels, order[i], done, points, watch[i]) for i, mine in enumerate(kept)
     ]

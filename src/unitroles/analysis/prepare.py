@@ -25,7 +25,7 @@ from unitroles.analysis.targets import (
 from unitroles.curves.collect import collect
 from unitroles.curves.loss import Criterion
 from unitroles.curves.scores import activation_mean
-from unitroles.curves.store import Ledger
+from unitroles.curves.store import Stores
 from unitroles.data.columns import fitted
 from unitroles.data.reading import warn_if_changing
 from unitroles.data.samples import Samples
@@ -217,7 +217,7 @@ def with_baseline(ready: Ready, baseline: str, size: int) -> Ready:
         activation_mean,
         size,
         ready.precision,
-        Ledger(0),
+        Stores(0),
         done,
     )
     choices = []

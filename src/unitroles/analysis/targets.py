@@ -74,9 +74,9 @@ def criterion_of(
 def _check_loss(loss: OwnLoss, logits: Tensor, targets: Tensor) -> None:
     """A sample's loss is its own: the same at every call, and alone as among others."""
     targets = targets.to(logits.device)
-    first, again = (loss.look(logits[None], targets)[0][0] for _ in range(2))
+    first, again = (loss.evaluate(logits[None], targets)[0][0] for _ in range(2))
     rows = range(len(logits))
-    alone = [loss.look(logits[None, i : i + 1], targets[i : i + 1])[0][0, 0] for i in rows]
+    alone = [loss.evaluate(logits[None, i : i + 1], targets[i : i + 1])[0][0, 0] for i in rows]
     for other in (again, torch.stack(alone)):
         if not torch.allclose(first, other, rtol=1e-3, atol=1e-5, equal_nan=True):
             raise InputError(

@@ -20,10 +20,10 @@ from unitroles.cli.arguments import (
     Autocast,
     Baseline,
     BatchSize,
+    Bootstrap,
     Budget,
     ChannelsLast,
     Classes,
-    Confidence,
     Config,
     Controls,
     Device,
@@ -129,7 +129,7 @@ def analyze(
     evidence: WithEvidence = False,
     floors: Floors = Evidence.floors,
     resplits: Resplits = Evidence.resplits,
-    confidence: Confidence = "given_order",
+    bootstrap: Bootstrap = "fixed_ranking",
     replicates: Replicates = None,
     level: Level = Evidence.level,
     controls: Controls = Evidence.controls,
@@ -144,7 +144,7 @@ def analyze(
     sample = Sample(None, max_per_class, equalize, None, missing, seed)
     budget = arguments.whole(memory_budget)
     compute = Compute(device, batch_size, budget, autocast, channels_last=channels_last)
-    surely = None if confidence == "none" else confidence
+    surely = None if bootstrap == "none" else bootstrap
     asked = Evidence(floors, resplits, surely, replicates, level, controls, seed)
     arguments.require_evidence(evidence, asked)
     beside = None
@@ -298,7 +298,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except InputError as error:
             return _fail(str(error))
         except Exception as error:
-            # The usage errors of typer, whichever click it brings, and of nobody else.
+            # The usage errors of typer, whichever click it brings, and of ignore else.
             message = getattr(error, "format_message", None)
             if message is None:
                 raise

@@ -158,16 +158,17 @@ Floors = Annotated[
 Resplits = Annotated[
     int, _panel("Evidence", help="New splits of all samples; 0 = no exchangeability test.")
 ]
-Confidence = Annotated[
+Bootstrap = Annotated[
     str,
     _panel(
         "Evidence",
-        help="given_order: intervals with the order kept; full: scores, orders and curves anew, "
+        help="fixed_ranking: intervals with the order kept; full: scores, orders and curves anew, "
         "with P(role); none.",
     ),
 ]
 Replicates = Annotated[
-    int | None, _panel("Evidence", help="Of the intervals; else 100 for given_order, 25 for full.")
+    int | None,
+    _panel("Evidence", help="Of the intervals; else 100 for fixed_ranking, 25 for full."),
 ]
 Level = Annotated[float, _panel("Evidence", help="Of the intervals, between 0 and 1.")]
 Controls = Annotated[

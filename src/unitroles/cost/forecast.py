@@ -15,7 +15,7 @@ from unitroles.analysis.prepare import Ready, prepared
 from unitroles.cost.rates import pace
 from unitroles.curves.collect import SCORE_TILE
 from unitroles.curves.scores import sample_score
-from unitroles.curves.store import Ledger, row_bytes
+from unitroles.curves.store import Stores, row_bytes
 from unitroles.engine.additive import AdditivePlan
 from unitroles.engine.plan import FullPlan
 from unitroles.engine.suffix import SuffixPlan
@@ -232,7 +232,7 @@ def plan(
 def _sweeps(ready: Ready, evidence: Evidence) -> float:
     """How many times the samples of both splits are put under all masks, if draws share nothing."""
     samples, controls = ready.counts, 3.0 * evidence.controls
-    full = evidence.draws * (evidence.confidence == "full")
+    full = evidence.draws * (evidence.bootstrap == "full")
     if isinstance(ready.choices[0].plan, FullPlan):  # whole batches, of two parts in either split
         return 2.0 * (evidence.floors + evidence.resplits) + full + controls
     halved = 4 * half_size(samples).sum() / samples.sum()
@@ -247,7 +247,7 @@ def _held(ready: Ready, method: Method, evidence: Evidence, scored: bool) -> int
     samples, most = int(ready.counts.sum()), int(ready.counts.max())
     scores = 4 * samples * units * scored
     points = expected(units, chosen.resolution(method.resolution))
-    losses = losses_bytes(most, points) * (evidence.confidence is not None)
+    losses = losses_bytes(most, points) * (evidence.bootstrap is not None)
     return weights_of(evidence, method, samples) + scores + losses
 
 
@@ -260,12 +260,12 @@ def _cached(ready: Ready, budget: int, scored: bool) -> tuple[tuple[str, str], i
     if not isinstance(chosen, (SuffixPlan, AdditivePlan)):
         return ("none", "none"), 0
     rows, where, kept = chosen.keep(*chosen.probe), [], 0
-    with Ledger(budget) as ledger:
+    with Stores(budget) as stores:
         for samples in ready.splits:
             if scored:
                 each = torch.zeros(1, ready.sites[0].units)
-                ledger.open(len(samples), [each], SCORE_TILE)
-            store = ledger.open(len(samples), rows, chosen.tile)
+                stores.open(len(samples), [each], SCORE_TILE)
+            store = stores.open(len(samples), rows, chosen.tile)
             where.append("recompute" if store is None else store.where)
             kept += 0 if store is None else len(samples) * row_bytes(rows)
     return (where[0], where[1]), kept

@@ -70,7 +70,7 @@ def layers(model: nn.Module, example: Any) -> pd.DataFrame:
         best = recommend(seen.calls, seen.samples).path
         found = candidates(seen.calls, seen.samples)
         sites = [find_site(model, Layer(call.path), seen.calls, seen.samples) for call in found]
-        outlooks = _outlooks(model, sites, seen)
+        costs = _costs(model, sites, seen)
         each = 1000 * _seconds(model, example) / seen.samples
     rows = [
         {
@@ -85,7 +85,7 @@ def layers(model: nn.Module, example: Any) -> pd.DataFrame:
             "reason": outlook.reason,
             "bytes_per_sample": outlook.kept,
         }
-        for site, outlook in zip(sites, outlooks, strict=True)
+        for site, outlook in zip(sites, costs, strict=True)
     ]
     return pd.DataFrame(rows)
 
@@ -102,7 +102,7 @@ def _seconds(model: nn.Module, example: Any) -> float:
 
 
 @dataclass(frozen=True)
-class _Outlook:
+class _Cost:
     """What a test of a layer would be.
 
     Parameters
@@ -118,7 +118,7 @@ class _Outlook:
     kept: int
 
 
-def _outlooks(model: nn.Module, sites: list[Site], seen: Trace) -> list[_Outlook]:
+def _costs(model: nn.Module, sites: list[Site], seen: Trace) -> list[_Cost]:
     """The outlook of every site, from one export of the model."""
     try:
         exported = export(model, sites, seen.inputs)
@@ -129,24 +129,24 @@ def _outlooks(model: nn.Module, sites: list[Site], seen: Trace) -> list[_Outlook
     found = []
     for place, site in enumerate(sites):
         try:
-            found.append(_outlook(exported.head(place), seen.logits.shape[1], count, whole))
+            found.append(_cost(exported.head(place), seen.logits.shape[1], count, whole))
         except Exception as error:  # as when a plan is chosen: the definition always runs
             found.append(_full(site, first_line(error)))
     return found
 
 
-def _full(site: Site, reason: str) -> _Outlook:
+def _full(site: Site, reason: str) -> _Cost:
     """The scores, every number of retrieved units, and the swapped sets."""
-    return _Outlook("full", reason, 1.0 + (site.units + 1) + 1, 0)
+    return _Cost("full", reason, 1.0 + (site.units + 1) + 1, 0)
 
 
-def _outlook(head: Head, labels: int, count: Operations, whole: int) -> _Outlook:
+def _cost(head: Head, labels: int, count: Operations, whole: int) -> _Cost:
     after = count.of(head.after) / whole
     try:
         form = recognise(head, (), fold=False)
     except CannotCut as error:
         cost = 1 + (head.units + 1 + 1) * after
-        return _Outlook("suffix", suffix_reason(error), cost, _kept(head))
+        return _Cost("suffix", suffix_reason(error), cost, _kept(head))
     units, features, width = form.add.shape
     tail = count.of(form.tail) / whole
     if form.folded:
@@ -155,10 +155,10 @@ def _outlook(head: Head, labels: int, count: Operations, whole: int) -> _Outlook
         steps = 2 * ROWS * units * features * (labels + width * normed) / whole
         # The model's own passes, the sum and where it starts from, and the swapped sets.
         cost = 1 + steps + tail + after
-        return _Outlook("additive", additive_reason(True, normed), cost, _kept(head))
+        return _Cost("additive", additive_reason(True, normed), cost, _kept(head))
     # The running sum takes the operations of the one op that it stands for.
     cost = 1 + (after - tail) + (head.units + 1) * tail + after
-    return _Outlook("additive", additive_reason(False, False), cost, _kept(head))
+    return _Cost("additive", additive_reason(False, False), cost, _kept(head))
 
 
 def _kept(head: Head) -> int:
@@ -167,7 +167,7 @@ def _kept(head: Head) -> int:
     values = [value_of(node) for node in output.args[0]]
     edge, around = values[: head.edges], values[head.edges :]
     rows = [value for value, per_row in zip(around, head.repeats, strict=True) if per_row]
-    silent = [] if head.same_silence else edge
+    silent = [] if head.same_ablated else edge
     return sum(_row_bytes(value, head.dtype) for value in (*edge, *silent, *rows))
 
 

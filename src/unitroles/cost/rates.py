@@ -14,7 +14,7 @@ from torch import Tensor
 from unitroles.analysis.prepare import Ready
 from unitroles.curves.collect import collect
 from unitroles.curves.scores import sample_score
-from unitroles.curves.store import Ledger
+from unitroles.curves.store import Stores
 from unitroles.data.samples import Batch, Samples
 from unitroles.engine.additive import AdditivePlan
 from unitroles.engine.masks import Prefixes
@@ -111,7 +111,7 @@ def _evaluate(ready: Ready, batch: Batch) -> Tensor:
 
 def _pass(ready: Ready, method: Method, compute: Compute, samples: Samples) -> None:
     """The pass of the analysis over a few samples, in one batch."""
-    with Ledger(compute.bytes) as ledger:
+    with Stores(compute.bytes) as stores:
         collect(
             ready.model,
             [ready.choices[0].plan],
@@ -120,7 +120,7 @@ def _pass(ready: Ready, method: Method, compute: Compute, samples: Samples) -> N
             sample_score(method.score),
             len(samples),
             ready.precision,
-            ledger,
+            stores,
             lambda count: None,
         )
 
@@ -176,5 +176,5 @@ def _run(ready: Ready, parts: Iterator[tuple[slice, Logits]], rows: int) -> None
     """As the sums of the curves are made, for the labels of any samples; nothing is kept."""
     given = ready.splits[0].targets
     targets = given[torch.arange(rows) % len(given)].to(ready.precision.device)
-    found = [ready.criterion.look(logits[:, :rows], targets)[0].cpu() for _, logits in parts]
+    found = [ready.criterion.evaluate(logits[:, :rows], targets)[0].cpu() for _, logits in parts]
     ready.criterion.losses(torch.cat(found)).sum(dim=1)

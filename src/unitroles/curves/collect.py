@@ -21,7 +21,7 @@ from unitroles.curves.scores import (
     sample_scores,
     score_sums,
 )
-from unitroles.curves.store import Ledger, Rows, Store
+from unitroles.curves.store import Rows, Store, Stores
 from unitroles.data.samples import Batch, Samples
 from unitroles.engine.plan import FullPlan, Plan
 from unitroles.errors import InputError, PlanWarning
@@ -147,7 +147,7 @@ def _in_full(kept: Kept) -> FullPlan:
         stacklevel=2,
     )
     full = FullPlan(kept.model, kept.plan.site, "", precision=kept.precision)
-    return full.silenced(kept.plan.baseline)
+    return full.ablated(kept.plan.baseline)
 
 
 def collect(
@@ -158,7 +158,7 @@ def collect(
     score: SampleScore | None,
     size: int,
     precision: Precision,
-    ledger: Ledger,
+    stores: Stores,
     done: Callable[[int], None],
     criterion: Criterion = CROSS_ENTROPY,
     each: bool = False,
@@ -169,7 +169,7 @@ def collect(
     ----------
     score : of a sample's activations; None = none is measured.
     size : samples per forward.
-    ledger : memory and disk for rows.
+    stores : memory and disk for rows.
     done : told how many samples each batch added.
     criterion : what the masks will be compared by.
     each : whether the scores of every sample are kept too.
@@ -204,8 +204,8 @@ def collect(
                 values = sample_scores(seen, site.axis, score, real)
                 sums[layer] += score_sums(values, classes, len(labels))
                 if each:
-                    _remember(kept[layer], values, ledger)
-            _add(kept[layer], rows, start, batch.count, ledger)
+                    _remember(kept[layer], values, stores)
+            _add(kept[layer], rows, start, batch.count, stores)
         done(batch.count)
     return sums, kept
 
@@ -233,7 +233,7 @@ def _joined(parts: Sequence[tuple[Tensor, Rows | None]]) -> tuple[Tensor, Rows |
     return torch.cat(outputs), whole
 
 
-def _add(kept: Kept, rows: Rows | None, start: int, count: int, ledger: Ledger) -> None:
+def _add(kept: Kept, rows: Rows | None, start: int, count: int, stores: Stores) -> None:
     if isinstance(kept.plan, FullPlan):
         return
     if rows is None:
@@ -242,13 +242,13 @@ def _add(kept: Kept, rows: Rows | None, start: int, count: int, ledger: Ledger) 
     mine = tuple(value[:count] for value in rows)
     if not kept.decided:
         kept.decided = True
-        kept.store = ledger.open(len(kept.samples), mine, kept.plan.tile)
+        kept.store = stores.open(len(kept.samples), mine, kept.plan.tile)
     kept.places.append(np.arange(start, start + count))
     if kept.store is not None:
         kept.store.add(mine)
 
 
-def _remember(kept: Kept, values: Tensor, ledger: Ledger) -> None:
+def _remember(kept: Kept, values: Tensor, stores: Stores) -> None:
     """Keep the scores of some samples.
 
     Raises
@@ -256,7 +256,7 @@ def _remember(kept: Kept, values: Tensor, ledger: Ledger) -> None:
     InputError : they fit neither into memory nor on the disk.
     """
     if kept.scores is None:
-        kept.scores = ledger.open(len(kept.samples), [values], SCORE_TILE)
+        kept.scores = stores.open(len(kept.samples), [values], SCORE_TILE)
     if kept.scores is None:
         needed = len(kept.samples) * values.shape[1] * values.element_size() / 2**30
         raise InputError(

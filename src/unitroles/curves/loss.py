@@ -92,7 +92,7 @@ class Criterion(Protocol):
     @property
     def scored(self) -> bool: ...
 
-    def look(self, outputs: Logits, targets: Tensor, masks: slice = slice(None)) -> _Answers:
+    def evaluate(self, outputs: Logits, targets: Tensor, masks: slice = slice(None)) -> _Answers:
         """One number for every mask and sample, and whether the answer is right.
 
         `masks` tells which ones of all masks these are.
@@ -110,7 +110,7 @@ class CrossEntropy:
 
     scored: bool = True
 
-    def look(self, outputs: Logits, targets: Tensor, masks: slice = slice(None)) -> _Answers:
+    def evaluate(self, outputs: Logits, targets: Tensor, masks: slice = slice(None)) -> _Answers:
         return margins(outputs, targets)
 
     def losses(self, numbers: Float[Tensor, "masks samples"]) -> Float[Tensor, "masks samples"]:
@@ -135,7 +135,7 @@ class OwnLoss:
     shape: tuple[int, ...]
     scored: bool
 
-    def look(self, outputs: Logits, targets: Tensor, masks: slice = slice(None)) -> _Answers:
+    def evaluate(self, outputs: Logits, targets: Tensor, masks: slice = slice(None)) -> _Answers:
         many, samples = outputs.shape[:2]
         # A copy: the function may write to it, and the running sums go on from here.
         rows = outputs.flatten(0, 1).clone().unflatten(1, self.shape or (1,))

@@ -33,7 +33,7 @@ Observer = Callable[[Int[np.ndarray, " samples"], Float[Tensor, "masks samples"]
 """(places of some samples in their split, their losses) -> nothing."""
 
 
-def nobody(places: Int[np.ndarray, " samples"], losses: Float[Tensor, "masks samples"]) -> None:
+def ignore(places: Int[np.ndarray, " samples"], losses: Float[Tensor, "masks samples"]) -> None:
     """An observer that does not look."""
 
 
@@ -73,7 +73,7 @@ def mask_sums(
     masks: int,
     run: Run,
     done: Callable[[int], None] = lambda count: None,
-    observe: Observer = nobody,
+    observe: Observer = ignore,
 ) -> CurveSums:
     """Evaluate as many masks on every sample of a split, and sum by class.
 
@@ -144,7 +144,7 @@ def _answers(
     number = torch.zeros(masks, len(targets), dtype=torch.float64)
     right = torch.zeros(masks, len(targets), dtype=torch.bool)
     for part, logits in found:
-        number[part], right[part] = criterion.look(logits, targets.to(logits.device), part)
+        number[part], right[part] = criterion.evaluate(logits, targets.to(logits.device), part)
     return number, right
 
 
@@ -174,7 +174,7 @@ def _not_finite(values: Float[Tensor, "masks samples"], kept: Kept, tile: Tile) 
     return InputError(
         f"the loss of {samples.name} sample {samples.rows[place]} (label "
         f"{samples.labels[place]}) is not finite with units of layer {kept.plan.site.path!r} "
-        "silenced or awake; check the weights, the scaling of this input and a loss of your own"
+        "ablated or awake; check the weights, the scaling of this input and a loss of your own"
     )
 
 
@@ -184,7 +184,7 @@ def rof_curve(
     order: Int[np.ndarray, "label position"],
     done: Callable[[int], None] = lambda count: None,
     points: Int[np.ndarray, " masks"] | None = None,
-    observe: Observer = nobody,
+    observe: Observer = ignore,
 ) -> CurveSums:
     """E(n) for n = 0 ... N on one split, each class in its own order; masks count retrieved units.
 
@@ -212,7 +212,7 @@ def at_points(
     order: Int[np.ndarray, "label position"],
     points: Int[np.ndarray, "label masks"],
     done: Callable[[int], None] = lambda count: None,
-    observe: Observer = nobody,
+    observe: Observer = ignore,
 ) -> CurveSums:
     """E(n) at some n for each class, as many for each; `observe` as in `mask_sums`."""
     rank = torch.from_numpy(positions(order))

@@ -133,14 +133,14 @@ def _free_disk() -> int:
 
 
 @dataclass
-class Ledger:
+class Stores:
     """Memory and disk still free for rows; where a store goes is decided when its size is known."""
 
     memory: int
     disk: int = field(default_factory=_free_disk)
     opened: list[Store] = field(default_factory=list)
 
-    def __enter__(self) -> Ledger:
+    def __enter__(self) -> Stores:
         return self
 
     def __exit__(self, *error: object) -> None:

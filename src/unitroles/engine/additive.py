@@ -95,8 +95,8 @@ class AdditivePlan:
         (edge,), (silent,), around = self.suffix.unpack(kept)
         return Sums.of(self.form, edge, silent, around, self.suffix.head.repeats)
 
-    def silenced(self, baseline: Float[Tensor, " units"] | None) -> AdditivePlan:
-        return replace(self, suffix=self.suffix.silenced(baseline))
+    def ablated(self, baseline: Float[Tensor, " units"] | None) -> AdditivePlan:
+        return replace(self, suffix=self.suffix.ablated(baseline))
 
 
 Cut = SuffixPlan | AdditivePlan

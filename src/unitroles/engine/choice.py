@@ -192,11 +192,11 @@ def recheck(choice: Choice, baseline: Float[Tensor, " units"], precision: Precis
     site, model = given.site, given.model
     definition = define(model, site, choice.seen, precision, baseline)
     if isinstance(given, FullPlan):
-        plan = given.silenced(baseline)
+        plan = given.ablated(baseline)
         check = self_check(plan, definition)
         return Choice(plan, check, tuple(_effect(site, check)), choice.seen, False)
     plans = [given, *([given.suffix] if isinstance(given, AdditivePlan) else [])]
-    found = _first_that_agrees([plan.silenced(baseline) for plan in plans], definition)
+    found = _first_that_agrees([plan.ablated(baseline) for plan in plans], definition)
     if isinstance(found, str):
         return _full(model, definition, site, f"with mean activations {found}", precision, baseline)
     return found

@@ -88,7 +88,7 @@ class Plan(Protocol):
         """Logits with one unit silent and all others awake, for all units or those of `units`."""
         ...
 
-    def silenced(self, baseline: Float[Tensor, " units"] | None) -> Plan:
+    def ablated(self, baseline: Float[Tensor, " units"] | None) -> Plan:
         """The same plan with silent units giving `baseline`; None = zero."""
         ...
 
@@ -145,5 +145,5 @@ class FullPlan:
         masks = AllButOne.of(batch_size(kept), self.site.units, units, some.device)
         return self.masked(kept, masks)
 
-    def silenced(self, baseline: Float[Tensor, " units"] | None) -> FullPlan:
+    def ablated(self, baseline: Float[Tensor, " units"] | None) -> FullPlan:
         return replace(self, baseline=baseline)

@@ -82,7 +82,7 @@ class SuffixPlan:
         values, silent = self._values(found, inputs)
         edge, around = values[: self.head.edges], values[self.head.edges :]
         rows = [v for v, per_row in zip(around, self.head.repeats, strict=True) if per_row]
-        return (*edge, *silent, *rows) if not self.head.same_silence else (*edge, *rows)
+        return (*edge, *silent, *rows) if not self.head.same_ablated else (*edge, *rows)
 
     def _values(
         self, found: Sequence[Tensor], inputs: Any
@@ -94,7 +94,7 @@ class SuffixPlan:
         live = () if self.head.context is None else self.head.context(*_cast(sources, dtype))
         output = _cast(found[:1], dtype)[0].contiguous()
         values = self.head.before(output, *live)
-        if self.head.same_silence and "silent" in self._fixed:
+        if self.head.same_ablated and "silent" in self._fixed:
             return values, ()
         nothing = torch.zeros_like(output)
         if self.baseline is not None:
@@ -105,7 +105,7 @@ class SuffixPlan:
         self, kept: Sequence[Tensor]
     ) -> tuple[Sequence[Tensor], Sequence[Tensor], list[Tensor]]:
         """Edge values, edge values of a silent layer, and values around."""
-        edges, same = self.head.edges, self.head.same_silence
+        edges, same = self.head.edges, self.head.same_ablated
         self._fix()
         silent = self._fixed["silent"] if same else kept[edges : 2 * edges]
         rows = iter(kept[edges if same else 2 * edges :])
@@ -170,7 +170,7 @@ class SuffixPlan:
     ) -> Iterator[tuple[slice, Logits]]:
         return self.masked(kept, AllButOne.of(len(kept[0]), self.site.units, units, kept[0].device))
 
-    def silenced(self, baseline: Float[Tensor, " units"] | None) -> SuffixPlan:
+    def ablated(self, baseline: Float[Tensor, " units"] | None) -> SuffixPlan:
         return replace(self, baseline=baseline, _fixed={})
 
     def _masks_per_call(self, edge: Sequence[Tensor]) -> int:

@@ -1,4 +1,4 @@
-"""Run the user's own model up to a layer, or whole with units of the layer silenced."""
+"""Run the user's own model up to a layer, or whole with units of the layer ablated."""
 
 from __future__ import annotations
 

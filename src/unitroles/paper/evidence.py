@@ -11,13 +11,13 @@ import unitroles as ur
 from unitroles.paper.tables import GIVEN, OWN, Member, about, each, lead, range_of
 from unitroles.zoo.settings import Settings
 
-SURE_TABLES = ("floors", "signs", "exchangeability", "agreement", "criteria")
+EVIDENCE_TABLES = ("floors", "signs", "exchangeability", "agreement", "criteria")
 FALSE_DISCOVERY = 0.05
 _FAMILY = ("order", "samples", "seed", "model")
 
 
 def sure(members: list[Member], settings: Settings) -> dict[str, pd.DataFrame]:
-    """All tables of `SURE_TABLES`, of the taxonomies where each split has its own order."""
+    """All tables of `EVIDENCE_TABLES`, of the taxonomies where each split has its own order."""
     return {
         "floors": _stacked(members, settings, "floors", _floors),
         "signs": _stacked(members, settings, "signs", _signs),
@@ -52,7 +52,7 @@ def _joined(rows: list[pd.DataFrame]) -> pd.DataFrame:
 
 def _floors(taxonomy: ur.Taxonomy) -> pd.DataFrame:
     """Mean and stds of every role with their intervals, and their floors."""
-    size = taxonomy.data.floor_samples
+    size = taxonomy.data.noise_floor_samples
     halved = size[size > 0]
     coverage = taxonomy.data.coverage.to_series()
     frame = taxonomy.intervals().rename(columns={"value": "mean"})
@@ -63,8 +63,8 @@ def _floors(taxonomy: ur.Taxonomy) -> pd.DataFrame:
             level=taxonomy.level,
             draws=taxonomy.data.sizes["draw"],
             replicates=taxonomy.data.sizes["replicate"],
-            floor_samples_per_class=range_of(halved),
-            floor_classes=len(halved),
+            noise_floor_samples_per_class=range_of(halved),
+            noise_floor_classes=len(halved),
             class_count=len(taxonomy.labels),
         )
         .reset_index()

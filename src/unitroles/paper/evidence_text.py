@@ -16,7 +16,7 @@ GOOD_COVERAGE = 0.85
 _SIGNS = {
     "overfitted": "overfitted share",
     "generalizing": "generalizing share",
-    "longer": "n0/N, train - test",
+    "n0_train_minus_test": "n0/N, train - test",
     "regret": "regret on test",
 }
 
@@ -55,9 +55,11 @@ def _left_out(floors: pd.DataFrame, asked: pd.DataFrame, say: Say) -> None:
         )
     if floors.empty:
         return
-    some = floors[floors["floor_classes"] < floors["class_count"]].drop_duplicates(keys)
+    some = floors[floors["noise_floor_classes"] < floors["class_count"]].drop_duplicates(keys)
     if len(some):
-        rows = some[[*keys, "floor_classes", "class_count"]].itertuples(index=False, name=None)
+        rows = some[[*keys, "noise_floor_classes", "class_count"]].itertuples(
+            index=False, name=None
+        )
         counts = [(*key, f"{few} of {count}") for *key, few, count in rows]
         say(
             f"Floors of the classes that have two samples in both splits: {_names(counts)}; shares "
@@ -86,7 +88,9 @@ def _beside_floors(table: pd.DataFrame, say: Say) -> None:
         "ones: these fall below their floor where the splits differ."
     )
     for samples, group in table.groupby("samples", sort=False):
-        about = f"halves of {span(group['floor_samples_per_class'])} samples per class; {samples}"
+        about = (
+            f"halves of {span(group['noise_floor_samples_per_class'])} samples per class; {samples}"
+        )
         say(f"\nTable 2 beside its floor; {about}")
         say(_table2(group))
         say(_coverage(group))
@@ -100,26 +104,27 @@ def _beside_floors(table: pd.DataFrame, say: Say) -> None:
 def _table2(table: pd.DataFrame) -> str:
     percent = 100 * _means(_sided(table), "role")
     own, floor, low, high = (
-        _cells(percent[name]) for name in ("mean", "floor", "floor_low", "floor_high")
+        _cells(percent[name])
+        for name in ("mean", "noise_floor", "noise_floor_low", "noise_floor_high")
     )
     shown = {
         "share": own,
         "interval": "[" + _cells(percent["low"]) + ", " + _cells(percent["high"]) + "]",
         "at floor's size": _cells(percent["observed"]),
-        "floor": floor,
+        "noise_floor": floor,
         "5-95 %": "[" + low + ", " + high + "]",
-        "excess": _cells(percent["excess"], "+.1f"),
+        "above_floor": _cells(percent["above_floor"], "+.1f"),
         "std over classes": _cells(percent["observed_std_over_labels"]),
-        "its floor": _cells(percent["floor_std_over_labels"]),
+        "its floor": _cells(percent["noise_floor_std_over_labels"]),
     }
     return pd.DataFrame(shown).to_string()
 
 
 def _sided(table: pd.DataFrame) -> pd.DataFrame:
     """With the band of the larger floor."""
-    train = table["train_floor"] >= table["test_floor"]
+    train = table["train_noise_floor"] >= table["test_noise_floor"]
     bands = {
-        f"floor_{end}": np.where(train, table[f"train_{end}"], table[f"test_{end}"])
+        f"noise_floor_{end}": np.where(train, table[f"train_{end}"], table[f"test_{end}"])
         for end in ("low", "high")
     }
     return table.assign(**bands)
@@ -157,7 +162,13 @@ def _table3(table: pd.DataFrame) -> str:
     means = 100 * _means(table, "role")
     own, low, high, observed, floor = (
         _cells(means[f"{name}std_over_units{end}"])
-        for name, end in (("", ""), ("", "_low"), ("", "_high"), ("observed_", ""), ("floor_", ""))
+        for name, end in (
+            ("", ""),
+            ("", "_low"),
+            ("", "_high"),
+            ("observed_", ""),
+            ("noise_floor_", ""),
+        )
     )
     cells = own + " [" + low + ", " + high + "]; " + observed + " / " + floor
     return cells.unstack("role")[list(ROLES)].rename_axis(columns=None).to_string()
@@ -170,21 +181,21 @@ def _signs(table: pd.DataFrame, say: Say) -> None:
         "above: at the floor's size beyond 95 % of the draws of either floor; within is no proof "
         "of none"
     )
-    chosen = table[table["verdict"].notna() & (table["verdict"] != "")]
+    chosen = table[table["finding"].notna() & (table["finding"] != "")]
     for samples, group in chosen.groupby("samples", sort=False):
         say(f"\n{samples}")
         say(_findings(group))
 
 
 def _findings(table: pd.DataFrame) -> str:
-    verdicts = table.groupby(["model", "sign"], sort=False)["verdict"].agg(_votes)
-    means = _means(table, "sign")[["value", "observed", "floor"]]
+    verdicts = table.groupby(["model", "sign"], sort=False)["finding"].agg(_votes)
+    means = _means(table, "sign")[["value", "observed", "noise_floor"]]
     in_nats = means.index.get_level_values("sign") == "regret"
     shown = {
         name: _cells(100 * means[column]).where(~in_nats, _cells(means[column], "+.4f"))
-        for name, column in zip(("value", "at floor's size", "floor"), means, strict=True)
+        for name, column in zip(("value", "at floor's size", "noise_floor"), means, strict=True)
     }
-    shown |= {"unit": np.where(in_nats, "nats", "%"), "verdict": verdicts}
+    shown |= {"unit": np.where(in_nats, "nats", "%"), "finding": verdicts}
     return pd.DataFrame(shown).rename(_SIGNS, level="sign").to_string()
 
 

@@ -15,7 +15,7 @@ import pandas as pd
 
 from unitroles import Evidence, InputError
 from unitroles.files import make_folder, write_whole
-from unitroles.paper.evidence import SURE_TABLES
+from unitroles.paper.evidence import EVIDENCE_TABLES
 from unitroles.paper.tables import Member
 from unitroles.zoo.settings import Settings
 
@@ -87,7 +87,7 @@ def write_tables(job: Job, written: dict[str, pd.DataFrame]) -> None:
     for name, frame in written.items():
         marked = frame.assign(run=job.kind)
         write_whole({job.out / f"{name}.csv": partial(marked.to_csv, index=False)})
-    for name in set(SURE_TABLES) - set(written):
+    for name in set(EVIDENCE_TABLES) - set(written):
         (job.out / f"{name}.csv").unlink(missing_ok=True)
 
 

@@ -26,18 +26,18 @@ def evidence(taxonomy: Taxonomy) -> str:
     """Floors, the exchangeability test and intervals, as far as they were measured."""
     data = taxonomy.data
     parts = [
-        _floors(taxonomy) if "floor_share" in data else "",
-        _signs(taxonomy) if "floor_share" in data else "",
+        _floors(taxonomy) if "noise_floor_proportion" in data else "",
+        _signs(taxonomy) if "noise_floor_proportion" in data else "",
         _train_only(taxonomy) if "train_only_signs" in taxonomy.tables else "",
-        _exchangeability(taxonomy) if "resplit_share" in data else "",
-        _intervals(taxonomy) if "share_replicate" in data else "",
-        _controls(taxonomy) if "control_share" in data else "",
+        _exchangeability(taxonomy) if "resplit_proportion" in data else "",
+        _intervals(taxonomy) if "proportion_replicate" in data else "",
+        _controls(taxonomy) if "control_proportion" in data else "",
     ]
     return "\n\n".join(part for part in parts if part)
 
 
 def _floors(taxonomy: Taxonomy) -> str:
-    frame, size = 100 * taxonomy.floors(), taxonomy.data.floor_samples.to_series()
+    frame, size = 100 * taxonomy.floors(), taxonomy.data.noise_floor_samples.to_series()
     without, each = size.index[size == 0].tolist(), half_sizes(taxonomy.data)
     left_out = f"\nwithout {count_of(without)} of one sample in a split: {names_of(without)}"
     table = pd.DataFrame(
@@ -46,13 +46,13 @@ def _floors(taxonomy: Taxonomy) -> str:
             "train against test": [f"{value:.1f}" for value in frame.observed],
             **{
                 f"inside {split}": [
-                    f"{row[f'{split}_floor']:.1f} [{row[f'{split}_low']:.1f}, "
+                    f"{row[f'{split}_noise_floor']:.1f} [{row[f'{split}_low']:.1f}, "
                     f"{row[f'{split}_high']:.1f}]"
                     for _, row in frame.iterrows()
                 ]
                 for split in SPLITS
             },
-            "excess": [f"{value:+.1f}" for value in frame.excess],
+            "above_floor": [f"{value:+.1f}" for value in frame.above_floor],
         }
     )
     return (

@@ -18,7 +18,7 @@ from unitroles.engine.masks import Sets
 from unitroles.engine.plan import Plan
 from unitroles.model.forward import Logits
 from unitroles.progress import Track
-from unitroles.resampling.recompute import Setting
+from unitroles.resampling.recompute import LayerRun
 from unitroles.roles import (
     accuracy_turning_point,
     active_set,
@@ -27,7 +27,7 @@ from unitroles.roles import (
     turning_point,
 )
 from unitroles.stats.draws import random_scores
-from unitroles.stats.evidence import TEMPERATURES, role_shares
+from unitroles.stats.evidence import TEMPERATURES, role_proportions
 
 Variables = dict[str, tuple[tuple[str, ...], np.ndarray]]
 
@@ -49,10 +49,10 @@ class OneVsRest:
     def scored(self) -> bool:
         return self.criterion.scored
 
-    def look(
+    def evaluate(
         self, outputs: Logits, targets: Tensor, masks: slice = slice(None)
     ) -> tuple[Float[Tensor, "masks samples"], Bool[Tensor, "masks samples"]]:
-        numbers, _ = self.criterion.look(outputs, targets)
+        numbers, _ = self.criterion.evaluate(outputs, targets)
         said = outputs.argmax(dim=2) == self.named[masks, None].to(outputs.device)
         return numbers, said.to(numbers.device)
 
@@ -67,7 +67,7 @@ class Scaled:
     temperature: float
     scored: bool = False
 
-    def look(
+    def evaluate(
         self, outputs: Logits, targets: Tensor, masks: slice = slice(None)
     ) -> tuple[Float[Tensor, "masks samples"], Bool[Tensor, "masks samples"]]:
         return margins(outputs / self.temperature, targets)
@@ -77,7 +77,7 @@ class Scaled:
 
 
 def other_roles(
-    setting: Setting,
+    layer_run: LayerRun,
     order: Int[np.ndarray, "split label position"],
     point: Int[np.ndarray, "split label"],
     accuracy: Float[np.ndarray, "split label retrieved"],
@@ -97,23 +97,23 @@ def other_roles(
     order, point, accuracy : of the analysis itself.
     seed : of the random order.
     """
-    samples = np.stack([np.bincount(setting.classes(split)) for split in (0, 1)])
-    drawn = order_units(random_scores(order.shape, seed), samples, setting.order)
+    samples = np.stack([np.bincount(layer_run.classes(split)) for split in (0, 1)])
+    drawn = order_units(random_scores(order.shape, seed), samples, layer_run.order)
     own = assign_roles(*active_set(order, point))
     found = {}
     for name, other in (("random order", drawn), ("reversed order", order[..., ::-1])):
-        found[name] = assign_roles(*active_set(other, _points(setting, other, bars, name)))
+        found[name] = assign_roles(*active_set(other, _points(layer_run, other, bars, name)))
     variables: Variables = {}
-    if isinstance(setting.kept[0].criterion, CrossEntropy):
-        scale = _temperature(setting, bars)
-        at = _points(setting, order, bars, "scaled logits", Scaled(scale))
+    if isinstance(layer_run.kept[0].criterion, CrossEntropy):
+        scale = _temperature(layer_run, bars)
+        at = _points(layer_run, order, bars, "scaled logits", Scaled(scale))
         found["scaled logits"] = assign_roles(*active_set(order, at))
         variables["temperature"] = (), np.array(scale)
     if np.isfinite(accuracy).any():
         at = accuracy_turning_point(accuracy)
         found["accuracy"] = assign_roles(*active_set(order, at))
     role = np.stack(list(found.values()))
-    variables["control_share"] = ("control", "label", "role_name"), role_shares(role)
+    variables["control_proportion"] = ("control", "label", "role_name"), role_proportions(role)
     variables["control_agreement"] = ("control", "label"), _same(role, own)
     return variables, list(found)
 
@@ -125,38 +125,38 @@ def _same(
 
 
 def _points(
-    setting: Setting,
+    layer_run: LayerRun,
     order: Int[np.ndarray, "split label position"],
     bars: Track,
     name: str,
     criterion: Criterion | None = None,
 ) -> Int[np.ndarray, "split label"]:
     """Turning points of the curves in an order, by a criterion; None = that of the analysis."""
-    done, found = bars(name, setting.samples), []
-    for kept, mine in zip(setting.kept, order, strict=True):
+    done, found = bars(name, layer_run.samples), []
+    for kept, mine in zip(layer_run.kept, order, strict=True):
         seen = kept if criterion is None else replace(kept, criterion=criterion)
-        sums = rof_curve(seen, setting.labels, mine, done, setting.points)
-        found.append(turning_point(sums.mean_loss, setting.tolerance))
+        sums = rof_curve(seen, layer_run.labels, mine, done, layer_run.points)
+        found.append(turning_point(sums.mean_loss, layer_run.tolerance))
     return np.stack(found)
 
 
-def _temperature(setting: Setting, bars: Track) -> float:
+def _temperature(layer_run: LayerRun, bars: Track) -> float:
     """The one of `TEMPERATURES` at which the test loss of the intact network is lowest."""
-    kept = setting.kept[1]
+    kept = layer_run.kept[1]
 
     def run(plan: Plan, rows: Any, classes: Tensor) -> Iterator[tuple[slice, Logits]]:
-        intact = torch.ones(1, setting.units, dtype=torch.bool, device=kept.precision.device)
+        intact = torch.ones(1, layer_run.units, dtype=torch.bool, device=kept.precision.device)
         for _, logits in plan.masked(rows, Sets(intact, len(classes))):
             for place, scale in enumerate(TEMPERATURES.tolist()):
                 yield slice(place, place + 1), logits / scale
 
     done = bars("temperature", len(kept.samples))
-    sums = mask_sums(kept, setting.labels, len(TEMPERATURES), run, done)
+    sums = mask_sums(kept, layer_run.labels, len(TEMPERATURES), run, done)
     return float(TEMPERATURES[sums.loss.sum(axis=0).argmin()])
 
 
 def what_sets_do(
-    setting: Setting,
+    layer_run: LayerRun,
     order: Int[np.ndarray, "split label position"],
     point: Int[np.ndarray, "split label"],
     bars: Track,
@@ -170,11 +170,11 @@ def what_sets_do(
     where there is one class only.
     """
     active = active_set(order, point)
-    done, found = bars("sets on all classes", setting.samples), []
-    for kept, mine in zip(setting.kept, active, strict=True):
-        found.append(_on_all(setting, kept, torch.from_numpy(mine), done))
+    done, found = bars("sets on all classes", layer_run.samples), []
+    for kept, mine in zip(layer_run.kept, active, strict=True):
+        found.append(_on_all(layer_run, kept, torch.from_numpy(mine), done))
     loss, balanced = (np.stack(values) for values in zip(*found, strict=True))
-    labels = len(setting.labels)
+    labels = len(layer_run.labels)
     return {
         "set_loss": (("split", "label"), loss[:, :labels]),
         "set_balanced_accuracy": (("split", "label"), balanced[:, :labels]),
@@ -184,13 +184,13 @@ def what_sets_do(
 
 
 def _on_all(
-    setting: Setting,
+    layer_run: LayerRun,
     kept: Kept,
     active: Bool[Tensor, "label unit"],
     done: Callable[[int], None],
 ) -> tuple[Float[np.ndarray, " mask"], Float[np.ndarray, " mask"]]:
     """Loss and balanced accuracy of one split under each set, then under the whole layer."""
-    labels, device = len(setting.labels), kept.precision.device
+    labels, device = len(layer_run.labels), kept.precision.device
     sets = active.to(device)
     whole = torch.ones_like(sets[:1])
 
@@ -200,9 +200,9 @@ def _on_all(
             for place in range(labels, 2 * labels):
                 yield slice(place, place + 1), logits
 
-    named = torch.from_numpy(np.tile(setting.labels, 2))
+    named = torch.from_numpy(np.tile(layer_run.labels, 2))
     seen = replace(kept, criterion=OneVsRest(kept.criterion, named))
-    sums = mask_sums(seen, setting.labels, 2 * labels, run, done)
+    sums = mask_sums(seen, layer_run.labels, 2 * labels, run, done)
     loss = sums.loss.sum(axis=0) / sums.count.sum()
     if not np.array_equal(kept.samples.targets.numpy(), kept.samples.labels) or labels == 1:
         return loss, np.full(2 * labels, np.nan)

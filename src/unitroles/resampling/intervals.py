@@ -10,15 +10,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from unitroles.options import Evidence
-from unitroles.resampling.recompute import Setting
+from unitroles.resampling.recompute import LayerRun
 from unitroles.roles import active_set, assign_roles
 from unitroles.stats.draws import Draws
 from unitroles.stats.evidence import (
     Iterated,
     Weighed,
-    share_coverage,
-    shares_at,
-    unit_spread,
+    proportion_coverage,
+    proportions_at,
+    std_over_units,
     weigh,
     weigh_again,
     weighed_mean,
@@ -29,14 +29,14 @@ QUANTITIES = ("turning_point", "loss", "overfitted", "generalizing")
 
 
 @dataclass
-class Watch:
+class LossObserver:
     """Sees the losses of one split's samples, and weighs those of each class when all are there.
 
     Losses are put together in the order of the samples, so that no number hangs on the pieces in
     which they came.
     """
 
-    setting: Setting
+    layer_run: LayerRun
     split: int
     draws: Draws
     evidence: Evidence
@@ -45,8 +45,8 @@ class Watch:
     _waiting: dict[int, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._classes = self.setting.classes(self.split)
-        self._missing = np.bincount(self._classes, minlength=len(self.setting.labels))
+        self._classes = self.layer_run.classes(self.split)
+        self._missing = np.bincount(self._classes, minlength=len(self.layer_run.labels))
 
     def __call__(
         self, places: Int[np.ndarray, " samples"], losses: Float[Tensor, "masks samples"]
@@ -71,17 +71,17 @@ class Watch:
         given = (
             losses,
             self.draws.weights[self.split][:, self.split, places],
-            self.setting.points,
-            self.setting.tolerance,
+            self.layer_run.points,
+            self.layer_run.tolerance,
             self.evidence.level,
         )
         self.found[label] = weigh(*given)
-        if self.evidence.confidence == "given_order":  # of other orders it would say nothing
+        if self.evidence.bootstrap == "fixed_ranking":  # of other orders it would say nothing
             self.iterated[label] = weigh_again(*given, (self.evidence.seed, self.split, label))
 
 
 @dataclass
-class Swapped:
+class SwapObserver:
     """Sees the losses of one split's samples under the other split's active sets."""
 
     losses: Float[np.ndarray, " samples"]
@@ -93,15 +93,15 @@ class Swapped:
 
 
 def regrets(
-    watches: tuple[Watch, Watch], swapped: tuple[Swapped, Swapped]
+    observers: tuple[LossObserver, LossObserver], swapped: tuple[SwapObserver, SwapObserver]
 ) -> Float[np.ndarray, "replicate split label"]:
     """What the other split's active set costs in every replicate, both sets as given."""
     found = []
-    for split, (watch, other) in enumerate(zip(watches, swapped, strict=True)):
-        classes = watch.setting.classes(split)
+    for split, (watch, other) in enumerate(zip(observers, swapped, strict=True)):
+        classes = watch.layer_run.classes(split)
         weights = watch.draws.weights[split][:, split]
         row = []
-        for label in range(len(watch.setting.labels)):
+        for label in range(len(watch.layer_run.labels)):
             mine = np.flatnonzero(classes == label)
             change = other.losses[mine] - watch.found[label].lowest
             row.append(weighed_mean(change, weights[:, mine]))
@@ -109,58 +109,60 @@ def regrets(
     return np.moveaxis(np.array(found), 2, 0)
 
 
-def in_given_order(
-    watches: tuple[Watch, Watch],
+def with_fixed_ranking(
+    observers: tuple[LossObserver, LossObserver],
     order: Int[np.ndarray, "split label position"],
     point: Int[np.ndarray, "split label"],
 ) -> dict[str, Any]:
     """Intervals and coverage as arrays by name, as far as they are not redone by "full"."""
-    setting = watches[0].setting
-    labels = range(len(setting.labels))
-    weighed = [[watch.found[label] for label in labels] for watch in watches]
-    error = _wide(setting, [[mine.paired_error for mine in split] for split in weighed])
-    if watches[0].evidence.confidence == "full":  # all else is redone
+    layer_run = observers[0].layer_run
+    labels = range(len(layer_run.labels))
+    weighed = [[watch.found[label] for label in labels] for watch in observers]
+    error = _wide(layer_run, [[mine.paired_error for mine in split] for split in weighed])
+    if observers[0].evidence.bootstrap == "full":  # all else is redone
         return {"paired_error": error}
     points = np.array([[mine.point for mine in split] for split in weighed])
     at = np.moveaxis(points, 2, 0)
-    share = np.stack([shares_at(order[:, k], points[:, k]) for k in labels], axis=1)
+    share = np.stack([proportions_at(order[:, k], points[:, k]) for k in labels], axis=1)
     return {
         "paired_error": error,
-        "loss_low": _wide(setting, [[mine.low for mine in split] for split in weighed]),
-        "loss_high": _wide(setting, [[mine.high for mine in split] for split in weighed]),
+        "loss_low": _wide(layer_run, [[mine.low for mine in split] for split in weighed]),
+        "loss_high": _wide(layer_run, [[mine.high for mine in split] for split in weighed]),
         "turning_point_replicate": at,
-        "share_replicate": share,
-        "unit_std_replicate": _unit_spread(order, at),
-        "coverage": _coverage(watches, order, point),
+        "proportion_replicate": share,
+        "std_over_units_replicate": _std_over_units(order, at),
+        "coverage": _coverage(observers, order, point),
     }
 
 
-def _unit_spread(
+def _std_over_units(
     order: Int[np.ndarray, "split label position"],
     point: Int[np.ndarray, "replicate split label"],
 ) -> Float[np.ndarray, "replicate role"]:
     """Of the roles at other turning points in the given orders, one replicate after the other."""
-    return np.stack([unit_spread(assign_roles(*active_set(order, mine))) for mine in point])
+    return np.stack([std_over_units(assign_roles(*active_set(order, mine))) for mine in point])
 
 
 def _coverage(
-    watches: tuple[Watch, Watch],
+    observers: tuple[LossObserver, LossObserver],
     order: Int[np.ndarray, "split label position"],
     point: Int[np.ndarray, "split label"],
 ) -> Float[np.ndarray, " quantity"]:
     """How often intervals hold what they should, as `QUANTITIES`, mean over the classes."""
-    labels, level = range(order.shape[1]), watches[0].evidence.level
-    inner = [np.stack([watch.iterated[label].inner for watch in watches]) for label in labels]
-    held = [share_coverage(order[:, k], point[:, k], inner[k], level).mean(axis=0) for k in labels]
+    labels, level = range(order.shape[1]), observers[0].evidence.level
+    inner = [np.stack([watch.iterated[label].inner for watch in observers]) for label in labels]
+    held = [
+        proportion_coverage(order[:, k], point[:, k], inner[k], level).mean(axis=0) for k in labels
+    ]
     covered = np.array(
-        [[watch.iterated[k].covered.mean(axis=0) for k in labels] for watch in watches]
+        [[watch.iterated[k].covered.mean(axis=0) for k in labels] for watch in observers]
     )
     return np.array([*covered.mean(axis=(0, 1)), *np.mean(held, axis=0)])
 
 
-def _wide(setting: Setting, rows: list[list[np.ndarray]]) -> Float[np.ndarray, "split label n"]:
+def _wide(layer_run: LayerRun, rows: list[list[np.ndarray]]) -> Float[np.ndarray, "split label n"]:
     """Values at the n that were evaluated; not a number at the others."""
     found = np.array(rows)
-    whole = np.full((*found.shape[:2], setting.units + 1), np.nan)
-    whole[..., setting.points] = found
+    whole = np.full((*found.shape[:2], layer_run.units + 1), np.nan)
+    whole[..., layer_run.points] = found
     return whole

@@ -52,7 +52,7 @@ def weights_of(evidence: Evidence, method: Method, samples: int) -> int:
     return held_bytes(samples, evidence.floors, evidence.resplits, evidence.draws, alike)
 
 
-def room_of(budget: int) -> int:
+def resampling_memory(budget: int) -> int:
     """What weights, the losses of a class, and some replicates may take each: a quarter."""
     return budget // 4
 
@@ -72,18 +72,18 @@ def require_memory(
     """
     if evidence is None:
         return
-    room, total = room_of(budget), int(samples.sum())
+    memory, total = resampling_memory(budget), int(samples.sum())
     needed = weights_of(evidence, method, total)
-    if needed > room:
+    if needed > memory:
         raise InputError(
             f"evidence holds how often each of {total:,} samples counts in every draw, "
             f"{size(needed)}, more than a quarter of the memory_budget; give a larger one, fewer "
             "samples by max_per_class, or fewer floors, resplits and replicates"
         )
-    if evidence.confidence is not None:
+    if evidence.bootstrap is not None:
         masks = max(expected(p.site.units, p.resolution(method.resolution)) for p in plans)
         for name, counts in zip(DRAWN_FROM[:2], samples, strict=True):
-            require_room(name, int(counts.max()), masks, room)
+            require_losses_fit(name, int(counts.max()), masks, memory)
 
 
 def losses_bytes(samples: int, masks: int) -> int:
@@ -91,8 +91,8 @@ def losses_bytes(samples: int, masks: int) -> int:
     return 8 * samples * masks
 
 
-def require_room(name: str, samples: int, masks: int, room: int) -> None:
-    """Refuse samples whose losses do not fit into the room.
+def require_losses_fit(name: str, samples: int, masks: int, memory: int) -> None:
+    """Refuse samples whose losses do not fit into the memory.
 
     Parameters
     ----------
@@ -103,9 +103,9 @@ def require_room(name: str, samples: int, masks: int, room: int) -> None:
     InputError : and what to do.
     """
     needed = losses_bytes(samples, masks)
-    if needed > room:
+    if needed > memory:
         raise InputError(
-            f"confidence holds the losses of a class's samples at all n, {size(needed)} for {name}"
+            f"bootstrap holds the losses of a class's samples at all n, {size(needed)} for {name}"
             ", more than a quarter of the memory_budget; give a larger one, fewer samples by "
-            "max_per_class, a coarser resolution, or confidence=None"
+            "max_per_class, a coarser resolution, or bootstrap=None"
         )

@@ -28,7 +28,7 @@ _Counts = Int[np.ndarray, "replicate part label"]
 
 
 @dataclass(frozen=True)
-class Setting:
+class LayerRun:
     """What all replicates of one layer share.
 
     Parameters
@@ -39,7 +39,7 @@ class Setting:
     order : whose scores rank the units, see `unitroles.Method`.
     tolerance : nats, of turning points.
     fixed : a score (split, label, unit) that does not hang on the samples, or None.
-    room : bytes for scores, orders and curves of replicates.
+    memory : bytes for scores, orders and curves of replicates.
     """
 
     kept: Sequence[Kept]
@@ -48,7 +48,7 @@ class Setting:
     order: str
     tolerance: float
     fixed: Float[np.ndarray, "split label unit"] | None
-    room: int
+    memory: int
 
     @property
     def units(self) -> int:
@@ -72,7 +72,7 @@ class Redone:
     ----------
     role : by pair of parts.
     point : n0 of both parts of every pair.
-    curve : E(n) at the n of the setting, likewise.
+    curve : E(n) at the n of the layer_run, likewise.
     regret : what the active set of the other part of the pair costs, in nats.
     """
 
@@ -83,7 +83,7 @@ class Redone:
 
 
 def redo(
-    setting: Setting, draws: Draws, done: Callable[[int], None] = lambda count: None
+    layer_run: LayerRun, draws: Draws, done: Callable[[int], None] = lambda count: None
 ) -> Iterator[Redone]:
     """Score, order, curve and turning point anew for every part, some replicates at a time.
 
@@ -91,20 +91,20 @@ def redo(
     ----------
     done : told how many samples each step added; see `work`.
     """
-    draws = _by_pair(draws, setting)
-    for block in slices(len(draws), _together(setting, draws)):
-        yield _redone(setting, draws.part(block), done)
+    draws = _by_pair(draws, layer_run)
+    for block in slices(len(draws), _together(layer_run, draws)):
+        yield _redone(layer_run, draws.part(block), done)
 
 
-def work(setting: Setting, draws: Draws) -> int:
+def work(layer_run: LayerRun, draws: Draws) -> int:
     """How many samples `redo` puts under all masks."""
-    draws = _by_pair(draws, setting)
+    draws = _by_pair(draws, layer_run)
     return sum(int(np.count_nonzero(weights)) for weights in draws.weights)
 
 
-def _by_pair(draws: Draws, setting: Setting) -> Draws:
+def _by_pair(draws: Draws, layer_run: LayerRun) -> Draws:
     """Parts of their own in every pair, where orders hang on the pair or on the side in it."""
-    alike = setting.order == "per_split" and setting.fixed is None
+    alike = layer_run.order == "per_split" and layer_run.fixed is None
     if alike or len(draws.pairs) == 1:
         return draws
     parts = [part for pair in draws.pairs for part in pair]
@@ -112,26 +112,26 @@ def _by_pair(draws: Draws, setting: Setting) -> Draws:
     return Draws((first, second), tuple((2 * i, 2 * i + 1) for i in range(len(draws.pairs))))
 
 
-def _together(setting: Setting, draws: Draws) -> int:
-    """How many replicates fit into the room: scores, copies of the orders, curves."""
-    parts, units = draws.weights[0].shape[1], setting.units
-    each = parts * (3 * units + len(setting.points)) + 2 * len(draws.pairs) * units
-    return max(1, setting.room // (8 * len(setting.labels) * each))
+def _together(layer_run: LayerRun, draws: Draws) -> int:
+    """How many replicates fit into the memory: scores, copies of the orders, curves."""
+    parts, units = draws.weights[0].shape[1], layer_run.units
+    each = parts * (3 * units + len(layer_run.points)) + 2 * len(draws.pairs) * units
+    return max(1, layer_run.memory // (8 * len(layer_run.labels) * each))
 
 
-def _redone(setting: Setting, draws: Draws, done: Callable[[int], None]) -> Redone:
-    count = _counts(setting, draws)
-    order = _orders(setting, draws, count)
-    sums = sum(_curves(setting, split, draws.weights[split], order, done) for split in (0, 1))
+def _redone(layer_run: LayerRun, draws: Draws, done: Callable[[int], None]) -> Redone:
+    count = _counts(layer_run, draws)
+    order = _orders(layer_run, draws, count)
+    sums = sum(_curves(layer_run, split, draws.weights[split], order, done) for split in (0, 1))
     curve = sums / np.maximum(count, 1)[..., None]
-    place = turning_point(curve, setting.tolerance)
+    place = turning_point(curve, layer_run.tolerance)
     lowest = np.take_along_axis(curve, place[..., None], axis=-1)[..., 0]
-    point = setting.points[place]
+    point = layer_run.points[place]
     active = active_set(order, point)
     pairs = np.array(draws.pairs)
     there = count[:, pairs].min(axis=2) > 0
     role = assign_roles(active[:, pairs[:, 0]], active[:, pairs[:, 1]])
-    others = sum(_swapped(setting, split, draws, order, point) for split in (0, 1))
+    others = sum(_swapped(layer_run, split, draws, order, point) for split in (0, 1))
     regret = others / np.maximum(count[:, pairs], 1) - lowest[:, pairs]
     return Redone(
         role=np.where(there[..., None], role, 0).astype(np.uint8),
@@ -141,52 +141,52 @@ def _redone(setting: Setting, draws: Draws, done: Callable[[int], None]) -> Redo
     )
 
 
-def _counts(setting: Setting, draws: Draws) -> _Counts:
+def _counts(layer_run: LayerRun, draws: Draws) -> _Counts:
     """Samples by replicate, part and class, each as often as it counts."""
-    labels = len(setting.labels)
+    labels = len(layer_run.labels)
     shape = (*draws.weights[0].shape[:2], labels)
     total = np.zeros(shape, dtype=np.int64)
     for split, weights in enumerate(draws.weights):
-        classes = setting.classes(split)
+        classes = layer_run.classes(split)
         for label in range(labels):
             total[..., label] += weights[..., classes == label].sum(axis=2, dtype=np.int64)
     return total
 
 
-def _orders(setting: Setting, draws: Draws, count: _Counts) -> _Orders:
-    if setting.fixed is not None:
-        score = np.stack([_fixed(setting, draws)] * len(draws))
+def _orders(layer_run: LayerRun, draws: Draws, count: _Counts) -> _Orders:
+    if layer_run.fixed is not None:
+        score = np.stack([_fixed(layer_run, draws)] * len(draws))
     else:
-        sums = sum(_scores(setting, split, draws.weights[split]) for split in (0, 1))
+        sums = sum(_scores(layer_run, split, draws.weights[split]) for split in (0, 1))
         score = sums / np.maximum(count, 1)[..., None]
-    if setting.order == "per_split":
+    if layer_run.order == "per_split":
         return ranked(score)
     order = np.zeros(score.shape, dtype=np.int64)
     for r in range(len(draws)):
         for pair in draws.pairs:
             both = list(pair)
             samples = np.maximum(count[r, both], 1)
-            order[r, both] = order_units(score[r, both], samples, setting.order)
+            order[r, both] = order_units(score[r, both], samples, layer_run.order)
     return order
 
 
-def _fixed(setting: Setting, draws: Draws) -> Float[np.ndarray, "part label unit"]:
+def _fixed(layer_run: LayerRun, draws: Draws) -> Float[np.ndarray, "part label unit"]:
     """A score that hangs on no sample, for every part that of the split it is read as."""
-    assert setting.fixed is not None
+    assert layer_run.fixed is not None
     parts = draws.weights[0].shape[1]
-    found = np.zeros((parts, *setting.fixed.shape[1:]))
+    found = np.zeros((parts, *layer_run.fixed.shape[1:]))
     for pair in draws.pairs:
         for split, part in enumerate(pair):
-            found[part] = setting.fixed[split]
+            found[part] = layer_run.fixed[split]
     return found
 
 
-def _scores(setting: Setting, split: int, weights: Weights) -> _Scores:
+def _scores(layer_run: LayerRun, split: int, weights: Weights) -> _Scores:
     """The scores of one split summed by replicate, part and class."""
-    kept, labels = setting.kept[split], len(setting.labels)
+    kept, labels = layer_run.kept[split], len(layer_run.labels)
     assert kept.scores is not None
-    total = np.zeros((*weights.shape[:2], labels, setting.units))
-    classes, start = setting.classes(split), 0
+    total = np.zeros((*weights.shape[:2], labels, layer_run.units))
+    classes, start = layer_run.classes(split), 0
     for (values,) in kept.scores.tiles(SCORE_TILE):
         stop = start + len(values)
         mine, some = classes[start:stop], values.to(torch.float64).numpy()
@@ -199,17 +199,20 @@ def _scores(setting: Setting, split: int, weights: Weights) -> _Scores:
 
 
 def _curves(
-    setting: Setting,
+    layer_run: LayerRun,
     split: int,
     weights: Weights,
     order: _Orders,
     done: Callable[[int], None],
 ) -> _Curves:
     """The losses of one split summed by replicate, part and class, each part in its own order."""
-    labels, units = len(setting.labels), order.shape[-1]
-    table, points = order.reshape(-1, labels, units).astype(np.int64), setting.points.tolist()
-    device, rows = setting.kept[split].precision.device, torch.from_numpy(table.reshape(-1, units))
-    classes, flat = setting.classes(split), weights.reshape(-1, weights.shape[2])
+    labels, units = len(layer_run.labels), order.shape[-1]
+    table, points = order.reshape(-1, labels, units).astype(np.int64), layer_run.points.tolist()
+    device, rows = (
+        layer_run.kept[split].precision.device,
+        torch.from_numpy(table.reshape(-1, units)),
+    )
+    classes, flat = layer_run.classes(split), weights.reshape(-1, weights.shape[2])
 
     def run(plan: Plan, kept: Any, group: Tensor) -> Iterator[tuple[slice, Logits]]:
         return plan.prefixes(kept, rows[group].to(device), points)
@@ -227,21 +230,21 @@ def _curves(
         apart = np.count_nonzero(mine) * len(points)
         return Job(branches, tree.columns(places, points), used, tree, bool(shared <= apart))
 
-    total = summed(setting.kept[split], classes, labels, weights, len(points), run, job, done)
+    total = summed(layer_run.kept[split], classes, labels, weights, len(points), run, job, done)
     return total.reshape(*weights.shape[:2], labels, -1)
 
 
 def _swapped(
-    setting: Setting,
+    layer_run: LayerRun,
     split: int,
     draws: Draws,
     order: _Orders,
     point: _Counts,
 ) -> Float[np.ndarray, "replicate pair side label"]:
     """The losses of one split summed, each part under the active set of the other of its pair."""
-    pairs, labels = np.array(draws.pairs), len(setting.labels)
+    pairs, labels = np.array(draws.pairs), len(layer_run.labels)
     weights, others = draws.weights[split][:, pairs.ravel()], pairs[:, ::-1].ravel()
-    device = setting.kept[split].precision.device
+    device = layer_run.kept[split].precision.device
     active = active_set(order[:, others], point[:, others]).reshape(-1, labels, order.shape[-1])
     sets = torch.from_numpy(active.reshape(-1, order.shape[-1])).to(device)
 
@@ -257,6 +260,6 @@ def _swapped(
 
         return Job(masked, places.reshape(-1, 1), used)
 
-    classes = setting.classes(split)
-    total = summed(setting.kept[split], classes, labels, weights, 1, run, job)
+    classes = layer_run.classes(split)
+    total = summed(layer_run.kept[split], classes, labels, weights, 1, run, job)
     return total.reshape(len(draws), *pairs.shape, labels)

@@ -134,7 +134,7 @@ def _by_class(
     weights: UInt8[np.ndarray, "use samples"],
     rows_of: Callable[[int], int],
 ) -> Iterator[Tile]:
-    """The samples that are used at all, those of a class together as far as there is room.
+    """The samples that are used at all, those of a class together as far as there is memory.
 
     Batches that are run in full come as they are.
     """

@@ -18,7 +18,7 @@ SPLITS = ("train", "test")
 CROSS_ENTROPY = "cross_entropy"
 OWN_UNITS = "units of the loss"
 """In what a loss other than cross-entropy is measured."""
-_LOSSES = {"loss_low", "loss_high", "paired_error", "floor_regret", "regret_replicate"}
+_LOSSES = {"loss_low", "loss_high", "paired_error", "noise_floor_regret", "regret_replicate"}
 _LOSSES |= {"set_loss", "intact_loss"}
 
 

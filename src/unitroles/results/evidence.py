@@ -21,7 +21,7 @@ from unitroles.stats.evidence import (
     DIFFERENT,
     adjusted,
     different,
-    fair_p,
+    fdr_adjusted,
     interval,
     permutation_p,
 )
@@ -57,22 +57,25 @@ def over_labels(share: Float[np.ndarray, "*rest label role"]) -> Float[np.ndarra
 
 def floors(data: xr.Dataset) -> pd.DataFrame:
     """Role shares from sampling alone, role x [observed, floor, excess, train_*, test_*, ...]."""
-    require(data, "floor_share", "floors=20")
-    draws = dict(zip(data.drawn_from.values, data.floor_share.values, strict=True))
+    require(data, "noise_floor_proportion", "floors=20")
+    draws = dict(zip(data.drawn_from.values, data.noise_floor_proportion.values, strict=True))
     columns = against({name: over_labels(share) for name, share in draws.items()})
     spreads = {
         "std_over_labels": {name: np.nanstd(share, axis=-2) for name, share in draws.items()},
-        "std_over_units": dict(zip(draws, data.floor_unit_std.values, strict=True)),
+        "std_over_units": dict(zip(draws, data.noise_floor_std_over_units.values, strict=True)),
     }
     for name, spread in spreads.items():
         found = against(spread)
-        columns |= {f"observed_{name}": found["observed"], f"floor_{name}": found["floor"]}
+        columns |= {
+            f"observed_{name}": found["observed"],
+            f"noise_floor_{name}": found["noise_floor"],
+        }
     return pd.DataFrame(columns, index=pd.Index(ROLE_NAMES, name="role"))
 
 
 def half_sizes(data: xr.Dataset) -> str:
     """How many samples of a class the sets of the floor have, in words."""
-    size = data.floor_samples.values
+    size = data.noise_floor_samples.values
     low, high = int(size[size > 0].min()), int(size.max())
     return f"{low}" if low == high else f"{low} to {high}"
 
@@ -81,20 +84,20 @@ def against(draws: dict[str, Float[np.ndarray, "draw value"]]) -> dict[str, np.n
     """What was observed between halves of both splits, and between halves of either one."""
     columns = {"observed": draws["both"].mean(axis=0)}
     means = np.stack([draws[name].mean(axis=0) for name in SPLITS])
-    columns["floor"] = means.max(axis=0)
-    columns["excess"] = columns["observed"] - columns["floor"]
+    columns["noise_floor"] = means.max(axis=0)
+    columns["above_floor"] = columns["observed"] - columns["noise_floor"]
     for name, mean in zip(SPLITS, means, strict=True):
         low, high = interval(draws[name], BAND)
-        columns |= {f"{name}_floor": mean, f"{name}_low": low, f"{name}_high": high}
-    columns["ceiling"] = np.maximum(columns["train_high"], columns["test_high"])
+        columns |= {f"{name}_noise_floor": mean, f"{name}_low": low, f"{name}_high": high}
+    columns["noise_floor_95"] = np.maximum(columns["train_high"], columns["test_high"])
     return columns
 
 
 def exchangeability(data: xr.Dataset) -> pd.DataFrame:
     """Units active on one split only against new splits, kind x [observed, resplit, p]."""
-    require(data, "resplit_share", "resplits=20")
+    require(data, "resplit_proportion", "resplits=20")
     own = different(over_labels(roles.proportions(data.role.values)))
-    drawn = different(over_labels(data.resplit_share.values))
+    drawn = different(over_labels(data.resplit_proportion.values))
     low, high = interval(drawn, BAND)
     frame = pd.DataFrame(
         {
@@ -115,9 +118,9 @@ def exchangeability_by_label(data: xr.Dataset) -> pd.DataFrame | None:
 
     None where the resplits are too few to reject one class alone.
     """
-    require(data, "resplit_share", "resplits=20")
+    require(data, "resplit_proportion", "resplits=20")
     own = different(roles.proportions(data.role.values))[:, 2]
-    p = permutation_p(own, different(data.resplit_share.values)[..., 2])
+    p = permutation_p(own, different(data.resplit_proportion.values)[..., 2])
     fair = adjusted(p, data.sizes["resplit"])
     if fair is None:
         return None
@@ -126,21 +129,21 @@ def exchangeability_by_label(data: xr.Dataset) -> pd.DataFrame | None:
 
 def marks(data: xr.Dataset, level: float) -> dict[Hashable | None, Any]:
     """Of intervals, where there are any: their level, and whether rank noise is in them."""
-    if "share_replicate" not in data:
+    if "proportion_replicate" not in data:
         return {}
     return {"level": level, "noise": WITH_RANKS if "role_probability" in data else WITHOUT_RANKS}
 
 
 def intervals(data: xr.Dataset, level: float) -> pd.DataFrame:
     """Mean role shares and their std over other samples, role x [value, low, high, ...]."""
-    require(data, "share_replicate", "confidence='given_order'")
-    again, share = data.share_replicate.values, roles.proportions(data.role.values)
+    require(data, "proportion_replicate", "bootstrap='fixed_ranking'")
+    again, share = data.proportion_replicate.values, roles.proportions(data.role.values)
     values = {
         "": (share.mean(axis=0), over_labels(again)),
         "std_over_labels": (share.std(axis=0), np.nanstd(again, axis=-2)),
     }
     own = roles.shares(data.role.values).std(axis=0)
-    values["std_over_units"] = own, data.unit_std_replicate.values
+    values["std_over_units"] = own, data.std_over_units_replicate.values
     columns: dict[str, np.ndarray] = {}
     for name, (value, replicates) in values.items():
         low, high = interval(replicates, level)
@@ -153,8 +156,8 @@ def intervals(data: xr.Dataset, level: float) -> pd.DataFrame:
 
 def intervals_by_label(data: xr.Dataset, level: float) -> pd.DataFrame:
     """Role shares of every class over other samples, (label, role) x [value, low, high]."""
-    require(data, "share_replicate", "confidence='given_order'")
-    low, high = interval(data.share_replicate.values, level)
+    require(data, "proportion_replicate", "bootstrap='fixed_ranking'")
+    low, high = interval(data.proportion_replicate.values, level)
     value, names = roles.proportions(data.role.values), [data.label.values, list(ROLE_NAMES)]
     index = pd.MultiIndex.from_product(names, names=["label", "role"])
     columns = {"value": value.ravel(), "low": low.ravel(), "high": high.ravel()}
@@ -169,7 +172,7 @@ def agreement(data: xr.Dataset) -> pd.DataFrame:
     frame = pd.DataFrame(asdict(found), index=pd.Index(data.label.values, name="label"))
     known, fair = frame.p.notna().to_numpy(), np.full(len(frame), np.nan)
     if known.any():
-        fair[known] = fair_p(frame.p.to_numpy()[known])
+        fair[known] = fdr_adjusted(frame.p.to_numpy()[known])
     frame.insert(list(frame).index("p") + 1, "adjusted_p", fair)
     return frame
 
@@ -218,9 +221,9 @@ def at_one_error(data: xr.Dataset) -> Float[np.ndarray, " role"]:
 
 def controls(data: xr.Dataset) -> pd.DataFrame:
     """Mean role shares under every control, control x [*roles, agreement]."""
-    require(data, "control_share", "controls=True")
+    require(data, "control_proportion", "controls=True")
     frame = pd.DataFrame(
-        data.control_share.values.mean(axis=1),
+        data.control_proportion.values.mean(axis=1),
         index=pd.Index(data.control.values, name="control"),
         columns=pd.Index(ROLE_NAMES),
     )

@@ -23,13 +23,13 @@ ENOUGH = 20
 """Draws; of fewer none marks the 95 % point."""
 TOO_FEW = f"fewer than {ENOUGH} floors, too few for a verdict"
 SIGNS = {role: f"{role} share" for role in ROLE_NAMES} | {
-    "spread": "std of the core share over classes",
-    "longer": "n0/N on train beyond test",
+    "core_std_over_classes": "std of the core share over classes",
+    "n0_train_minus_test": "n0/N on train beyond test",
     "regret": "regret on test",
 }
 """Of bad generalization, after the paper: many units that only the training set wakes, cores of
 many sizes, a longer way to the minimum on train than on test; regret is ours."""
-ONE_SIDED = ("overfitted", "generalizing", "longer", "regret")
+ONE_SIDED = ("overfitted", "generalizing", "n0_train_minus_test", "regret")
 """Those that are 0 but for sampling where both splits are the same to a network."""
 
 RANKED_BY_TEST = ("test", "pooled")
@@ -41,29 +41,29 @@ def signs(data: xr.Dataset, level: float, units: str) -> pd.DataFrame:
 
     `units` : of losses.
     """
-    require(data, "floor_share", "floors=20")
-    cost = dict(zip(data.drawn_from.values, data.floor_regret.values[:, :, 1], strict=True))
-    drawn = zip(data.drawn_from.values, data.floor_share.values, strict=True)
+    require(data, "noise_floor_proportion", "floors=20")
+    cost = dict(zip(data.drawn_from.values, data.noise_floor_regret.values[:, :, 1], strict=True))
+    drawn = zip(data.drawn_from.values, data.noise_floor_proportion.values, strict=True)
     columns = against({name: _signs(share, cost[name]) for name, share in drawn})
     frame = pd.DataFrame(columns, index=pd.Index(list(SIGNS), name="sign"))
     lowest = data.loss.sel(split="test", retrieved=data.turning_point.sel(split="test"))
     regret = data.swapped_loss.sel(split="test") - lowest
     frame.insert(0, "value", _signs(roles.proportions(data.role.values), regret.values))
     frame["low"], frame["high"] = np.nan, np.nan
-    if "share_replicate" in data:
+    if "proportion_replicate" in data:
         again = data.regret_replicate.sel(split="test").values
-        low_high = interval(_signs(data.share_replicate.values, again), level)
+        low_high = interval(_signs(data.proportion_replicate.values, again), level)
         frame["low"], frame["high"] = low_high
     point = roles.turning_point(data.loss.values, LOOSE)
     active = roles.active_set(data.order.values, point)
     loose = roles.proportions(roles.assign_roles(active[0], active[1]))
-    frame["loose"] = _signs(loose, np.zeros(len(loose)))
-    frame.loc["regret", "loose"] = np.nan  # that of other active sets was not measured
+    frame["at_tolerance_0.01"] = _signs(loose, np.zeros(len(loose)))
+    frame.loc["regret", "at_tolerance_0.01"] = np.nan  # that of other active sets was not measured
     # Sampling makes units differ between splits; of agreement it makes less.
-    above = np.where(frame.observed > frame.ceiling, ABOVE, WITHIN).astype(object)
+    above = np.where(frame.observed > frame.noise_floor_95, ABOVE, WITHIN).astype(object)
     if data.sizes["draw"] < ENOUGH:
         above[:] = TOO_FEW
-    frame["verdict"] = np.where(frame.index.isin(ONE_SIDED), above, "")
+    frame["finding"] = np.where(frame.index.isin(ONE_SIDED), above, "")
     frame["sentence"] = [_sentence(str(sign), row, units) for sign, row in frame.iterrows()]
     frame.attrs = marks(data, level)
     return frame
@@ -93,16 +93,17 @@ def _sentence(sign: str, row: pd.Series, units: str) -> str:
         return _band(low, high, number)
 
     floors = " and ".join(
-        f"{shown(row[f'{split}_floor'])}{band(row[f'{split}_low'], row[f'{split}_high'])} inside "
+        f"{shown(row[f'{split}_noise_floor'])}{band(row[f'{split}_low'], row[f'{split}_high'])} inside "
         f"{split}"
         for split in SPLITS
     )
-    loose = f", {shown(row.loose)} at tolerance {LOOSE:g}" if np.isfinite(row.loose) else ""
+    other = row["at_tolerance_0.01"]
+    loose = f", {shown(other)} at tolerance {LOOSE:g}" if np.isfinite(other) else ""
     text = (
         f"{SIGNS[sign]} {shown(row.value)}{band(row.low, row.high)}{loose}; at the size of the "
         f"floor {shown(row.observed)}, floor {floors}"
     )
-    return f"{text}: {row.verdict}" if row.verdict else text
+    return f"{text}: {row.finding}" if row.finding else text
 
 
 def _percent(value: float) -> str:
@@ -135,8 +136,10 @@ def train_only_signs(data: xr.Dataset, level: float, order: str) -> pd.DataFrame
         band = f" [{100 * level:g} % interval {_percent(low)}, {_percent(high)}]"
     says = "of the units bring the training loss to its minimum, mean over the classes"
     rows = {"n0/N": [value, low, high, f"{_percent(value)} %{band} {says}"]}
-    if "floor_share" in data:
-        inside = different(over_labels(data.floor_share.sel(drawn_from="train").values))[:, 2]
+    if "noise_floor_proportion" in data:
+        inside = different(over_labels(data.noise_floor_proportion.sel(drawn_from="train").values))[
+            :, 2
+        ]
         low, high = map(float, interval(inside, BAND))
         rows["unstable units"] = [
             inside.mean(),

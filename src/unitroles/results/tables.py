@@ -51,12 +51,12 @@ def summary(data: xr.Dataset, level: float, without: Collection[Any] | None) -> 
         },
         index=index,
     )
-    if without is None and "share_replicate" in data:
+    if without is None and "proportion_replicate" in data:
         found = evidence.intervals(data, level)
         frame[["low", "high"]] = found[["low", "high"]]
         frame.attrs = found.attrs
-    if without is None and "floor_share" in data:
-        columns = ["observed", "floor", "excess"]
+    if without is None and "noise_floor_proportion" in data:
+        columns = ["observed", "noise_floor", "above_floor"]
         frame[columns] = evidence.floors(data)[columns]
     return frame
 

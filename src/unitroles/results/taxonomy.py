@@ -25,11 +25,11 @@ _TABLES = ("proportions", "shares", "summary", "sensitivity", "regret", "minima"
 _TABLES += ("curves", "to_frame")
 # What each table of evidence is made of.
 _EVIDENCE = {
-    "floors": "floor_share",
-    "signs": "floor_share",
-    "exchangeability": "resplit_share",
-    "intervals": "share_replicate",
-    "controls": "control_share",
+    "floors": "noise_floor_proportion",
+    "signs": "noise_floor_proportion",
+    "exchangeability": "resplit_proportion",
+    "intervals": "proportion_replicate",
+    "controls": "control_proportion",
     "active_sets": "set_loss",
 }
 
@@ -114,7 +114,7 @@ class Taxonomy:
         ----------
         confidence : only units that have the role in at least this share of the replicates of
             other samples; None = those of the samples at hand. It takes a result with
-            `Evidence(confidence="full")`, whose replicates hold fewer different samples than there
+            `Evidence(bootstrap="full")`, whose replicates hold fewer different samples than there
             are: roles change more often in them than they would with as many new samples.
         """
         wanted, place = Role.of(role), self.find_label(label)
@@ -124,7 +124,7 @@ class Taxonomy:
             return order[self.data.role[place].values[order] == wanted]
         if not 0.5 < confidence <= 1:
             raise InputError(f"confidence must be above 0.5 and at most 1, not {confidence!r}")
-        evidence.require(self.data, "role_probability", 'confidence="full"')
+        evidence.require(self.data, "role_probability", 'bootstrap="full"')
         if wanted is Role.UNDECIDED:
             sure = self.data.role_probability[place].max("role_name").values < confidence
         else:
@@ -153,8 +153,8 @@ class Taxonomy:
     def summary(self, flagged: bool = True) -> pd.DataFrame:
         """Mean proportion of each role and its population std over labels and over units.
 
-        With evidence also the interval of the mean, `low` and `high`, and `observed`, `floor` and
-        `excess` as in `floors`.
+        With evidence also the interval of the mean, `low` and `high`, and `observed`, `noise_floor`
+        and `above_floor` as in `floors`.
 
         Parameters
         ----------
@@ -168,7 +168,7 @@ class Taxonomy:
 
         All from the same curves: where the resolution left points out, they were left out with a
         view to the tolerance in use, and the other rows are only as fine as what is there. With
-        confidence also for the rule of one standard error, see `minima`.
+        bootstrap also for the rule of one standard error, see `minima`.
         """
         return tables.sensitivity(self.data, self.tolerance)
 
@@ -176,7 +176,7 @@ class Taxonomy:
         """What the other split's active set costs, label x [train, test, *_accuracy].
 
         `train` and `test` are in nats, E(other set) - E(own set); the accuracies are fractions,
-        own set - other set. Positive = the other split's set is worse. With confidence also the
+        own set - other set. Positive = the other split's set is worse. With bootstrap also the
         intervals of the losses, `*_low` and `*_high`, in the given order with both sets as given.
         """
         return tables.regret(self.data, self.level)
@@ -185,7 +185,7 @@ class Taxonomy:
         """How sharp the minimum of every curve is, one row per split x label.
 
         `low` and `high`: the run of n around n0 in which E(n) <= E(n0) + `delta`; `width`: how many
-        evaluated n >= 1 have that; `status`: the curve in plain words. With confidence `one_error`:
+        evaluated n >= 1 have that; `status`: the curve in plain words. With bootstrap `one_error`:
         the smallest n whose loss lies above E(n0) by no more than one standard error, that of the
         paired difference over as many samples as the smaller split has of the class; and
         `turning_point_low` and `turning_point_high`, the interval of n0.
@@ -233,11 +233,12 @@ class Taxonomy:
     def floors(self) -> pd.DataFrame:
         """What sampling alone gives, role x columns, fractions, means over the classes.
 
-        `observed` is the share between halves of both splits, `train_floor` and `test_floor` that
-        between two halves of one split, all of the same size; `*_low` and `*_high` are the 5 and
-        95 % of the draws; `floor` is the larger floor, `ceiling` the larger `*_high`, and `excess`
-        what was observed beyond the floor. `observed_std_*` and `floor_std_*` are the population
-        std over classes (table 2) and over units (table 3) at that size.
+        `observed` is the proportion between halves of both splits, `train_noise_floor` and
+        `test_noise_floor` that between two halves of one split, all of the same size; `*_low` and
+        `*_high` are the 5 and 95 % of the draws; `noise_floor` is the larger of the two means,
+        `noise_floor_95` the larger `*_high`, and `above_floor` what was observed beyond the noise
+        floor. `observed_std_*` and `noise_floor_std_*` are the population std over classes (table
+        2) and over units (table 3) at that size.
         """
         return evidence.floors(self.data)
 
@@ -252,7 +253,7 @@ class Taxonomy:
         """Role shares, role x [value, low, high, ...]: other samples, this network.
 
         Mean shares, and their std over classes and units as in `summary`, each with its interval;
-        `attrs` say the level and whether rank noise is included: not with "given_order".
+        `attrs` say the level and whether rank noise is included: not with "fixed_ranking".
 
         Parameters
         ----------
@@ -289,21 +290,21 @@ class Taxonomy:
     def tables(self) -> list[str]:
         """The methods that give a table of this result."""
         found = [*_TABLES, *(name for name, needed in _EVIDENCE.items() if needed in self.data)]
-        measured = "floor_share" in self.data or "share_replicate" in self.data
+        measured = "noise_floor_proportion" in self.data or "proportion_replicate" in self.data
         known = measured and self._order not in signs.RANKED_BY_TEST
         return found + ["train_only_signs"] * known
 
     def to_frame(self) -> pd.DataFrame:
         """Tidy: one row per label x unit with role, score and position on both splits.
 
-        With confidence "full" also `p_core` ... `p_confusing`, how often the unit had each role.
+        With bootstrap "full" also `p_core` ... `p_confusing`, how often the unit had each role.
         """
         return tables.to_frame(self.data)
 
     def curves(self) -> pd.DataFrame:
         """Tidy: split, label, retrieved, loss (nats), accuracy (fraction).
 
-        With confidence also `loss_low` and `loss_high`, the interval of the loss.
+        With bootstrap also `loss_low` and `loss_high`, the interval of the loss.
         """
         return tables.curves(self.data, self.level)
 

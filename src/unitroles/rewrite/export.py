@@ -103,7 +103,7 @@ def _exported(model: nn.Module, sites: Sequence[Site], inputs: Any) -> Exported:
         for mark, site in enumerate(sites):
             stack.enter_context(hooked(model, site, partial(torch.ops.unitroles.tap, mark=mark)))
         places = stack.enter_context(listening(model, torch.ops.unitroles.boundary))
-        stack.enter_context(_silence())
+        stack.enter_context(_quiet())
         try:
             program = _program(model, inputs)
             module, constants = program.graph_module, constants_of(program)
@@ -126,7 +126,7 @@ def _held(module: fx.GraphModule) -> set[Any]:
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
+def _quiet() -> Iterator[None]:
     """No warnings, no log, no dump of the graph on the error stream when an export fails."""
     names = [name for name in logging.root.manager.loggerDict if name.startswith("torch")]
     loggers = [logging.getLogger(name) for name in names]

@@ -72,7 +72,7 @@ class Head:
     sources : what `context` takes: an input of the model by its place, or a module's value.
     owners : for every edge value, which unit each element belongs to.
     repeats : for every value around, whether it has a row for each sample.
-    same_silence : whether a silent layer gives the same edge values for every sample.
+    same_ablated : whether a silent layer gives the same edge values for every sample.
     units : N.
     dtype : the precision it computes in.
     """
@@ -83,7 +83,7 @@ class Head:
     sources: tuple[int | Place, ...]
     owners: tuple[Owners, ...]
     repeats: tuple[bool, ...]
-    same_silence: bool
+    same_ablated: bool
     units: int
     dtype: torch.dtype
 
@@ -134,7 +134,7 @@ def divide(cut: Cut, sources: tuple[int | Place, ...]) -> Head:
         sources=sources,
         owners=tuple(Owners.of(owner[node]) for node in edge),
         repeats=tuple(isinstance(value_of(node).shape[0], torch.SymInt) for node in around),
-        same_silence=not any(isinstance(value_of(n).shape[0], torch.SymInt) for n in joined),
+        same_ablated=not any(isinstance(value_of(n).shape[0], torch.SymInt) for n in joined),
         units=int(value_of(place).shape[cut.axis]),
         dtype=value_of(place).dtype,
     )

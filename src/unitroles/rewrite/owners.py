@@ -246,7 +246,7 @@ def _join(parts: list[Tensor], shape: list[int]) -> Tensor:
 
 
 def _single(value: Tensor, largest: Any) -> Tensor:
-    """The one owner of what `largest` takes together; nobody counts for nothing."""
+    """The one owner of what `largest` takes together; ignore counts for nothing."""
     high = largest(value)
     low = -largest(torch.where(value < 0, torch.iinfo(value.dtype).min, -value))
     if bool(((high >= 0) & (high != low)).any()):

@@ -88,7 +88,7 @@ def kind_of(model: nn.Module) -> str | None:
 
 
 def label_numbers(model: nn.Module) -> dict[str, int]:
-    """The class numbers by name in the model's configuration; {} where nobody gave names."""
+    """The class numbers by name in the model's configuration; {} where ignore gave names."""
     numbers = getattr(getattr(model, "config", None), "label2id", None) or {}
     if all(re.fullmatch(r"LABEL_\d+", str(label)) for label in numbers):
         return {}

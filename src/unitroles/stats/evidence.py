@@ -64,16 +64,16 @@ def permutation_p(observed: Float[np.ndarray, "*rest"], drawn: Drawn) -> Float[n
 
 
 def adjusted(p: Float[np.ndarray, " label"], draws: int) -> Float[np.ndarray, " label"] | None:
-    """p of permutation tests of several classes, as in `fair_p`.
+    """p of permutation tests of several classes, as in `fdr_adjusted`.
 
     Returns
     -------
     None where so few draws cannot reject one class alone at a rate of 0.05.
     """
-    return None if len(p) / (draws + 1) > ALPHA else fair_p(p)
+    return None if len(p) / (draws + 1) > ALPHA else fdr_adjusted(p)
 
 
-def fair_p(p: Float[np.ndarray, " label"]) -> Float[np.ndarray, " label"]:
+def fdr_adjusted(p: Float[np.ndarray, " label"]) -> Float[np.ndarray, " label"]:
     """p of several classes, adjusted so that their false discovery rate holds ([BH1995]_).
 
     .. [BH1995] Benjamini, Hochberg. Controlling the false discovery rate. JRSS B 57, 1995.
@@ -83,13 +83,13 @@ def fair_p(p: Float[np.ndarray, " label"]) -> Float[np.ndarray, " label"]:
     return np.asarray(false_discovery_control(p))
 
 
-def role_shares(role: UInt8[np.ndarray, "*rest unit"]) -> Float[np.ndarray, "*rest role"]:
+def role_proportions(role: UInt8[np.ndarray, "*rest unit"]) -> Float[np.ndarray, "*rest role"]:
     """The share of the units that have each role; not a number where there are no roles."""
     found = proportions(role)
     return np.where(found.any(axis=-1, keepdims=True), found, np.nan)
 
 
-def unit_spread(role: UInt8[np.ndarray, "*rest label unit"]) -> Float[np.ndarray, "*rest role"]:
+def std_over_units(role: UInt8[np.ndarray, "*rest label unit"]) -> Float[np.ndarray, "*rest role"]:
     """The population std over the units of their role shares, over the classes that have roles."""
     known = role[..., :1].any(axis=-1).sum(axis=-1)[..., None, None]
     share = (role[..., None] == np.array(ROLES)).sum(axis=-3) / np.maximum(known, 1)
@@ -205,7 +205,7 @@ def _paired_error(
     return difference.std(axis=0, ddof=1) / np.sqrt(len(losses))
 
 
-def shares_at(
+def proportions_at(
     order: Int[np.ndarray, "split position"], point: Points
 ) -> Float[np.ndarray, "*rest role"]:
     """Role shares of one class at other turning points in the given orders."""
@@ -226,15 +226,15 @@ def _both(
     return table.cumsum(axis=0, dtype=np.int32).cumsum(axis=1, dtype=np.int32)
 
 
-def share_coverage(
+def proportion_coverage(
     order: Int[np.ndarray, "split position"],
     point: Int[np.ndarray, " split"],
     inner: Int[np.ndarray, "split outer inner"],
     level: float,
 ) -> Float[np.ndarray, "outer kind"]:
     """Whether the intervals of overfitted and generalizing share hold those of the whole sample."""
-    truth = shares_at(order, point[:, None])[0]
-    low, high = interval(np.moveaxis(shares_at(order, inner), 1, 0), level)
+    truth = proportions_at(order, point[:, None])[0]
+    low, high = interval(np.moveaxis(proportions_at(order, inner), 1, 0), level)
     held = (low <= truth + TIES) & (truth - TIES <= high)
     return held[..., 1:3].astype(np.float64)
 
