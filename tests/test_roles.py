@@ -67,8 +67,8 @@ def test_the_turning_point_is_the_smallest_n_within_the_tolerance(curve, toleran
 
 
 @given(CURVES, st.floats(0, 20))
-def test_the_dead_layer_is_no_turning_point(curve, dead):
-    moved = np.concatenate([[dead], curve[1:]])
+def test_the_dead_layer_is_no_turning_point(curve, ablated):
+    moved = np.concatenate([[ablated], curve[1:]])
     assert roles.turning_point(moved) == roles.turning_point(curve) >= 1
 
 
@@ -297,8 +297,8 @@ def analysis(name, swap=False, same=False, order="per_split", plan="additive"):
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("name", NAMES)
 def test_the_dead_layer_hides_the_split_unless_something_flows_around_it(name, plan):
-    dead = analysis(name, plan=plan).data.loss.sel(retrieved=0).values
-    difference = np.abs(dead[0] - dead[1]).max()
+    ablated = analysis(name, plan=plan).data.loss.sel(retrieved=0).values
+    difference = np.abs(ablated[0] - ablated[1]).max()
     assert difference <= 1e-12 if name in CHAINS else difference > 1e-3
 
 

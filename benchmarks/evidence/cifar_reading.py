@@ -142,16 +142,16 @@ def _order(found: ur.Taxonomy) -> str:
 
 
 def _losses(found: ur.Taxonomy) -> str:
-    lowest, whole, dead = test_losses(found)
+    lowest, whole, ablated = test_losses(found)
     text = (
         f"**Loss** of a class on test, mean: {lowest:.4f} nats at n0, {whole:.4f} with all units "
-        f"awake, {dead:.4f} with none"
+        f"retrieved, {ablated:.4f} with none"
     )
-    return f"{text}: the whole layer is worse than none." if whole > dead else f"{text}."
+    return f"{text}: the whole layer is worse than none." if whole > ablated else f"{text}."
 
 
 def test_losses(found: ur.Taxonomy) -> tuple[float, float, float]:
-    """Of the test images of a class under its active set, the whole layer and the dead one."""
+    """Of a class's test images under its active set, the whole layer, the fully ablated layer."""
     loss = found.data.loss.sel(split="test")
     lowest = loss.sel(retrieved=found.data.turning_point.sel(split="test"))
     return float(lowest.mean()), float(loss[:, -1].mean()), float(loss[:, 0].mean())

@@ -43,7 +43,7 @@ class Grid:
     share : of the units that are overfitted, and of those that are generalizing.
     seeds : networks of each cell; no two networks of the study share a seed.
     evidence : what is asked for.
-    redone : replicates of intervals with scores and orders anew, too, for the narrowest networks
+    redone : replicates of intervals with scores and orders again, too, for the narrowest networks
         with a linear head.
     samples : of each class and split, for the population.
     fresh : likewise, for the losses that intervals should hold.
@@ -119,7 +119,7 @@ QUICK = Grid(
 def analysed(grid: Grid, plan: Plan) -> dict[str, object]:
     """What one network gives, beside the truth."""
     planted = plant(plan)
-    # Weights of the samples hang on the seed alone: with one seed, chance is the same everywhere.
+    # Weights of the samples depend on the seed alone: with one seed, chance is the same everywhere.
     asked = replace(grid.evidence, seed=plan.seed)
     found = _analyze(planted, asked)
     data, p = found.data, found.exchangeability().p

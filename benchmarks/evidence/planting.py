@@ -11,7 +11,7 @@ sample's class is all that sets helpful from harmful units:
 - the same with the splits changed over: generalizing;
 - at wrong positions on both splits: confusing.
 
-**Order.** How high a unit answers hangs on its place in the order alone: heights fall along the
+**Order.** How high a unit answers depends on its place in the order alone: heights fall along the
 order of a split, in which the core units come first, then those that help on this split only, then
 those that help on the other only, then confusing ones, with gaps behind the first two. Where there
 are no generalizing units, the overfitted ones take the same places on both splits and answer fresh

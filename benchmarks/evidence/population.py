@@ -146,7 +146,7 @@ def _losses(
     label: int,
     order: Int[np.ndarray, " position"],
 ) -> Float[np.ndarray, "samples retrieved"]:
-    """Cross-entropy of every sample with the first n units of an order awake, in nats."""
+    """Cross-entropy of every sample with the first n units of an order retrieved, in nats."""
     votes, rest = planted.model.state_dict()["3.weight"], planted.model[4:]
     weight = votes.view(-1, planted.plan.units, planted.plan.labels)[:, order]
     added = torch.einsum("sul,hul->suh", activation[:, order], weight)

@@ -182,7 +182,7 @@ _LEGEND = (
     "that are compared, divided by the largest logit of the intact model; below "
     f"{number(_MOVED)} equality would mean nothing. *Largest difference*: of a mean loss from "
     f"clone and zero, in nats, divided by the largest logit: {_CLASSES} classes with {_EACH} "
-    f"images in both splits, up to {POINTS} numbers n of awake units on every curve. Clone and "
+    f"images in both splits, up to {POINTS} numbers n of retrieved units on every curve. Clone and "
     "zero: a copy of the model that the library never touched, whose layer's output a hook clones "
     "in its last call and sets to zero for all but n units, one forward for every n. *Scores*: "
     "largest difference of a unit's score from the L1 norm of that output, divided by the largest "

@@ -83,7 +83,7 @@ def _settle(model: nn.Module, images: Tensor) -> None:
         norm.momentum = None  # the plain average
     model(images)
     for norm, momentum in zip(norms, momenta, strict=True):
-        # A channel that happens to be silent in this batch must not blow up later.
+        # A channel that happens to be zero in this batch must not blow up later.
         norm.running_var.clamp_(min=0.1 * float(norm.running_var.mean()))
         norm.eval()
         norm.momentum = momentum

@@ -24,21 +24,21 @@ class Untouched:
     def __init__(self, model: nn.Module, layer: str, axis: int) -> None:
         self.model, self.axis = deepcopy(model), axis
         self._calls = self._last = 0
-        self._silent: Tensor | None = None
+        self._ablated: Tensor | None = None
         self.output = torch.empty(0)
         self.model.get_submodule(layer).register_forward_hook(self._hook)
 
     def _hook(self, module: nn.Module, args: object, output: Tensor) -> Tensor | None:
         self._calls += 1
-        if self._silent is None:
+        if self._ablated is None:
             self.output, self._last = output.clone(), self._calls
             return None
         if self._calls < self._last:
             return None
-        return output.clone().index_fill_(self.axis, self._silent, 0.0)
+        return output.clone().index_fill_(self.axis, self._ablated, 0.0)
 
-    def logits(self, images: Tensor, silent: Tensor | None = None) -> Tensor:
-        self._calls, self._silent = 0, silent
+    def logits(self, images: Tensor, ablated: Tensor | None = None) -> Tensor:
+        self._calls, self._ablated = 0, ablated
         with torch.no_grad():
             return self.model(images)
 

@@ -78,9 +78,9 @@ def replaced(model: nn.Module, layer: str, change: Callable[[Tensor], Tensor]) -
 
 
 @torch.inference_mode()
-def without(model: nn.Module, layer: str, axis: int, images: Tensor, silent: Tensor) -> Tensor:
-    """Clone and zero, literally: logits with the units `silent` of the layer set to zero."""
-    with replaced(model, layer, lambda output: output.clone().index_fill_(axis, silent, 0.0)):
+def without(model: nn.Module, layer: str, axis: int, images: Tensor, ablated: Tensor) -> Tensor:
+    """Clone and zero, literally: logits with the units `ablated` of the layer set to zero."""
+    with replaced(model, layer, lambda output: output.clone().index_fill_(axis, ablated, 0.0)):
         return model(images)
 
 

@@ -21,12 +21,12 @@ _LABELS = 1000
 
 @dataclass(frozen=True)
 class KernelCase:
-    """An affine head: logits with n units awake are `start` + the sum over the first n units of
+    """An affine head: logits with n units retrieved are `start` + the sum over the first n units of
     value × row of `weight`.
 
     Parameters
     ----------
-    start : logits of the dead layer (samples, labels).
+    start : logits of the fully ablated layer (samples, labels).
     values : of the units (samples, units).
     weight : (units, labels).
     order : units by position for every sample (samples, units).

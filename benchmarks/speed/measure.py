@@ -168,7 +168,7 @@ def _again(found: Measured, model: nn.Module, data: Data) -> Callable[[], float]
 
 
 def _masks(rows: int, units: int, count: int) -> list[Tensor]:
-    """Masks (rows, units) of rising numbers of awake units, every row in its own order."""
+    """Masks (rows, units) of rising numbers of retrieved units, every row in its own order."""
     rank = torch.stack([torch.randperm(units) for _ in range(rows)])
     return [(rank < units * (k + 1) // (count + 1)).float() for k in range(count)]
 

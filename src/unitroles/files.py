@@ -66,17 +66,20 @@ def write_whole(files: Mapping[Path, str | Callable[[Path], Any]]) -> None:
     ------
     InputError : the disk is full, or a folder not writable.
     """
-    targets = {path: path.resolve() for path in files}
-    parts = {path: target.with_name(f".{uuid4().hex}.part") for path, target in targets.items()}
+    parts: dict[Path, Path] = {}
     path = None
     try:
         for path, content in files.items():
+            target = path.resolve()
+            if target.exists() and not target.is_file():
+                raise InputError(f"cannot write {path}: it is no file; choose another name")
+            parts[target] = target.with_name(f".{uuid4().hex}.part")
             if isinstance(content, str):
-                parts[path].write_text(content, encoding="utf-8")
+                parts[target].write_text(content, encoding="utf-8")
             else:
-                content(parts[path])
+                content(parts[target])
         for path, part in parts.items():
-            os.replace(part, targets[path])
+            os.replace(part, path)
     except _failures() as error:
         why = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise InputError(f"cannot write {path}: {why}; {_remedy(error)}") from error

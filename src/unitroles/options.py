@@ -210,12 +210,12 @@ class Evidence:
     Parameters
     ----------
     floors : random splits inside the training and inside the test set, whose roles are what
-        sampling alone gives; 0 = none. Of fewer than 20 no verdict is read. What silent units give
+        sampling alone gives; 0 = none. Of fewer than 20 no verdict is read. What ablated units give
         with `Method(baseline="mean")` stays that of all training samples.
     resplits : new splits of all samples into two sets of the sizes of training and test set; 0 =
         no test. The smallest possible p is 1 / (resplits + 1).
-    bootstrap : None; "fixed_ranking", intervals from samples weighted anew, with each unit keeping
-        its place in the order; or "full", with scores, orders and curves computed anew for every
+    bootstrap : None; "fixed_ranking", intervals from samples weighted again, with each unit keeping
+        its place in the order; or "full", with scores, orders and curves computed again for every
         replicate, as P(role) of a unit needs.
     replicates : how many; None = 100 for "fixed_ranking" and 25 for "full".
     level : of the intervals.
@@ -246,7 +246,7 @@ class Evidence:
 
     @property
     def redoes(self) -> bool:
-        """Whether scores and orders are computed anew for other samples."""
+        """Whether scores and orders are computed again for other samples."""
         return bool(self.floors or self.resplits or self.bootstrap == "full")
 
     @property

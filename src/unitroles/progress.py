@@ -1,4 +1,4 @@
-"""Progress bars on the error stream; silent where ignore observers."""
+"""Progress bars on the error stream; none where nobody looks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Track = Callable[[str, int], Callable[[int], None]]
 """Called with a stage's name and its number of steps; returns what to call with steps done."""
 
 
-def _silent(stage: str, steps: int) -> Callable[[int], None]:
+def _quiet(stage: str, steps: int) -> Callable[[int], None]:
     return lambda done: None
 
 
@@ -24,14 +24,14 @@ def announce(text: str) -> None:
 def track(show: bool) -> Iterator[Track]:
     """Give a `Track` that draws one bar per stage while the block runs."""
     if not show:
-        yield _silent
+        yield _quiet
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
     if not (console.is_terminal or console.is_jupyter):
-        yield _silent
+        yield _quiet
         return
     columns = (TextColumn("{task.description:<24}"), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bars:

@@ -68,9 +68,9 @@ def turning_point(
     >>> int(turning_point(np.array([2.0, 1.0, 0.5, 0.5, 0.7])))
     2
     """
-    awake = curve[..., 1:]
-    low = np.fmin.reduce(awake, axis=-1, keepdims=True)
-    return np.asarray((awake <= low + tolerance).argmax(axis=-1) + 1)
+    retrieved = curve[..., 1:]
+    low = np.fmin.reduce(retrieved, axis=-1, keepdims=True)
+    return np.asarray((retrieved <= low + tolerance).argmax(axis=-1) + 1)
 
 
 def accuracy_turning_point(
@@ -117,7 +117,7 @@ def _count(role: UInt8[np.ndarray, "*rest unit"]) -> Int[np.ndarray, "*rest unit
 
 
 def falls(loss: Float[np.ndarray, "*rest retrieved"]) -> Bool[np.ndarray, "*rest"]:
-    """Whether waking units ever lowers the loss below that of the dead layer.
+    """Whether some number of retrieved units brings the loss below that of the fully ablated layer.
 
     By more than `RESOLUTION`: a unit without effect leaves the loss where it was but for rounding.
     """

@@ -314,7 +314,7 @@ def test_an_unknown_score_is_refused(score):
 
 @pytest.mark.parametrize("order", ["descending", "ascending"])
 def test_a_score_function_must_return_finite_values(order):
-    with pytest.raises(ur.InputError, match="the score of a unit of layer .* is not finite; mend"):
+    with pytest.raises(ur.InputError, match="the score of a unit of layer .* is not finite; fix"):
         ablate(ur.cumulative_ablation, "mlp", order=order, score=lambda units: units.sum(2) / 0)
 
 

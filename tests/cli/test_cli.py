@@ -671,7 +671,7 @@ def test_importing_the_command_line_is_light() -> None:
 
 
 def taxonomy(**changes: Any) -> ur.Taxonomy:
-    """Two units, two classes, made by hand: the second class never falls below the dead layer."""
+    """Two units, two classes, by hand: the second is never below the fully ablated layer."""
     options = {"method": {"score": "activation_l1", "order": "per_split", "tolerance": 1e-6}}
     given: dict[str, Any] = {
         "labels": np.array([0, 1]),
@@ -742,7 +742,7 @@ def test_sensitivity() -> None:
     loss = np.array([[[1.0, 0.205, 0.2], [1, 0.5, 0.9]], [[1, 0.4, 0.6], [1, 0.5, 0.9]]])
     (hangs, _) = text.cautions(taxonomy(loss=loss))
     assert hangs.startswith(
-        "the overfitted share hangs on the tolerance: 25.0 % at 1e-06 nats, 0.0 %"
+        "the overfitted share depends on the tolerance: 25.0 % at 1e-06 nats, 0.0 %"
     )
     # From 50 to 25 %: not more than twice, but more than 5 points.
     loss[:, 1] = [[1, 0.5, 0.2], [1, 0.4, 0.6]]

@@ -135,13 +135,13 @@ def test_what_keeps_units_apart_is_not_counted_for_every_mask():
 def test_a_silent_layer_that_differs_by_sample_is_kept_too():
     toy = networks.toy("residual")
     found = rows(toy.model, toy.train[0][:2])
-    # After the addition of the shortcut a silent layer still gives the shortcut of each sample.
+    # After the addition of the shortcut an ablated layer still gives the shortcut of each sample.
     assert found["blocks.1.bn2"].bytes_per_sample == 2 * 10 * 4
     assert found["blocks.1.relu"].bytes_per_sample == 10 * 4
 
 
 class Branching(nn.Module):
-    """A forward that hangs on the numbers in its input cannot be exported."""
+    """A forward that depends on the numbers in its input cannot be exported."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -119,8 +119,8 @@ class Masks:
     Parameters
     ----------
     order : of the units, for every sample.
-    points : how many of them are awake, alike for all samples.
-    retrieved : how many are awake, for every mask and sample.
+    points : how many of them are retrieved, alike for all samples.
+    retrieved : how many are retrieved, for every mask and sample.
     removed : units that are removed alone: the strongest within reach.
     """
 

@@ -62,8 +62,8 @@ def test_a_layer_that_is_written_to_or_called_twice_equals_clone_and_zero(layer,
             score = reference.score(model, layer, own, call=call)
             np.testing.assert_allclose(curve.score, score, rtol=1e-9)
             for n in POINTS:
-                awake = curve.order.values[:n]
-                loss, hits = reference.performance(model, layer, own, label, awake, call=call)
+                retrieved = curve.order.values[:n]
+                loss, hits = reference.performance(model, layer, own, label, retrieved, call=call)
                 np.testing.assert_allclose(curve.loss[n], loss, rtol=1e-9, atol=1e-9)
                 assert curve.accuracy[n] == hits
     assert np.ptp(found.loss.values[..., POINTS], axis=2).min() > 0.05

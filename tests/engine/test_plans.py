@@ -310,7 +310,7 @@ def test_a_score_function_of_the_wrong_shape_is_refused():
 
 def test_a_score_function_must_return_finite_values():
     toy = networks.toy("mlp")
-    with pytest.raises(ur.InputError, match="the score of a unit of layer .* is not finite; mend"):
+    with pytest.raises(ur.InputError, match="the score of a unit of layer .* is not finite; fix"):
         analyze_toy(toy, method=ur.Method(score=lambda units: units.sum(dim=2) / 0))
 
 
@@ -640,7 +640,7 @@ def test_a_model_that_is_random_in_evaluation_mode_is_refused():
 
 
 class OverTime(nn.Module):
-    """Sequences of any length; the sum over time hangs on it."""
+    """Sequences of any length; the sum over time depends on it."""
 
     def __init__(self):
         super().__init__()

@@ -33,7 +33,7 @@ MEAN = ur.Method(baseline="mean")
 
 
 def spoiled(ablated):
-    """A plan whose silent units give something else than they should, and not zero."""
+    """A plan whose ablated units give something else than they should, and not zero."""
 
     def wrong(self, baseline):
         return ablated(self, None if baseline is None else baseline + 1)

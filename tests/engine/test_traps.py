@@ -86,7 +86,7 @@ def test_a_square_is_not_affine():
     x, y = data()
     x[0] = x[-1] = -100 * torch.ones(5).double()
     model = Squared()
-    model.hidden.weight.data.abs_()  # the probe's samples wake no unit
+    model.hidden.weight.data.abs_()  # the probe's samples activate no unit
     assert_right(model, "relu", "additive", [(x, y), data(seed=1)])
 
 

@@ -26,7 +26,7 @@ GAPS = {"A": 0.08, "B": 0.13, "C": 0.27, "D": 0.38, "E": 0.60}
 
 
 def falling(points: np.ndarray, low: np.ndarray, rise: np.ndarray, units: int) -> np.ndarray:
-    """One curve a row: 2.3 for the dead layer, `low` at the turning point, `rise` more at N."""
+    """One curve a row: 2.3 with no unit, `low` at the turning point, `rise` more at N."""
     n, point = np.arange(units + 1), points[:, None]
     before = np.clip(1 - n / point, 0, None) ** 2.2
     after = np.clip((n - point) / np.maximum(units - point, 1), 0, None) ** 1.4
@@ -69,7 +69,7 @@ def with_loss(member: Taxonomy, change: np.ndarray) -> Taxonomy:
 
 
 def with_flags(member: Taxonomy, label: str, *splits: str) -> Taxonomy:
-    """The same taxonomy, but on `splits` waking units never helps the class."""
+    """The same taxonomy, but on `splits` retrieving units never helps the class."""
     data = member.data.copy(deep=True)
     for split in splits:
         data["status"].loc[{"split": split, "label": label}] = NEVER_FALLS
@@ -130,8 +130,12 @@ def test_rof_curve_shows_the_curve_its_turning_point_and_both_ends(name: str, sp
     point = int(data.turning_point)
     assert set(artist(ax, "turning point").get_xdata()) == {point}
     assert artist(ax, "turning point").get_linestyle() == "--"
-    dead, whole = data.loss.values[[0, -1]]
-    expected = {f"$n_0$ = {point}", f"dead layer {dead:#.3g}", f"whole layer {whole:#.3g}"}
+    ablated, whole = data.loss.values[[0, -1]]
+    expected = {
+        f"$n_0$ = {point}",
+        f"fully ablated layer {ablated:#.3g}",
+        f"whole layer {whole:#.3g}",
+    }
     assert set(texts(ax)) == {*expected, *notes(member, "cat", split)}
     drawn(ax.figure)
 
@@ -143,12 +147,12 @@ def test_the_losses_of_both_ends_stay_apart_where_they_are_alike() -> None:
         change[-1] = last * float(member.data.loss[0, 3, 0] / member.data.loss[0, 3, -1])
         ax = plots.rof_curve(with_loss(member, change), "cat")
         drawn(ax.figure)
-        dead, whole = (
+        ablated, whole = (
             next(t for t in ax.texts if t.get_text().startswith(name)).get_window_extent()
-            for name in ("dead", "whole")
+            for name in ("ablated", "whole")
         )
-        assert max(dead.y0, whole.y0) >= min(dead.y1, whole.y1) - 0.01
-        assert (dead.y0 > whole.y0) == (last <= 1)
+        assert max(ablated.y0, whole.y0) >= min(ablated.y1, whole.y1) - 0.01
+        assert (ablated.y0 > whole.y0) == (last <= 1)
 
 
 @pytest.mark.parametrize("name", ["B", "E"])
@@ -308,8 +312,8 @@ def test_compare_marks_the_flagged_panels() -> None:
     }
     figure = drawn(plots.compare(flagged, "cat"))
     panels = [ax for ax in figure.axes if ax.get_title("left")]
-    test = "test: never below the dead layer"
-    expected = [[], [test], ["train: never below the dead layer", test]]
+    test = "test: never below the fully ablated layer"
+    expected = [[], [test], ["train: never below the fully ablated layer", test]]
     assert [under_title(ax) for ax in panels] == expected
     assert len({round(title_box(ax).y0, 3) for ax in panels}) == 1
     other = drawn(plots.compare(flagged, "dog"))
@@ -318,7 +322,7 @@ def test_compare_marks_the_flagged_panels() -> None:
 
 def test_curves_of_a_flagged_class_are_marked() -> None:
     member = with_flags(MODELS["E"], "cat", "test")
-    test = "test: never below the dead layer"
+    test = "test: never below the fully ablated layer"
     train, both = notes(member, "cat", "train"), notes(member, "dog", *SPLITS)
     for axes, expected in (
         (plots.role_curves(member, "cat")[0], [*train, test]),

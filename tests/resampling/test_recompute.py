@@ -67,7 +67,7 @@ def regrets_of(found):
 
 
 def same_roles(toy, share, found):
-    """Equal, or the twin's own numbers hang on a rounding."""
+    """Equal, or the twin's own numbers depend on a rounding."""
     np.testing.assert_allclose(share, found.proportions, atol=1e-12)
 
 
@@ -87,9 +87,9 @@ def test_floors_new_splits_and_full_confidence_are_those_of_the_literal_twin(nam
             np.testing.assert_allclose(drawn.noise_floor_regret, regrets_of(twin), atol=1e-10)
             spread = reference.shares(twin.role).std(axis=0)
             np.testing.assert_allclose(drawn.noise_floor_std_over_units, spread, atol=1e-12)
-    anew = draws.resplits(classes, len(labels), 2, FEW.seed)
+    again = draws.resplits(classes, len(labels), 2, FEW.seed)
     for r in range(2):
-        same_roles(toy, data.resplit_proportion[r].values, literal(toy, splits, anew, r, 0))
+        same_roles(toy, data.resplit_proportion[r].values, literal(toy, splits, again, r, 0))
     rows = [turn for _, _, turn in splits]
     weighted = draws.reweighted(classes, rows, len(labels), 2, FEW.seed)
     twins = [literal(toy, splits, weighted, r, 0) for r in range(2)]

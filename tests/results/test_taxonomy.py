@@ -1,6 +1,7 @@
 """The labelled result: what it holds, its tables, and files."""
 
 import json
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -162,12 +163,63 @@ def test_a_missing_file_is_refused(tmp_path):
 
 def test_a_foreign_file_is_refused(named, tmp_path):
     xr.Dataset({"loss": ("x", [1.0])}).to_netcdf(tmp_path / "foreign.nc", engine="h5netcdf")
-    with pytest.raises(ur.InputError, match="not a taxonomy of this version .*analyse again"):
+    with pytest.raises(ur.InputError, match="its format is None, .*analyse again"):
         ur.load(tmp_path / "foreign.nc")
     older = named.data.assign_attrs(format="unitroles taxonomy 0")
     older.to_netcdf(tmp_path / "older.nc", engine="h5netcdf")
-    with pytest.raises(ur.InputError, match="not a taxonomy of this version"):
+    with pytest.raises(ur.InputError, match="its format is .* 0', this version reads"):
         ur.load(tmp_path / "older.nc")
+
+
+def test_a_file_of_the_format_before_is_read():
+    """Written by 0.1.0 before its release, of three classes and five units, with all evidence."""
+    file = Path(__file__).with_name("format2.nc")
+    with xr.open_dataset(file, engine="h5netcdf") as raw:
+        old = raw.load()
+    found = ur.load(file)
+    for before, now in {
+        "floor_share": "noise_floor_proportion",
+        "floor_unit_std": "noise_floor_std_over_units",
+        "floor_regret": "noise_floor_regret",
+        "floor_samples": "noise_floor_samples",
+        "resplit_share": "resplit_proportion",
+        "share_replicate": "proportion_replicate",
+        "unit_std_replicate": "std_over_units_replicate",
+        "control_share": "control_proportion",
+    }.items():
+        assert before not in found.data
+        np.testing.assert_array_equal(found.data[now].values, old[before].values)
+    assert found.provenance["options"]["evidence"]["bootstrap"] == "full"
+    assert "confidence" not in found.provenance["options"]["evidence"]
+    assert {len(getattr(found, name)()) > 0 for name in found.tables} == {True}
+    assert {"floors", "signs", "exchangeability", "intervals", "controls"} <= set(found.tables)
+
+
+def test_words_of_the_format_before_are_read_as_those_of_today(tmp_path):
+    file = Path(__file__).with_name("format2.nc")
+    with xr.open_dataset(file, engine="h5netcdf") as raw:
+        old = raw.load()
+    old["status"] = old.status.astype(object)
+    old["status"][1, 2] = "never below the dead layer"
+    made = json.loads(old.attrs["provenance"])
+    made["options"]["evidence"]["confidence"] = "given_order"
+    old.attrs["provenance"] = json.dumps(made)
+    old.to_netcdf(tmp_path / "old.nc", engine="h5netcdf")
+    found = ur.load(tmp_path / "old.nc")
+    assert found.flagged() == ["c"]
+    assert found.provenance["options"]["evidence"]["bootstrap"] == "fixed_ranking"
+    again = ur.load(found.save(tmp_path / "new.nc"))
+    xr.testing.assert_identical(again.data, found.data)
+
+
+def test_there_is_room_for_a_digest_and_for_groups(named, tmp_path):
+    """Of later versions: whoever does not know them reads the rest."""
+    file = named.save(tmp_path / "a.nc")
+    xr.Dataset({"image": ("x", [1.0])}).to_netcdf(file, engine="h5netcdf", mode="a", group="more")
+    with h5py.File(file, "a") as root:
+        root.attrs["digest"] = "sha256:0"
+    found = ur.load(file)
+    xr.testing.assert_identical(found.data.drop_attrs(), named.data.drop_attrs())
 
 
 @pytest.mark.parametrize("keep", [0, 100, 0.5, 0.9])
@@ -239,7 +291,7 @@ def test_summary_may_leave_out_flagged_classes():
     assert taxonomy.flagged() == ["b"]
     assert taxonomy.data.status.sel(split="test").values.tolist() == [
         "clear minimum",
-        "never below the dead layer",
+        "never below the fully ablated layer",
         "clear minimum",
     ]
     kept = taxonomy.proportions().loc[["a", "c"]]

@@ -168,8 +168,8 @@ def test_a_unit_may_own_elements_on_several_axes():
     owner = torch.tensor([[0, 1], [1, 0]])
     owners = Owners.of(owner)
     assert owners.axis is None
-    awake = torch.tensor([[True, False], [False, True]])
-    assert torch.equal(owners.spread(awake), torch.stack([owner == 0, owner == 1]))
+    retrieved = torch.tensor([[True, False], [False, True]])
+    assert torch.equal(owners.spread(retrieved), torch.stack([owner == 0, owner == 1]))
 
 
 @pytest.mark.parametrize("axis", [1, 2, 3])
@@ -189,9 +189,9 @@ def misplaced(plan):
 
 
 def not_quite_silent(plan):
-    """The same plan with zeros at the edge where a silent layer gives something else."""
+    """The same plan with zeros at the edge where an ablated layer gives something else."""
     plan.around()
-    return replace(plan, _fixed={**plan._fixed, "silent": (torch.zeros(1, 24).double(),)})
+    return replace(plan, _fixed={**plan._fixed, "ablated": (torch.zeros(1, 24).double(),)})
 
 
 @pytest.mark.parametrize("spoil", [misplaced, not_quite_silent])

@@ -67,8 +67,8 @@ def assert_clone_and_zero(found, model, layer, splits, axis, score=reference.sco
             own, curve = inputs[labels == label], found.isel(split=split, label=place)
             np.testing.assert_allclose(curve.score, score(model, layer, own, axis), rtol=1e-9)
             for n in (0, 1, units // 2, units - 1, units):
-                awake = curve.order.values[:n]
-                loss, hits = reference.performance(model, layer, own, label, awake, axis)
+                retrieved = curve.order.values[:n]
+                loss, hits = reference.performance(model, layer, own, label, retrieved, axis)
                 np.testing.assert_allclose(curve.loss[n], loss, rtol=1e-9, atol=1e-9)
                 assert curve.accuracy[n] == hits
     assert np.ptp(found.loss.values, axis=2).min() > 1e-3

@@ -139,7 +139,7 @@ def words(*losses, point=None, flat=0.01):
 
 
 def bowl(low, high, units):
-    """1 at the bottom from `low` to `high`, and 5 elsewhere but for the dead layer, at 11."""
+    """1 at the bottom from `low` to `high`, and 5 elsewhere, but 11 with no unit."""
     curve = np.full(units + 1, 5.0)
     curve[low : high + 1] = 1.05
     curve[(low + high) // 2] = 1.0
@@ -149,9 +149,9 @@ def bowl(low, high, units):
 @pytest.mark.parametrize(
     ("losses", "text"),
     [
-        ([1.0, 2.0, 1.5, 1.5], "never below the dead layer"),
-        ([1.0, 2.0, 1.5, 1.0 - 9e-7], "never below the dead layer"),
-        ([1.0, 1.0, 1.0, 1.0, 1.0], "never below the dead layer"),
+        ([1.0, 2.0, 1.5, 1.5], "never below the fully ablated layer"),
+        ([1.0, 2.0, 1.5, 1.0 - 9e-7], "never below the fully ablated layer"),
+        ([1.0, 1.0, 1.0, 1.0, 1.0], "never below the fully ablated layer"),
         ([1.0, 2.0, 1.5, 1.0 - 2e-6], "still falling at 3"),
         ([2.0, 1.0], CLEAR),
         ([2.0, 1.5, 1.0], "still falling at 2"),

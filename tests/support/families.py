@@ -262,7 +262,7 @@ def network(name: str) -> nn.Module:
 
 
 def draw(net: nn.Module) -> None:
-    """Draw all weights anew so that every branch of a model counts."""
+    """Draw all weights again so that every branch of a model counts."""
     for path, weight in net.named_parameters():
         _draw(path, weight)
 
@@ -288,6 +288,6 @@ def take_statistics(net: nn.Module, batch: Tensor) -> None:
         norm.train().momentum = None  # the mean over all batches, here one
     net(batch)
     for norm, momentum in zip(norms, momenta, strict=True):
-        # A channel that happens to be silent in this batch must not blow up later.
+        # A channel that happens to be zero in this batch must not blow up later.
         norm.running_var.clamp_(min=0.1 * float(norm.running_var.mean()))
         norm.eval().momentum = momentum

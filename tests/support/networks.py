@@ -277,7 +277,7 @@ def robust(
 ) -> bool:
     """Whether rounding errors below `margin` can move no turning point and no rank.
 
-    `loss` is (..., retrieved), `score` (..., unit). Exact ties are safe: they come from silent
+    `loss` is (..., retrieved), `score` (..., unit). Exact ties are safe: they come from ablated
     units, whose mask changes nothing.
     """
     for curve in loss.reshape(-1, loss.shape[-1]):

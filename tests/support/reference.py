@@ -74,11 +74,11 @@ def masked_logits(
     active: Iterable[int],
     axis: int = 1,
     call: int = -1,
-    silent: np.ndarray | None = None,
+    ablated: np.ndarray | None = None,
 ) -> Tensor:
-    """Logits (labels,) of the one sample `x` with only the units in `active` awake.
+    """Logits (labels,) of the one sample `x` with only the units in `active` retrieved.
 
-    Each of the others is set to its value in `silent` at all positions; None = 0.
+    Each of the others is set to its value in `ablated` at all positions; None = 0.
     """
     target = call_index(model, layer, x, call)
     active = {int(unit) for unit in active}
@@ -89,7 +89,7 @@ def masked_logits(
         inactive = [unit for unit in range(output.shape[axis]) if unit not in active]
         output = output.clone()
         for unit in inactive:
-            output.select(axis, unit)[...] = 0 if silent is None else float(silent[unit])
+            output.select(axis, unit)[...] = 0 if ablated is None else float(ablated[unit])
         return output
 
     return forward(model, layer, x, mask)[0]
@@ -162,10 +162,10 @@ def performance(
     active: Iterable[int],
     axis: int = 1,
     call: int = -1,
-    silent: np.ndarray | None = None,
+    ablated: np.ndarray | None = None,
     loss: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> tuple[float, float]:
-    """Mean loss and accuracy of the samples of one label with only `active` awake.
+    """Mean loss and accuracy of the samples of one label with only `active` retrieved.
 
     `label` is one number for all samples, or what the loss compares each of them with; `loss` is a
     function of the outputs and labels of some samples, None = cross-entropy.
@@ -173,7 +173,7 @@ def performance(
     active = list(active)
     losses, hits = [], []
     for s in range(len(inputs)):
-        logits = masked_logits(model, layer, inputs[s : s + 1], active, axis, call, silent)
+        logits = masked_logits(model, layer, inputs[s : s + 1], active, axis, call, ablated)
         target = label[s] if isinstance(label, Tensor) else torch.tensor(label)
         if loss is None:
             losses.append(sample_loss(logits, int(target)))
@@ -192,13 +192,15 @@ def rof_curve(
     order: np.ndarray,
     axis: int = 1,
     call: int = -1,
-    silent: np.ndarray | None = None,
+    ablated: np.ndarray | None = None,
     loss: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Loss and accuracy, each (units + 1,), with the first n = 0 ... units of the order awake."""
+    """Loss and accuracy, each (units + 1,), with the first n = 0 ... units retrieved."""
     points = []
     for n in range(len(order) + 1):
-        points.append(performance(model, layer, inputs, label, order[:n], axis, call, silent, loss))
+        points.append(
+            performance(model, layer, inputs, label, order[:n], axis, call, ablated, loss)
+        )
     losses, accuracy = zip(*points, strict=True)
     return np.array(losses, dtype=np.float64), np.array(accuracy, dtype=np.float64)
 
@@ -206,7 +208,7 @@ def rof_curve(
 def silent_units(
     model: nn.Module, layer: str, inputs: Tensor, baseline: str, axis: int = 1, call: int = -1
 ) -> np.ndarray | None:
-    """What silent units give: None for zero, or the mean over samples and positions (units,)."""
+    """What ablated units give: None for zero, or the mean over samples and positions (units,)."""
     return {"zero": None, "mean": score_mean(model, layer, inputs, axis, call)}[baseline]
 
 
@@ -223,16 +225,16 @@ def single_unit_ablation(
     The changes, (label, unit), are with the unit removed minus intact.
     """
     inputs, given = data
-    silent = silent_units(model, layer, inputs, baseline, axis, call)
+    ablated = silent_units(model, layer, inputs, baseline, axis, call)
     units = activation(model, layer, inputs[:1], call).shape[axis]
     intact, changes = [], []
     for label in sorted(set(given.tolist())):
         mine = inputs[given == label]
-        whole = performance(model, layer, mine, label, range(units), axis, call, silent)
+        whole = performance(model, layer, mine, label, range(units), axis, call, ablated)
         row = []
         for unit in range(units):
             rest = [other for other in range(units) if other != unit]
-            loss, accuracy = performance(model, layer, mine, label, rest, axis, call, silent)
+            loss, accuracy = performance(model, layer, mine, label, rest, axis, call, ablated)
             row.append((loss - whole[0], accuracy - whole[1]))
         intact.append(whole)
         changes.append(row)
@@ -259,13 +261,13 @@ def cumulative_ablation(
     `orders` is (label, position).
     """
     inputs, given = data
-    silent = silent_units(model, layer, inputs, baseline, axis, call)
+    ablated = silent_units(model, layer, inputs, baseline, axis, call)
     rows = []
     for label, order in zip(sorted(set(given.tolist())), orders, strict=True):
         mine, row = inputs[given == label], []
         for k in range(len(order) + 1):
             rest = set(order.tolist()) - set(order[:k].tolist())
-            row.append(performance(model, layer, mine, label, rest, axis, call, silent))
+            row.append(performance(model, layer, mine, label, rest, axis, call, ablated))
         rows.append(row)
     found = np.array(rows)
     return {"loss": found[..., 0], "accuracy": found[..., 1]}
@@ -444,16 +446,16 @@ def analyze(
 
     `groups` class the samples of both splits where their labels do not.
     """
-    silent = silent_units(model, layer, train[0], baseline, axis, call)
+    ablated = silent_units(model, layer, train[0], baseline, axis, call)
 
     def scored(inputs: Tensor) -> np.ndarray:
         return score(model, layer, inputs, axis, call)
 
     def curve(inputs: Tensor, given: Tensor, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return rof_curve(model, layer, inputs, given, order, axis, call, silent, loss)
+        return rof_curve(model, layer, inputs, given, order, axis, call, ablated, loss)
 
     def under(inputs: Tensor, given: Tensor, active: np.ndarray) -> tuple[float, float]:
-        return performance(model, layer, inputs, given, active, axis, call, silent, loss)
+        return performance(model, layer, inputs, given, active, axis, call, ablated, loss)
 
     group_of = groups if groups is not None else (train[1], test[1])
     labels = sorted(set(group_of[TRAIN].tolist()) | set(group_of[TEST].tolist()))

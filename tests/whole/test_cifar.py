@@ -87,7 +87,7 @@ def test_the_last_layer_is_folded_and_has_roles_of_several_kinds(taxonomies):
     assert data.attrs["plan"] == "additive"
     assert "running sum" in taxonomies["layer3"].provenance["plan"]["reason"]
     assert len(np.unique(data.role)) >= 3
-    # Waking units helps: far better than the dead layer, in every class of both splits.
+    # Retrieving units helps: far below the fully ablated layer, in every class of both splits.
     assert taxonomies["layer3"].flagged() == []
 
 
@@ -135,7 +135,7 @@ def test_the_curves_are_those_of_clone_and_zero(layer, resnet, cifar):
             score = reference.score(resnet, layer, own)
             np.testing.assert_allclose(curve.score, score, rtol=1e-5)
             for n in (0, 1, 5, 20, curve.sizes["unit"]):
-                awake = curve.order.values[:n]
-                loss, hits = reference.performance(resnet, layer, own, label, awake)
+                retrieved = curve.order.values[:n]
+                loss, hits = reference.performance(resnet, layer, own, label, retrieved)
                 np.testing.assert_allclose(curve.loss[n], loss, rtol=1e-5, atol=1e-5)
                 assert curve.accuracy[n] == hits

@@ -124,8 +124,8 @@ def test_roles_of_hidden_units_from_text_files(
     assert shares["core"] > 0.1
     assert shares.sum() == pytest.approx(1)
     assert any("too few for roles" in line for line in text.cautions(taxonomy))
-    silent, whole = (taxonomy.data.loss.isel(retrieved=n).mean().item() for n in (0, -1))
-    assert whole < silent
+    ablated, whole = (taxonomy.data.loss.isel(retrieved=n).mean().item() for n in (0, -1))
+    assert whole < ablated
     assert (tmp_path / "a.toml").is_file()
 
 

@@ -143,7 +143,7 @@ def cumulative_ablation(
     given = _Given(class_names, baseline, progress, sample, compute)
     with _running(model, data, layer, given, Method(score=score)) as run:
         kept, removal = _in_order(order, score, run)
-        # Without the first k units of an order, the first N - k of its reverse are awake.
+        # Without the first k units of an order, the first N - k of its reverse are retrieved.
         sums = rof_curve(kept, run.ready.labels, removal[:, ::-1].copy(), run.bar())
     curve, units = ("label", "removed"), run.site.units
     score = run.provenance["options"]["method"]["score"]
@@ -180,7 +180,7 @@ class _Run:
 
     Parameters
     ----------
-    ready : with the plan whose silent units give the baseline.
+    ready : with the plan whose ablated units give the baseline.
     provenance : filled when the run ends.
     """
 

@@ -162,7 +162,7 @@ def analyze_layers(
 
 def _cost(seconds: float, sweeps: float) -> None:
     announce(
-        f"full bootstrap does scores, orders and curves anew: about {sweeps:.1f} times the curves "
+        f"full bootstrap does scores, orders and curves again: about {sweeps:.1f} times the curves "
         f"of the layer, which took {seconds:.1f} s"
     )
 

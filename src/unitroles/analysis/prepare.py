@@ -196,7 +196,7 @@ def _more(
 
 
 def with_baseline(ready: Ready, baseline: str, size: int) -> Ready:
-    """The same with plans whose silent units give `baseline`.
+    """The same with plans whose ablated units give `baseline`.
 
     Parameters
     ----------

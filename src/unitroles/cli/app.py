@@ -326,5 +326,5 @@ def _check_device(device: str | None) -> None:
     except (RuntimeError, AssertionError) as error:  # the latter: torch built without it
         reason = str(error).splitlines()[0]
         raise InputError(
-            f"device {device!r} cannot be used: {reason}; leave --device out for the processor"
+            f"device {device!r} cannot be used: {reason}; leave --device out for the CPU"
         ) from error

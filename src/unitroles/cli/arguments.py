@@ -94,7 +94,7 @@ Tolerance = Annotated[
     float, _panel("Method", help="Nats above the lowest loss that count as the lowest.")
 ]
 Baseline = Annotated[
-    str, _panel("Method", help="What a silent unit gives: zero, or mean, its mean activation.")
+    str, _panel("Method", help="What an ablated unit gives: zero, or mean, its mean activation.")
 ]
 Loss = Annotated[
     str | None,
@@ -128,7 +128,7 @@ Missing = Annotated[
     str, _panel("Sample", help="error or skip: classes with samples in one split only.")
 ]
 Seed = Annotated[int, _panel("Sample", min=0, help="Of draws and of the score 'random'.")]
-Device = Annotated[str | None, _panel("Compute", help="A torch device; else the processor.")]
+Device = Annotated[str | None, _panel("Compute", help="A torch device; else the CPU.")]
 BatchSize = Annotated[int, _panel("Compute", help="Samples per forward.")]
 Budget = Annotated[
     str,
@@ -162,7 +162,7 @@ Bootstrap = Annotated[
     str,
     _panel(
         "Evidence",
-        help="fixed_ranking: intervals with the order kept; full: scores, orders and curves anew, "
+        help="fixed_ranking: intervals with the order kept; full: scores, orders and curves again, "
         "with P(role); none.",
     ),
 ]

@@ -161,7 +161,7 @@ def plan(
 
     Counts and bytes are exact as long as all samples have the shape of the first, but for the
     resolution "adaptive", of which the grid and one refinement are counted; seconds are estimates,
-    without the time of a disk. The plan is that for silent units that give zero. Nothing is kept,
+    without the time of a disk. The plan is that for ablated units that give zero. Nothing is kept,
     and the model comes back as it was.
 
     Parameters

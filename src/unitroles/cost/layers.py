@@ -44,8 +44,8 @@ def layers(model: nn.Module, example: Any) -> pd.DataFrame:
     same samples, from the floating-point operations of matrix products and convolutions; the time,
     in milliseconds of a test per sample of both splits, is the cost times what one sample of the
     example takes here; the bytes are what is kept of every sample between the pass and the masks.
-    No plan is tried: one that fails its check before a run is replaced by a dearer one. `plan`
-    measures every stage on the data.
+    No plan is tried: one that fails its check before a run is replaced by a more expensive one.
+    `plan` measures every stage on the data.
 
     Raises
     ------
@@ -162,13 +162,13 @@ def _cost(head: Head, labels: int, count: Operations, whole: int) -> _Cost:
 
 
 def _kept(head: Head) -> int:
-    """Bytes of a sample: edge values, those of the silent layer, and what flows around."""
+    """Bytes of a sample: edge values, those of the ablated layer, and what flows around."""
     (output,) = (node for node in head.before.graph.nodes if node.op == "output")
     values = [value_of(node) for node in output.args[0]]
     edge, around = values[: head.edges], values[head.edges :]
     rows = [value for value, per_row in zip(around, head.repeats, strict=True) if per_row]
-    silent = [] if head.same_ablated else edge
-    return sum(_row_bytes(value, head.dtype) for value in (*edge, *silent, *rows))
+    ablated = [] if head.same_ablated else edge
+    return sum(_row_bytes(value, head.dtype) for value in (*edge, *ablated, *rows))
 
 
 def _row_bytes(value: Tensor, dtype: torch.dtype) -> int:

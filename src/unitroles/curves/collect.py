@@ -83,14 +83,14 @@ class Kept:
         return "recompute" if self.store is None else self.store.where
 
     def tiles(self) -> Iterator[Tile]:
-        """All samples, some at a time; neither tiles nor bits hang on where the rows are."""
+        """All samples, some at a time; neither tiles nor bits depend on where the rows are."""
         if isinstance(self.plan, FullPlan):
             yield from self._whole(np.arange(len(self.samples)), self.plan)
             return
         places, done = np.concatenate([np.arange(0), *self.places]), 0
         for rows in self._again(places) if self.store is None else self.store.tiles(self.plan.tile):
             count = len(rows[0])
-            # Copies: the last bit of a product hangs on where in memory its rows begin.
+            # Copies: the last bit of a product depends on where in memory its rows begin.
             kept = tuple(
                 value.to(self.precision.device, copy=True, memory_format=torch.contiguous_format)
                 for value in rows
@@ -107,7 +107,7 @@ class Kept:
             yield Tile(plan, mine, self.precision.place(batch.inputs))
 
     def _again(self, places: np.ndarray) -> Iterator[Rows]:
-        """The rows computed anew, from the same batches and in the same tiles as a store's."""
+        """The rows computed again, from the same batches and in the same tiles as a store's."""
         waiting, count, pieces = [], 0, Pieces("the model's forward")
         for mine, batch in self._batches(places):
             inputs = self.precision.place(batch.inputs)

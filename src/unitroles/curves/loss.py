@@ -74,7 +74,7 @@ def _by_class(logits: Logits, labels: Int[Tensor, " samples"]) -> _Terms:
 
 
 def losses(margin: Float[Tensor, "*rest"]) -> Float[Tensor, "*rest"]:
-    """Cross-entropy in nats from margins, softplus(margin), in float64 on the processor.
+    """Cross-entropy in nats from margins, softplus(margin), in float64 on the CPU.
 
     It keeps losses far below the rounding of the logits, which decide turning points in networks
     that fit their training set.
@@ -100,7 +100,7 @@ class Criterion(Protocol):
         ...
 
     def losses(self, numbers: Float[Tensor, "masks samples"]) -> Float[Tensor, "masks samples"]:
-        """The losses from those numbers, in float64 on the processor."""
+        """The losses from those numbers, in float64 on the CPU."""
         ...
 
 

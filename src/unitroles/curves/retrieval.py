@@ -1,4 +1,4 @@
-"""The retrieval-of-function test: loss and accuracy with only the first n units awake."""
+"""The retrieval-of-function test: loss and accuracy with only the first n units retrieved."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def _not_finite(values: Float[Tensor, "masks samples"], kept: Kept, tile: Tile) 
     return InputError(
         f"the loss of {samples.name} sample {samples.rows[place]} (label "
         f"{samples.labels[place]}) is not finite with units of layer {kept.plan.site.path!r} "
-        "ablated or awake; check the weights, the scaling of this input and a loss of your own"
+        "ablated or retrieved; check the weights, the scaling of this input and a loss of your own"
     )
 
 

@@ -218,7 +218,7 @@ def mean_scores(
     found = np.stack([split.mean for split in sums])
     if not np.isfinite(found).all():
         raise InputError(
-            f"the score of a unit of layer {site.path!r} is not finite; mend the score function, "
+            f"the score of a unit of layer {site.path!r} is not finite; fix the score function, "
             "or choose another score"
         )
     return found

@@ -44,7 +44,7 @@ def row_bytes(rows: Sequence[Tensor]) -> int:
 
 @dataclass
 class MemoryStore:
-    """Rows in the memory of the processor, in one block per value."""
+    """Rows in the memory of the CPU, in one block per value."""
 
     samples: int
     where: str = "memory"
@@ -76,7 +76,7 @@ class DiskStore:
 
     Parameters
     ----------
-    tile : a file holds a multiple of so many rows, so that tiles do not hang on the files.
+    tile : a file holds a multiple of so many rows, so that tiles do not depend on the files.
     """
 
     tile: int

@@ -92,8 +92,8 @@ class AdditivePlan:
         return self._sums(kept).without_each(units)
 
     def _sums(self, kept: Sequence[Tensor]) -> Sums:
-        (edge,), (silent,), around = self.suffix.unpack(kept)
-        return Sums.of(self.form, edge, silent, around, self.suffix.head.repeats)
+        (edge,), (ablated,), around = self.suffix.unpack(kept)
+        return Sums.of(self.form, edge, ablated, around, self.suffix.head.repeats)
 
     def ablated(self, baseline: Float[Tensor, " units"] | None) -> AdditivePlan:
         return replace(self, suffix=self.suffix.ablated(baseline))

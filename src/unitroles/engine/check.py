@@ -71,9 +71,9 @@ class Definition:
     ----------
     seen : the samples and their logits without a mask.
     order : an order of the units for every sample.
-    points : how many units were awake in each row of `masked`.
+    points : how many units were retrieved in each row of `masked`.
     masked : logits by point and sample.
-    removed : a unit that was silent alone.
+    removed : a unit that was ablated alone.
     without : logits without it, by sample.
     allowed, noise : how far a logit may be off, and what means nothing, from the coarser kind of
         numbers of the layer and the logits.
@@ -108,7 +108,7 @@ def define(
     precision: Precision,
     baseline: Float[Tensor, " units"] | None = None,
 ) -> Definition:
-    """Run the model with no unit, half, all and all but one unit awake, all masks in one batch.
+    """Run the model with no unit, half, all and all but one unit retrieved, all masks in one batch.
 
     Parameters
     ----------
@@ -124,9 +124,9 @@ def define(
     order = order.to(clean.device)
     points = tuple(sorted({0, -(-units // 2), units}))
     removed = int(order[0, 0])
-    awake = Prefixes.of(order, torch.tensor(points)).awake(slice(None))
-    but_one = AllButOne.of(rows, units, [removed], order.device).awake(slice(None))
-    masks = torch.cat([awake, but_one])
+    retrieved = Prefixes.of(order, torch.tensor(points)).retrieved_in(slice(None))
+    but_one = AllButOne.of(rows, units, [removed], order.device).retrieved_in(slice(None))
+    masks = torch.cat([retrieved, but_one])
     everything = repeated(seen.inputs, len(masks))
 
     def look(part: slice) -> Tensor:

@@ -184,7 +184,7 @@ def _full(
 
 
 def recheck(choice: Choice, baseline: Float[Tensor, " units"], precision: Precision) -> Choice:
-    """The cheapest plan that equals the definition where silent units give `baseline`.
+    """The cheapest plan that equals the definition where ablated units give `baseline`.
 
     Its notes are those that the baseline adds.
     """
@@ -206,6 +206,6 @@ def _effect(site: Site, check: SelfCheck) -> list[str]:
     if check.moved > check.noise or check.moved != check.moved:
         return []  # what is not a number is reported with its sample, when the losses are summed
     return [
-        f"silencing layer {site.path!r} moves no logit by more than numerical noise "
+        f"ablating layer {site.path!r} moves no logit by more than numerical noise "
         f"({check.moved:.1e}): its roles mean nothing"
     ]

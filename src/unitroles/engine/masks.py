@@ -22,7 +22,7 @@ class Masks(Protocol):
 
     def __len__(self) -> int: ...
 
-    def awake(self, part: slice) -> Bool[Tensor, "masks samples units"]: ...
+    def retrieved_in(self, part: slice) -> Bool[Tensor, "masks samples units"]: ...
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Prefixes:
     Parameters
     ----------
     rank : the place of every unit in the order of each sample.
-    retrieved : how many units are awake under each mask.
+    retrieved : how many units are retrieved under each mask.
     """
 
     rank: Int[Tensor, "samples units"]
@@ -47,38 +47,38 @@ class Prefixes:
     def __len__(self) -> int:
         return len(self.retrieved)
 
-    def awake(self, part: slice) -> Bool[Tensor, "masks samples units"]:
+    def retrieved_in(self, part: slice) -> Bool[Tensor, "masks samples units"]:
         return self.rank < self.retrieved[part, :, None]
 
 
 @dataclass(frozen=True)
 class AllButOne:
-    """One unit silent at a time.
+    """One unit ablated at a time.
 
     Parameters
     ----------
-    silent : the unit of each mask.
+    ablated : the unit of each mask.
     units : N.
     """
 
-    silent: Int[Tensor, " masks"]
+    ablated: Int[Tensor, " masks"]
     samples: int
     units: int
 
     @staticmethod
     def of(
-        samples: int, units: int, silent: Sequence[int] | None, device: torch.device
+        samples: int, units: int, ablated: Sequence[int] | None, device: torch.device
     ) -> AllButOne:
-        """Masks for the units of `silent`; None = all, in their order."""
-        chosen = torch.tensor(list(range(units) if silent is None else silent), device=device)
+        """Masks for the units of `ablated`; None = all, in their order."""
+        chosen = torch.tensor(list(range(units) if ablated is None else ablated), device=device)
         return AllButOne(chosen, samples, units)
 
     def __len__(self) -> int:
-        return len(self.silent)
+        return len(self.ablated)
 
-    def awake(self, part: slice) -> Bool[Tensor, "masks samples units"]:
-        every = torch.arange(self.units, device=self.silent.device)
-        return (every != self.silent[part, None])[:, None].expand(-1, self.samples, -1)
+    def retrieved_in(self, part: slice) -> Bool[Tensor, "masks samples units"]:
+        every = torch.arange(self.units, device=self.ablated.device)
+        return (every != self.ablated[part, None])[:, None].expand(-1, self.samples, -1)
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Sets:
     def __len__(self) -> int:
         return len(self.sets)
 
-    def awake(self, part: slice) -> Bool[Tensor, "masks samples units"]:
+    def retrieved_in(self, part: slice) -> Bool[Tensor, "masks samples units"]:
         return self.sets[part, None].expand(-1, self.samples, -1)  # see `for_all`
 
 
@@ -104,16 +104,16 @@ class Own:
     def __len__(self) -> int:
         return len(self.units)
 
-    def awake(self, part: slice) -> Bool[Tensor, "masks samples units"]:
+    def retrieved_in(self, part: slice) -> Bool[Tensor, "masks samples units"]:
         return self.units[part]
 
 
-def for_all(awake: Bool[Tensor, "masks samples units"]) -> Bool[Tensor, "masks _ units"]:
+def for_all(retrieved: Bool[Tensor, "masks samples units"]) -> Bool[Tensor, "masks _ units"]:
     """The masks of one sample, where all share one memory as those of `Sets` do; else all.
 
     What is computed from them then is computed once for all samples.
     """
-    return awake[:, :1] if awake.stride(1) == 0 else awake
+    return retrieved[:, :1] if retrieved.stride(1) == 0 else retrieved
 
 
 @dataclass(frozen=True)

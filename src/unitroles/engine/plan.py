@@ -47,7 +47,7 @@ class Plan(Protocol):
 
     @property
     def baseline(self) -> Tensor | None:
-        """What silent units give; None = zero."""
+        """What ablated units give; None = zero."""
         ...
 
     @property
@@ -79,17 +79,17 @@ class Plan(Protocol):
     def prefixes(
         self, kept: Any, order: Order, points: Sequence[int] | None = None
     ) -> Iterator[tuple[slice, Logits]]:
-        """Logits with the first n units of each order awake, for all n or those of `points`."""
+        """Logits with the first n units of each order retrieved, for all n or those of `points`."""
         ...
 
     def without_each(
         self, kept: Any, units: Sequence[int] | None = None
     ) -> Iterator[tuple[slice, Logits]]:
-        """Logits with one unit silent and all others awake, for all units or those of `units`."""
+        """Logits with all units but one retrieved, for all units or those of `units`."""
         ...
 
     def ablated(self, baseline: Float[Tensor, " units"] | None) -> Plan:
-        """The same plan with silent units giving `baseline`; None = zero."""
+        """The same plan with ablated units giving `baseline`; None = zero."""
         ...
 
 
@@ -128,7 +128,7 @@ class FullPlan:
 
     def masked(self, kept: Any, masks: Masks, least: int = 1) -> Iterator[tuple[slice, Logits]]:
         for k in range(len(masks)):
-            (mask,) = masks.awake(slice(k, k + 1))
+            (mask,) = masks.retrieved_in(slice(k, k + 1))
             with self.precision.on():
                 logits = run_masked(self.model, self.site, kept, mask, self.baseline)
             yield slice(k, k + 1), logits[None]

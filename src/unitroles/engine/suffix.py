@@ -18,7 +18,7 @@ from unitroles.model.hooks import Place, output_of
 from unitroles.model.trace import Site
 from unitroles.rewrite.head import Head
 
-# Beyond this a call gains nothing from more rows but leaves the processor's caches.
+# Beyond this a call gains nothing from more rows but leaves the CPU's caches.
 _COPIES_BYTES = 8 * 2**20
 
 
@@ -42,7 +42,7 @@ class SuffixPlan:
     form : names, types and shapes of the inputs the head was exported for.
     budget : bytes for masked copies.
     probe : the values at `places` for a few samples, and the inputs they came from.
-    baseline : what silent units give; None = zero.
+    baseline : what ablated units give; None = zero.
     """
 
     model: nn.Module
@@ -77,24 +77,24 @@ class SuffixPlan:
         return form_of(inputs) == self.form
 
     def keep(self, found: Sequence[Tensor], inputs: Any) -> tuple[Tensor, ...]:
-        """Edge values, those of the silent layer where they differ by sample, values around."""
+        """Edge values, those of the ablated layer where they differ by sample, values around."""
         self._fix()
-        values, silent = self._values(found, inputs)
+        values, ablated = self._values(found, inputs)
         edge, around = values[: self.head.edges], values[self.head.edges :]
         rows = [v for v, per_row in zip(around, self.head.repeats, strict=True) if per_row]
-        return (*edge, *silent, *rows) if not self.head.same_ablated else (*edge, *rows)
+        return (*edge, *ablated, *rows) if not self.head.same_ablated else (*edge, *rows)
 
     def _values(
         self, found: Sequence[Tensor], inputs: Any
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """What `before` gives, and what it gives of a silent layer at the edge."""
+        """What `before` gives, and what it gives of an ablated layer at the edge."""
         dtype = self.head.dtype
         met, given = iter(found[1:]), flat(inputs)
         sources = [given[s] if isinstance(s, int) else next(met) for s in self.head.sources]
         live = () if self.head.context is None else self.head.context(*_cast(sources, dtype))
         output = _cast(found[:1], dtype)[0].contiguous()
         values = self.head.before(output, *live)
-        if self.head.same_ablated and "silent" in self._fixed:
+        if self.head.same_ablated and "ablated" in self._fixed:
             return values, ()
         nothing = torch.zeros_like(output)
         if self.baseline is not None:
@@ -104,16 +104,16 @@ class SuffixPlan:
     def unpack(
         self, kept: Sequence[Tensor]
     ) -> tuple[Sequence[Tensor], Sequence[Tensor], list[Tensor]]:
-        """Edge values, edge values of a silent layer, and values around."""
+        """Edge values, edge values of an ablated layer, and values around."""
         edges, same = self.head.edges, self.head.same_ablated
         self._fix()
-        silent = self._fixed["silent"] if same else kept[edges : 2 * edges]
+        ablated = self._fixed["ablated"] if same else kept[edges : 2 * edges]
         rows = iter(kept[edges if same else 2 * edges :])
         around = [
             next(rows) if per_row else value
             for value, per_row in zip(self._fixed["around"], self.head.repeats, strict=True)
         ]
-        return kept[:edges], silent, around
+        return kept[:edges], ablated, around
 
     def around(self) -> tuple[Tensor, ...]:
         """What flows around the layer for the samples of the probe."""
@@ -123,21 +123,21 @@ class SuffixPlan:
     def _fix(self) -> None:
         """What is the same for all samples, from the probe."""
         if "around" not in self._fixed:
-            values, silent = self._values(*self.probe)
-            self._fixed["silent"] = tuple(value[:1] for value in silent)
+            values, ablated = self._values(*self.probe)
+            self._fixed["ablated"] = tuple(value[:1] for value in ablated)
             self._fixed["around"] = values[self.head.edges :]
             self._fixed["row_bytes"] = sum(v[:1].numel() * v.element_size() for v in values)
 
     def masked(self, kept: Any, masks: Masks, least: int = 1) -> Iterator[tuple[slice, Logits]]:
-        edge, silent, around = self.unpack(kept)
+        edge, ablated, around = self.unpack(kept)
         step = max(least, self._masks_per_call(edge))
         for start in range(0, len(masks), step):
             part = slice(start, min(start + step, len(masks)))
-            awake = for_all(masks.awake(part))
-            many = len(awake)
+            retrieved = for_all(masks.retrieved_in(part))
+            many = len(retrieved)
             copies = [
-                torch.where(owners.spread(awake), value, dead).flatten(0, 1)
-                for owners, value, dead in zip(self.head.owners, edge, silent, strict=True)
+                torch.where(owners.spread(retrieved), value, off).flatten(0, 1)
+                for owners, value, off in zip(self.head.owners, edge, ablated, strict=True)
             ]
             pairs = zip(around, self.head.repeats, strict=True)
             rest = [repeat(value, many) if per_row else value for value, per_row in pairs]
@@ -151,7 +151,7 @@ class SuffixPlan:
     def branches(
         self, kept: Any, tree: Tree, points: Sequence[int]
     ) -> Iterator[tuple[slice, Logits]]:
-        """Logits with the sets of `points` units of a tree awake, the same for all samples."""
+        """Logits with the sets of `points` units of a tree retrieved, the same for all samples."""
         sets = torch.from_numpy(tree.sets(points)).to(kept[0].device)
         return self.masked(kept, Sets(sets, len(kept[0])))
 

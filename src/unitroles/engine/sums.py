@@ -16,7 +16,7 @@ from unitroles.model.forward import Logits
 from unitroles.model.memory import slices
 from unitroles.rewrite.additive import Additive
 
-# Logits of several masks that stay in the processor's caches.
+# Logits of several masks that stay in the CPU's caches.
 _BLOCK_BYTES = 2**21
 # Products need many rows, or they mostly read weights; beyond these a call gains nothing.
 _CALL_ROWS, _CALL_BYTES = 1024, 16 * 2**20
@@ -158,37 +158,37 @@ class Sums:
     def of(
         form: Additive,
         edge: Tensor,
-        silent: Tensor,
+        ablated: Tensor,
         around: Sequence[Tensor],
         repeats: Sequence[bool],
     ) -> Sums:
-        """From the edge values of samples and of the silent layer."""
-        silent = silent.expand_as(edge).contiguous()
-        delta = (edge - silent).movedim(form.axis, -1)
+        """From the edge values of samples and of the ablated layer."""
+        ablated = ablated.expand_as(edge).contiguous()
+        delta = (edge - ablated).movedim(form.axis, -1)
         delta = delta.flatten(1, -2) if delta.ndim > 2 else delta[:, None]
         features = form.features.to(edge.device)
         if int(features.max()) == delta.shape[2]:
             delta = F.pad(delta, (0, 1))
         amount = delta[:, :, features.flatten()].unflatten(2, features.shape)
-        return Sums(form, amount, around, repeats, form.mix(silent))
+        return Sums(form, amount, around, repeats, form.mix(ablated))
 
     def prefixes(
         self, order: Int[Tensor, "samples units"], points: Sequence[int] | None = None
     ) -> Iterator[tuple[slice, Logits]]:
-        """Logits with the first n units of each order awake, for all n or those of `points`."""
+        """Logits with the first n units of each order retrieved, for all n or those of `points`."""
         count = order.shape[1]
         wanted = list(range(count + 1)) if points is None else list(points)
         return self._logits(self._in_order(order, wanted, running=True))
 
     def without_each(self, units: Sequence[int] | None = None) -> Iterator[tuple[slice, Logits]]:
-        """Logits with one unit silent and all others awake, for all units or those of `units`."""
+        """Logits with all units but one retrieved, for all units or those of `units`."""
         count = self.amount.shape[2]
         order = torch.arange(count, device=self.amount.device).expand(len(self.amount), -1)
         wanted = list(range(count) if units is None else units)
         return self._logits(self._in_order(order, wanted, running=False))
 
     def branches(self, tree: Tree, points: Sequence[int]) -> Iterator[tuple[slice, Logits]]:
-        """Logits with the sets of `points` units of a tree awake, the same for all samples."""
+        """Logits with the sets of `points` units of a tree retrieved, the same for all samples."""
 
         def walk(pairs: _Pairs, step: int) -> Iterator[tuple[slice, list[Tensor]]]:
             return self._grown(pairs, tree, points, step)
@@ -330,7 +330,7 @@ class Sums:
 
 
 def _in_cache(start: Tensor) -> int:
-    """How many sums of this size stay in the processor's caches together."""
+    """How many sums of this size stay in the CPU's caches together."""
     return max(1, _BLOCK_BYTES // (start.numel() * start.element_size()))
 
 
@@ -340,7 +340,7 @@ def repeat(value: Tensor, times: int) -> Tensor:
 
 
 def rows_per_tile(form: Additive, labels: int) -> int:
-    """How many samples run together; it hangs on the head alone, never on the data."""
+    """How many samples run together; it depends on the head alone, never on the data."""
     units, features, outputs = form.add.shape
     if features > 1:
         return max(1, min(64, _PARTS_BYTES // (4 * units * outputs)))

@@ -172,7 +172,7 @@ def require_rows_first(node: fx.Node, cut: fx.Node) -> None:
 
 
 def _depends_on_input(node: fx.Node, constants: Mapping[str, Tensor]) -> bool:
-    """Whether the samples decide a value; one that knows only their number is made anew.
+    """Whether the samples decide a value; one that knows only their number is made again.
 
     Row numbers, for one, must count the rows of a call with many masks, not those of the batch.
     """

@@ -77,7 +77,7 @@ def _saved(tensor: Tensor | None) -> Tensor | None:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the model's first parameter or buffer lives; the processor where it has none."""
+    """Where the model's first parameter or buffer lives; the CPU where it has none."""
     for tensor in (*model.parameters(), *model.buffers()):
         return tensor.device
     return torch.device("cpu")

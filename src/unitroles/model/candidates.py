@@ -119,7 +119,7 @@ def hint(site: Site, calls: list[Call]) -> str | None:
     if last.index + 1 < calls_of:
         name = f"unitroles.Layer({last.path!r}, call={last.index})"
     return (
-        f"the output of layer {site.path!r} goes through {kinds}; to rank and silence units after "
+        f"the output of layer {site.path!r} goes through {kinds}; to rank and ablate units after "
         f"that, name layer {name}"
     )
 

@@ -253,7 +253,7 @@ def require_rows(inputs: Any, count: int, name: str, where: str = "inputs") -> N
         if inputs.ndim == 0 or len(inputs) != count:
             raise InputError(
                 f"the {where} of {count} {name} samples is a tensor of shape "
-                f"{tuple(inputs.shape)}; its first axis must count the samples: mend the collate "
+                f"{tuple(inputs.shape)}; its first axis must count the samples: fix the collate "
                 "function"
             )
     elif inputs is not None and not isinstance(inputs, (bool, int, float)):

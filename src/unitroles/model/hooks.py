@@ -169,10 +169,10 @@ def run_masked(
     mask: Bool[Tensor, "samples units"],
     baseline: Float[Tensor, " units"] | None = None,
 ) -> Float[Tensor, "samples labels"]:
-    """The logits of the whole model with only the units of `mask` awake: the definition.
+    """The logits of the whole model with only the units of `mask` retrieved: the definition.
 
-    The mask multiplies a copy of the layer's output, so later in-place ops cannot undo it; a
-    silent unit gives its value of `baseline`, None = zero.
+    The mask multiplies a copy of the layer's output, so later in-place ops cannot undo it; an
+    ablated unit gives its value of `baseline`, None = zero.
     """
     with hooked(model, site, lambda output: apply_mask(output, mask, site.axis, baseline)) as calls:
         logits = logits_of(forward(model, inputs))
@@ -196,5 +196,5 @@ def apply_mask(
     masked = output * mask.to(output.dtype).view(shape)
     if baseline is None:
         return masked
-    silent = torch.where(mask, 0, baseline.to(output))
-    return masked + silent.to(output.dtype).view(shape)
+    ablated = torch.where(mask, 0, baseline.to(output))
+    return masked + ablated.to(output.dtype).view(shape)

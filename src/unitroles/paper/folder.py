@@ -75,9 +75,9 @@ def _key(job: Job) -> str:
     """Hash of all that decides the networks but the seeds, which may differ from call to call.
 
     So may the evidence. The networks of every seed stay in the folder; tables, figures and run.json
-    are written anew and show only the seeds and the evidence of the last call. Where the version of
-    the library changed, or there is too little evidence, weights are kept and taxonomies computed
-    again.
+    are written again and show only the seeds and the evidence of the last call. Where the version
+    of the library changed, or there is too little evidence, weights are kept and taxonomies
+    computed again.
     """
     return hashlib.sha256(json.dumps(_choices(job), sort_keys=True).encode()).hexdigest()
 

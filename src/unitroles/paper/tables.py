@@ -71,7 +71,7 @@ def table1(members: list[Member], settings: Settings) -> pd.DataFrame:
 def role_table(members: list[Member], settings: Settings, std: str) -> pd.DataFrame:
     """Mean and population std of every role, over classes (table 2) or over units (table 3).
 
-    The columns "*_unflagged" leave out the classes in which waking units never lowers the loss;
+    The columns "*_unflagged" leave out the classes never below the fully ablated layer;
     NaN where none is left. The gap is always that of all training samples by their given labels.
 
     Parameters

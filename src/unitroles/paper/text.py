@@ -126,7 +126,7 @@ def _without_flagged(table: pd.DataFrame, say: Say) -> None:
         parts.append(f"{model} {left}")
     if parts:
         say(
-            "flagged: classes in which waking units never lowers the loss below the dead layer's; "
+            "flagged: classes never below the fully ablated layer; "
             f"without them: {'; '.join(parts)}"
         )
 

@@ -4,7 +4,7 @@ A class is given by its name or by its number in the model's output; a class or 
 not exist, the wrong number of axes and an empty mapping are an `InputError`. Losses that span more
 than three decades are drawn on a log scale (linear below 1e-6 nats, where they are rounding).
 Lines under the title of a class say which splits have no clear minimum, and what they have instead;
-where models are compared, only those in which waking units never lowers the loss. Results with
+where models are compared, only those never below the fully ablated layer. Results with
 bootstrap show the intervals of the losses and of n0 as bands, without rank noise where that was
 "fixed_ranking".
 """
@@ -78,7 +78,7 @@ def rof_curve(
     heights = ax.transAxes.inverted().transform(ax.transData.transform(ends))[:, 1]
     sides = ("bottom", "top") if heights[0] >= heights[1] else ("top", "bottom")
     apart = abs(heights[0] - heights[1]) > 0.08
-    for n, name, side in zip((0, last), ("dead layer", "whole layer"), sides, strict=True):
+    for n, name, side in zip((0, last), ("fully ablated layer", "whole layer"), sides, strict=True):
         ax.axhline(loss[n], color=FAINT, linestyle=":", linewidth=0.9, zorder=0)
         write_beside(ax, loss[n], f"{name} {loss[n]:#.3g}", TEXT, "center" if apart else side)
     return ax

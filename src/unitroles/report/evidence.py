@@ -191,7 +191,7 @@ def _sets(taxonomy: Taxonomy) -> str:
             shown = [f"{share:.1f}" if np.isfinite(share) else "-" for share in shares]
             shown.append(f"{row[f'{side}loss']:.4f}")
             rows.append([f"{split}, {name}", *shown])
-    heads = ["awake", "recall", "balanced accuracy", f"loss of all ({taxonomy.loss_units})"]
+    heads = ["retrieved", "recall", "balanced accuracy", f"loss of all ({taxonomy.loss_units})"]
     return (
         "Active sets on the samples of all classes, % and mean over the classes: a set lowers the\n"
         "loss of its own class, which any push towards that class does too\n"

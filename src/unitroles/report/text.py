@@ -156,7 +156,7 @@ def _flagged(taxonomy: Taxonomy) -> str | None:
     without = f"without them the mean shares in % are {means}" if rest.notna().all() else "all are"
     return (
         f"{count_of(flagged)} flagged ({names_of(flagged)}): no number of active units brings the "
-        f"loss below that of the dead layer, so their roles mean little; {without}"
+        f"loss below that of the fully ablated layer, so their roles mean little; {without}"
     )
 
 
@@ -191,7 +191,7 @@ def _hangs_on(taxonomy: Taxonomy) -> str | None:
     if change <= 0.005 or (change <= 0.05 and max(tight, loose) <= 2 * min(tight, loose)):
         return None
     return (
-        f"the overfitted share hangs on the tolerance: {100 * tight:.1f} % at {used:g} "
+        f"the overfitted share depends on the tolerance: {100 * tight:.1f} % at {used:g} "
         f"{taxonomy.loss_units}, "
         f"{100 * loose:.1f} % at {LOOSE:g}; never compare models across tolerances"
     )

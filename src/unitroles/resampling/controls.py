@@ -163,11 +163,11 @@ def what_sets_do(
 ) -> Variables:
     """What the active set of each class does to the samples of all classes of its split.
 
-    `set_loss`: mean loss of all samples with that set alone awake; `set_balanced_accuracy`: half
-    the recall of the class plus half the share of the other classes' samples that are not taken
-    for it. `intact_loss` (split) and `intact_balanced_accuracy` are those of the whole layer. The
-    accuracies are not a number where samples are classed by another column than their label, and
-    where there is one class only.
+    `set_loss`: mean loss of all samples with that set alone retrieved; `set_balanced_accuracy`:
+    half the recall of the class plus half the share of the other classes' samples that are not
+    taken for it. `intact_loss` (split) and `intact_balanced_accuracy` are those of the whole layer.
+    The accuracies are not a number where samples are classed by another column than their label,
+    and where there is one class only.
     """
     active = active_set(order, point)
     done, found = bars("sets on all classes", layer_run.samples), []

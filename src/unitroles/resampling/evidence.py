@@ -202,7 +202,7 @@ def _bootstrap(
 def _full(
     measurement: Measurement, draws: Draws, say: Callable[[float], None] | None
 ) -> dict[str, np.ndarray]:
-    """Score, order and curve anew for every replicate: P(role), and intervals with rank noise."""
+    """Score, order and curve again for every replicate: P(role), and intervals with rank noise."""
     layer_run, level = measurement.layer_run, measurement.evidence.level
     if say is not None:
         whole = isinstance(layer_run.kept[0].plan, FullPlan)  # its batches are never cut

@@ -32,7 +32,7 @@ QUANTITIES = ("turning_point", "loss", "overfitted", "generalizing")
 class LossObserver:
     """Sees the losses of one split's samples, and weighs those of each class when all are there.
 
-    Losses are put together in the order of the samples, so that no number hangs on the pieces in
+    Losses are put together in the order of the samples, so that no number depends on the pieces in
     which they came.
     """
 

@@ -19,7 +19,7 @@ DRAWN_FROM = ("train", "test", "both")
 
 
 def require_points(evidence: Evidence | None, resolution: str | int) -> None:
-    """Refuse curves whose points hang on the samples.
+    """Refuse curves whose points depend on the samples.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Scores, orders and curves anew for parts of the samples, from the rows that are kept."""
+"""Scores, orders and curves again for parts of the samples, from the rows that are kept."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class LayerRun:
     points : the n at which curves are evaluated, rising from 0 and 1.
     order : whose scores rank the units, see `unitroles.Method`.
     tolerance : nats, of turning points.
-    fixed : a score (split, label, unit) that does not hang on the samples, or None.
+    fixed : a score (split, label, unit) that does not depend on the samples, or None.
     memory : bytes for scores, orders and curves of replicates.
     """
 
@@ -85,7 +85,7 @@ class Redone:
 def redo(
     layer_run: LayerRun, draws: Draws, done: Callable[[int], None] = lambda count: None
 ) -> Iterator[Redone]:
-    """Score, order, curve and turning point anew for every part, some replicates at a time.
+    """Score, order, curve and turning point again for every part, some replicates at a time.
 
     Parameters
     ----------
@@ -103,7 +103,7 @@ def work(layer_run: LayerRun, draws: Draws) -> int:
 
 
 def _by_pair(draws: Draws, layer_run: LayerRun) -> Draws:
-    """Parts of their own in every pair, where orders hang on the pair or on the side in it."""
+    """Parts of their own in every pair, where orders depend on the pair or on the side in it."""
     alike = layer_run.order == "per_split" and layer_run.fixed is None
     if alike or len(draws.pairs) == 1:
         return draws
@@ -171,7 +171,7 @@ def _orders(layer_run: LayerRun, draws: Draws, count: _Counts) -> _Orders:
 
 
 def _fixed(layer_run: LayerRun, draws: Draws) -> Float[np.ndarray, "part label unit"]:
-    """A score that hangs on no sample, for every part that of the split it is read as."""
+    """A score that depends on no sample, for every part that of the split it is read as."""
     assert layer_run.fixed is not None
     parts = draws.weights[0].shape[1]
     found = np.zeros((parts, *layer_run.fixed.shape[1:]))

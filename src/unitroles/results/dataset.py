@@ -10,10 +10,24 @@ import numpy as np
 import xarray as xr
 
 from unitroles import roles
+from unitroles.errors import InputError
 from unitroles.roles import Role
-from unitroles.stats.minima import status
+from unitroles.stats.minima import NEVER_FALLS, status
 
-FORMAT = "unitroles taxonomy 2"
+FORMAT = "unitroles taxonomy 3"
+"""The root group of a file; groups beside it, and the attribute `digest`, are for later versions."""
+_FORMAT_2 = "unitroles taxonomy 2"
+_RENAMED = {
+    "floor_share": "noise_floor_proportion",
+    "floor_unit_std": "noise_floor_std_over_units",
+    "floor_regret": "noise_floor_regret",
+    "floor_samples": "noise_floor_samples",
+    "resplit_share": "resplit_proportion",
+    "share_replicate": "proportion_replicate",
+    "unit_std_replicate": "std_over_units_replicate",
+    "control_share": "control_proportion",
+}
+"""Variables of format 2, and what format 3 calls them."""
 SPLITS = ("train", "test")
 CROSS_ENTROPY = "cross_entropy"
 OWN_UNITS = "units of the loss"
@@ -78,6 +92,31 @@ def dataset(
             "provenance": json.dumps(provenance),
         },
     )
+
+
+def upgraded(data: xr.Dataset) -> xr.Dataset:
+    """What was read from a file, in the names of `FORMAT`.
+
+    Raises
+    ------
+    InputError : it is neither of this format nor of the one before.
+    """
+    found = data.attrs.get("format")
+    if found == FORMAT:
+        return data
+    if found != _FORMAT_2:
+        raise InputError(
+            f"its format is {found!r}, this version reads {_FORMAT_2!r} and {FORMAT!r}"
+        )
+    data = data.rename({old: new for old, new in _RENAMED.items() if old in data})
+    status = np.where(data.status == "never below the dead layer", NEVER_FALLS, data.status)
+    data["status"] = (data.status.dims, status.astype(object))
+    provenance = json.loads(data.attrs["provenance"])
+    asked = provenance["options"].get("evidence")
+    if asked is not None:
+        given = asked.pop("confidence")
+        asked["bootstrap"] = "fixed_ranking" if given == "given_order" else given
+    return data.assign_attrs(format=FORMAT, provenance=json.dumps(provenance))
 
 
 def _with_units(evidence: Mapping[str, Any], nats: str) -> dict[str, Any]:

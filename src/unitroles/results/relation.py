@@ -144,8 +144,8 @@ def _area(curve: Float[np.ndarray, "label removed"]) -> float:
 def _removable(curve: Float[np.ndarray, "label removed"], measure: str) -> float:
     """Share of the units that can go, mean over the classes; see `criteria`."""
     height = curve if measure == "accuracy" else -curve
-    intact, dead, removed = height[:, :1], height[:, -1:], np.arange(curve.shape[1])
-    slack = FALL if measure == "accuracy" else FALL * np.abs(intact - dead)
+    intact, ablated, removed = height[:, :1], height[:, -1:], np.arange(curve.shape[1])
+    slack = FALL if measure == "accuracy" else FALL * np.abs(intact - ablated)
     fallen = height < intact - slack * (1 + 1e-9)  # a fall by exactly so much is none
     still = np.isfinite(curve) & ~np.logical_or.accumulate(fallen, axis=1)
     return float(np.where(still, removed, 0).max(axis=1).mean() / removed[-1])

@@ -27,8 +27,8 @@ SIGNS = {role: f"{role} share" for role in ROLE_NAMES} | {
     "n0_train_minus_test": "n0/N on train beyond test",
     "regret": "regret on test",
 }
-"""Of bad generalization, after the paper: many units that only the training set wakes, cores of
-many sizes, a longer way to the minimum on train than on test; regret is ours."""
+"""Of bad generalization, after the paper: many units that are active on the training set
+only, cores of many sizes, a longer way to the minimum on train than on test; regret is ours."""
 ONE_SIDED = ("overfitted", "generalizing", "n0_train_minus_test", "regret")
 """Those that are 0 but for sampling where both splits are the same to a network."""
 
@@ -93,8 +93,8 @@ def _sentence(sign: str, row: pd.Series, units: str) -> str:
         return _band(low, high, number)
 
     floors = " and ".join(
-        f"{shown(row[f'{split}_noise_floor'])}{band(row[f'{split}_low'], row[f'{split}_high'])} inside "
-        f"{split}"
+        f"{shown(row[f'{split}_noise_floor'])}{band(row[f'{split}_low'], row[f'{split}_high'])} "
+        f"inside {split}"
         for split in SPLITS
     )
     other = row["at_tolerance_0.01"]

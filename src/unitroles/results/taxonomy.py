@@ -17,7 +17,7 @@ from unitroles import roles
 from unitroles.errors import InputError, unknown
 from unitroles.files import write_whole
 from unitroles.results import evidence, signs, tables
-from unitroles.results.dataset import FORMAT
+from unitroles.results.dataset import upgraded
 from unitroles.roles import Role
 from unitroles.stats.minima import NEVER_FALLS
 
@@ -146,7 +146,7 @@ class Taxonomy:
         return tables.by_role(roles.shares(self.data.role.values), index)
 
     def flagged(self) -> list[Any]:
-        """Classes in which waking units never lowers the loss below that of the dead layer."""
+        """Classes never below the fully ablated layer: no number of retrieved units helps them."""
         bad = (self.data.status.values == NEVER_FALLS).any(axis=0)
         return [label for label, flag in zip(self.labels, bad, strict=True) if flag]
 
@@ -310,11 +310,8 @@ class Taxonomy:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write NetCDF, under a temporary name first so that no half file is ever left."""
-        target = Path(path)
-        if target.exists() and not target.is_file():
-            raise InputError(f"cannot write {path}: it is no file; choose another name")
-        write_whole({target: partial(self.data.to_netcdf, engine="h5netcdf")})
-        return target
+        write_whole({Path(path): partial(self.data.to_netcdf, engine="h5netcdf")})
+        return Path(path)
 
 
 def load(path: str | os.PathLike[str]) -> Taxonomy:
@@ -331,6 +328,7 @@ def load(path: str | os.PathLike[str]) -> Taxonomy:
             data = file.load()
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{path} is not a taxonomy: it cannot be read as NetCDF") from error
-    if data.attrs.get("format") != FORMAT:
-        raise InputError(f"{path} is not a taxonomy of this version ({FORMAT}); analyse again")
-    return Taxonomy(data)
+    try:
+        return Taxonomy(upgraded(data))
+    except InputError as error:
+        raise InputError(f"{path} is not a taxonomy: {error}; analyse again") from error

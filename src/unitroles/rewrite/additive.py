@@ -1,6 +1,6 @@
 """Heads that are one running sum over the units, recognised in a graph.
 
-Where the first op that mixes units is linear, its result with the first n units awake is
+Where the first op that mixes units is linear, its result with the first n units retrieved is
 
     h_n = h_0 + sum over i <= n of (t_i(a_i) - t_i(0)) W_i,
 
@@ -50,7 +50,7 @@ class Norm:
 
     Parameters
     ----------
-    start, add : what is normalised is `start` of h_0, plus the awake units' rows of `add`.
+    start, add : what is normalised is `start` of h_0, plus the retrieved units' rows of `add`.
     centered : whether the mean is taken off (layer norm) or not (RMS norm).
     eps : added to the variance.
     finish : (the normalised value, *around) -> logits.
@@ -130,7 +130,7 @@ def recognise(head: Head, around: tuple[Tensor, ...], fold: bool = True) -> Addi
         raise CannotCut("units meet in a norm before an op that is not linear")
     if not fold:
         return replace(base, folded=folded)
-    # Nothing here hangs on the samples: one of each value around stands for all.
+    # Nothing here depends on the samples: one of each value around stands for all.
     given = [
         value[:1] if per_row else value for value, per_row in zip(around, head.repeats, strict=True)
     ]

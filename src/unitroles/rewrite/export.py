@@ -202,7 +202,7 @@ def recall(model: nn.Module, sites: Sequence[Site], inputs: Any) -> Exported | N
 
 
 def forget(model: nn.Module) -> None:
-    """Export this model anew the next time."""
+    """Export this model again the next time."""
     _memories.pop(model, None)
 
 

@@ -44,9 +44,9 @@ def writes(node: fx.Node) -> bool:
 def make_functional(module: fx.GraphModule, constants: Mapping[str, Tensor]) -> bool:
     """Take the writing out of a graph in place; False, and nothing done, where that is not safe.
 
-    What hangs on weights and sizes alone (the attention masks of a window transformer) is computed
-    once; other in-place ops become the plain ones, which is safe where the value that is written
-    to has no other name that is used later.
+    All that depends on weights and sizes alone (the attention masks of a window transformer) is
+    computed once; other in-place ops become the plain ones, which is safe where the value that is
+    written to has no other name that is used later.
 
     Parameters
     ----------
@@ -82,7 +82,7 @@ def _known(node: fx.Node) -> bool:
 def _fixed_values(
     module: fx.GraphModule, constants: Mapping[str, Tensor]
 ) -> dict[fx.Node, Any] | None:
-    """Values that hang on no sample, where something is written to one of them; None = unsafe."""
+    """Values that depend on no sample, where something is written to one of them; None = unsafe."""
     values: dict[fx.Node, Any] = {}
     kept = {tensor.untyped_storage().data_ptr() for tensor in constants.values()}
     started = False
@@ -121,7 +121,7 @@ def _run(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
 
 
 def _read_before(node: fx.Node, values: dict[fx.Node, Any]) -> bool:
-    """Whether something that hangs on samples reads a value before it is written to."""
+    """Whether something that depends on samples reads a value before it is written to."""
     storage = values[args_of(node)[0]].untyped_storage().data_ptr()
     past = set()
     for other in node.graph.nodes:

@@ -1,6 +1,6 @@
 """Divide a head where units meet: what acts on every unit alone comes before the masks.
 
-Where t acts on every unit alone, silencing a unit before t is the same as putting t of a silent
+Where t acts on every unit alone, ablating a unit before t is the same as putting t of an ablated
 layer in its place after t. Convolutional layers thus cross their activation function and pooling,
 after which a masked copy is a fraction of its size.
 """
@@ -45,11 +45,11 @@ class Owners:
                 return Owners(line.flatten(), axis + 1, tuple(owner.shape))
         return Owners(owner.flatten(), None, tuple(owner.shape))
 
-    def spread(self, awake: Bool[Tensor, "*leading units"]) -> Tensor:
+    def spread(self, retrieved: Bool[Tensor, "*leading units"]) -> Tensor:
         """A mask over units as a mask that broadcasts over the elements of rows."""
-        index = self.index.to(awake.device)
-        plain = len(index) == awake.shape[-1] and bool((index == _counting(index)).all())
-        mask = awake if plain else awake[..., index.clamp(min=0)]
+        index = self.index.to(retrieved.device)
+        plain = len(index) == retrieved.shape[-1] and bool((index == _counting(index)).all())
+        mask = retrieved if plain else retrieved[..., index.clamp(min=0)]
         if self.axis is None:
             return mask.unflatten(-1, self.shape)
         sizes = [-1 if place == self.axis else 1 for place in range(1, len(self.shape) + 1)]
@@ -72,7 +72,7 @@ class Head:
     sources : what `context` takes: an input of the model by its place, or a module's value.
     owners : for every edge value, which unit each element belongs to.
     repeats : for every value around, whether it has a row for each sample.
-    same_ablated : whether a silent layer gives the same edge values for every sample.
+    same_ablated : whether an ablated layer gives the same edge values for every sample.
     units : N.
     dtype : the precision it computes in.
     """
@@ -145,7 +145,7 @@ def _tensor_users(node: fx.Node) -> set[fx.Node]:
 
 
 def _dependent(place: fx.Node) -> set[fx.Node]:
-    """The values that hang on the cut, but for those that only know its number of rows."""
+    """The values that depend on the cut, but for those that only know its number of rows."""
     found = {place}
     for node in place.graph.nodes:
         if node.target is _aten.sym_size.int or isinstance(value_of(node), torch.SymInt):
@@ -206,7 +206,7 @@ def _ancestors_until(logits: fx.Node, stop: set[fx.Node]) -> set[fx.Node]:
         node = todo.pop()
         if node not in found and node not in stop:
             found.add(node)
-            # Rows are counted anew, whatever they were counted on.
+            # Rows are counted again, whatever they were counted on.
             if not (node.target is _aten.sym_size.int and _counts_rows(node)):
                 todo.extend(node.all_input_nodes)
     return found

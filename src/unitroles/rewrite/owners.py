@@ -19,7 +19,7 @@ from unitroles.graph.ops import ROWS, plain, value_of
 
 _aten = torch.ops.aten
 NOBODY = -1
-"""The owner of an element that hangs on no unit."""
+"""The owner of an element that depends on no unit."""
 
 _MOVES = {
     _aten.alias.default,

@@ -31,8 +31,8 @@ class Overlap:
         number for a class whose two splits have one and the same order: there the sets are nested
         whatever the network does, and chance is no yardstick. The other values then describe sets
         of which one holds the other.
-    over_by_turning_points : share of the units that is overfitted because train wakes more units
-        than test, max(0, n0_train - n0_test) / N: so many are with one shared order, too.
+    over_by_turning_points : share of the units that is overfitted because train has more active
+        units than test, max(0, n0_train - n0_test) / N: so many are with one shared order, too.
     over_by_rank_swaps : the rest of the overfitted share: units that came early on train and late
         on test.
     spearman : rank correlation of the positions of all units; not a number for a single unit.

@@ -1,7 +1,7 @@
 """Which samples stand in for which: halves of a split, new splits of all samples, new weights.
 
 NumPy only. Everything is drawn by split and class, keyed by what it is drawn for (the class by its
-place among those analysed), so that no draw hangs on batches or on which process makes it.
+place among those analysed), so that no draw depends on batches or on which process makes it.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def halves(
 def resplits(
     classes: Sequence[Int[np.ndarray, " _"]], labels: int, replicates: int, seed: int
 ) -> Draws:
-    """The samples of both splits dealt anew into two sets, of each class as many as there were.
+    """The samples of both splits dealt again into two sets, of each class as many as there were.
 
     Part 0 stands for the training set, part 1 for the test set.
     """
@@ -146,7 +146,7 @@ def _poisson(
         again = empty[classes]
         if not again.any():
             return weights
-        # A sample's number is its place in the stream: nothing hangs on who its neighbours are.
+        # A sample's number is its place in the stream: nothing depends on who its neighbours are.
         stream = np.random.Generator(np.random.Philox(np.random.SeedSequence((*key, attempt))))
         level = stream.random(rows[again].max() + 1)[rows[again]]
         weights[again] = np.searchsorted(_poisson_levels(1), level, side="right")

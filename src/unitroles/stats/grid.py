@@ -17,7 +17,7 @@ def grid(units: int, resolution: str | int) -> Int[np.ndarray, " points"]:
     ----------
     units : N.
     resolution : "exact"; "adaptive", a step of about the root of N / 2, which makes the grid and
-        one refinement around the minimum equally dear; or the step itself.
+        one refinement around the minimum equally expensive; or the step itself.
 
     >>> grid(10, 4).tolist()
     [0, 1, 5, 9, 10]

@@ -12,9 +12,9 @@ from jaxtyping import Bool, Float, Int
 from unitroles import roles
 
 CLEAR = "clear minimum"
-NEVER_FALLS = "never below the dead layer"
+NEVER_FALLS = "never below the fully ablated layer"
 FLAT = 0.01
-"""Share of the way from the dead layer to the minimum below which a rise is none to speak of."""
+"""Share of the way from the fully ablated layer to the minimum; a smaller rise is none."""
 _WIDE = 1 / 20
 _POINTS = 3
 
@@ -54,11 +54,11 @@ def _run(
     curve: Float[np.ndarray, "*rest retrieved"],
     point: Int[np.ndarray, "*rest"],
     delta: float | Float[np.ndarray, "*#rest"],
-) -> tuple[Bool[np.ndarray, "*rest awake"], Bool[np.ndarray, "*rest awake"]]:
+) -> tuple[Bool[np.ndarray, "*rest n"], Bool[np.ndarray, "*rest n"]]:
     """Which n = 1 ... N belong to the run around n0, and which are within `delta` of it."""
-    awake, n, at = curve[..., 1:], np.arange(1, curve.shape[-1]), point[..., None]
-    within = awake <= _at(curve, point) + np.asarray(delta)[..., None]
-    bars = np.isfinite(awake) & ~within
+    retrieved, n, at = curve[..., 1:], np.arange(1, curve.shape[-1]), point[..., None]
+    within = retrieved <= _at(curve, point) + np.asarray(delta)[..., None]
+    bars = np.isfinite(retrieved) & ~within
     below = np.where(bars & (n < at), n, 0).max(axis=-1, keepdims=True)
     above = np.where(bars & (n > at), n, curve.shape[-1]).min(axis=-1, keepdims=True)
     # n0 itself stands even where its loss is no number, so that no run is empty.
@@ -130,7 +130,7 @@ def status(
     -------
     Object array of texts, of the leading shape; the first that holds of
 
-    - "never below the dead layer": see `roles.falls`;
+    - "never below the fully ablated layer": see `roles.falls`;
     - "still falling at 64": n0 is N, the whole layer, and N > 1;
     - "flat from n = 31 to 74": the run around n0 (see `basin`) spans more than a twentieth of the
       units and holds at least three evaluated n, so n0 could as well be any of them;

@@ -76,9 +76,9 @@ class Recipe:
     batch_size : int
         Images per optimizer step, over all processes.
     augment_noise : float
-        Standard deviation of the Gaussian noise drawn anew for every image and epoch.
+        Standard deviation of the Gaussian noise drawn again for every image and epoch.
     augment_shift : int
-        Largest shift of an image along each axis, in pixels, drawn anew every epoch.
+        Largest shift of an image along each axis, in pixels, drawn again every epoch.
     label_noise : float
         Fraction of the training labels that are replaced by another class.
     """

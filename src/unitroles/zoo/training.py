@@ -165,7 +165,7 @@ def _undisturbed() -> Iterator[Any]:
     threads = torch.get_num_threads()
     try:
         accelerator = Accelerator(mixed_precision="no")
-        # The bits of a sum hang on the number of threads; small networks gain little from more,
+        # The bits of a sum depend on the number of threads; small networks gain little from more,
         # and lose much where other programs use the same cores.
         torch.set_num_threads(1)
         devices = [accelerator.device] if accelerator.device.type == "cuda" else []
