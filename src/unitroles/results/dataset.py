@@ -15,7 +15,7 @@ from unitroles.roles import Role
 from unitroles.stats.minima import NEVER_FALLS, status
 
 FORMAT = "unitroles taxonomy 3"
-"""The root group of a file; groups beside it, and the attribute `digest`, are for later versions."""
+"""Of the root group of a file; other groups, and the attribute `digest`, are for later versions."""
 _FORMAT_2 = "unitroles taxonomy 2"
 _RENAMED = {
     "floor_share": "noise_floor_proportion",
