@@ -15,6 +15,7 @@ import unitroles as ur
 from forcing import PLANS, best, forced, layer_of, one_copy, quietly
 from unitroles import roles
 from unitroles.analysis.prepare import prepared
+from unitroles.analysis.request import Request
 from unitroles.curves.collect import collect
 from unitroles.curves.loss import losses, margins
 from unitroles.curves.retrieval import at_points, rof_curve
@@ -366,10 +367,10 @@ def test_renaming_the_units_of_a_network_permutes_its_roles():
 def ready(plan):
     """A plan, the training samples and the order (label, position) of a toy."""
     toy = one_copy("mlp", torch.float64)
-    options = [["1"], None, ur.Sample(), ur.Compute(), False]
+    request = Request(toy.model, {"train": toy.train}, ["1"], progress=False)
     with forced(plan), warnings.catch_warnings():
         warnings.simplefilter("ignore", ur.PlanWarning)
-        with prepared(toy.model, {"train": toy.train}, *options) as made:
+        with prepared(request) as made:
             chosen, precision = made.choices[0].plan, made.precision
     assert chosen.name == plan
     order = analysis("mlp").data.order[0].values.astype(np.int64)

@@ -22,7 +22,7 @@ from benchmarks.table import section, table
 from unitroles.report.text import report
 from unitroles.results.signs import SIGNS
 
-_STAGES = ("plan", "body", "sweep", "evidence")
+_STAGES = ("prepare", "body", "sweep", "evidence")
 Row = dict[str, object]
 
 

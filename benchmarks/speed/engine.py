@@ -27,7 +27,7 @@ _COST = (
     "mode, float32, contiguous, as many threads as ours, 32 samples a call, as in ours. "
     "*Growing part*: wall clock around `analyze`, reading the data included, less the fixed part. "
     "*Fixed part*: export, choice of the plan, self-check, fingerprint "
-    "(`provenance['stages']['plan']`) of the first analysis; the later ones of this process, each "
+    "(`provenance['stages']['prepare']`) of the first analysis; the later ones of this process, each "
     "of a fresh copy of the model, in brackets; its goal is 3 s up to 200 operations of the "
     "exported graph, 8 s beyond. "
     "One evaluation pass stands right before and one right after every run, of the same object, "
@@ -82,7 +82,7 @@ def _cost(found: Sequence[Measured], cold: float) -> str:
 
 
 def _cost_row(one: Measured) -> dict[str, object]:
-    first, *others = one.seconds("plan").values
+    first, *others = one.seconds("prepare").values
     later = spread(others) if others else "–"
     again = f"{one.again_ratio} at {one.rows} rows" if one.again_ratio else "–"
     return {
@@ -116,7 +116,7 @@ def _profile(found: Sequence[Measured]) -> str:
     rows = [
         {
             "case": one.case.title,
-            **{f"{name}, s": one.seconds(name) for name in ("plan", "body", "sweep", "rest")},
+            **{f"{name}, s": one.seconds(name) for name in ("prepare", "body", "sweep", "rest")},
             "body ÷ evaluation pass": ratios((run.body for run in one.runs), one.passes),
             "sweep ÷ evaluation pass": ratios((run.sweep for run in one.runs), one.passes),
         }

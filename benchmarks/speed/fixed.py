@@ -14,14 +14,14 @@ from benchmarks.speed.exact import analyze
 
 # Functions of the library that no other of these calls, with what they do.
 _PARTS = {
-    ("probe.py", "untouched"): "copy and comparison of the weights",
-    ("trace.py", "trace"): "forwards of 2 samples, together and alone",
-    ("check.py", "define"): "forwards of 4 masks",
-    ("session.py", "export"): "export",
-    ("choice.py", "suffix_plan"): "body of 2 samples",
-    ("additive.py", "recognise"): "recognition",
-    ("check.py", "self_check"): "masks by the plan",
-    ("probe.py", "fingerprint"): "fingerprint",
+    ("model/borrow.py", "untouched"): "copy and comparison of the weights",
+    ("model/trace.py", "trace"): "forwards of 2 samples, together and alone",
+    ("engine/check.py", "define"): "forwards of 4 masks",
+    ("rewrite/export.py", "export"): "export",
+    ("engine/choice.py", "suffix_plan"): "body of 2 samples",
+    ("rewrite/additive.py", "recognise"): "recognition",
+    ("engine/check.py", "self_check"): "masks by the plan",
+    ("model/borrow.py", "fingerprint"): "fingerprint",
 }
 
 
@@ -42,5 +42,5 @@ def fixed_parts(case: Case, model: nn.Module, data: Data) -> dict[str, float]:
                     f"unitroles/{file}"
                 ):
                     seconds[part] += entry.totaltime
-    whole = found.provenance["stages"]["plan"]
+    whole = found.provenance["stages"]["prepare"]
     return {"fixed part": whole, **seconds, "rest": whole - sum(seconds.values())}

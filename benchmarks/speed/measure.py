@@ -37,7 +37,7 @@ CACHED_CLASSES, CACHED_MASKS = 2, 8
 class Stages:
     """Where the seconds of one analysis went; `total` is wall clock around it."""
 
-    plan: float
+    prepare: float
     body: float
     sweep: float
     total: float
@@ -45,7 +45,7 @@ class Stages:
     @property
     def growing(self) -> float:
         """What grows with the samples."""
-        return self.total - self.plan
+        return self.total - self.prepare
 
     @property
     def rest(self) -> float:
@@ -118,7 +118,7 @@ def timed(run: Callable[[], ur.Taxonomy]) -> tuple[ur.Taxonomy, Stages]:
     taxonomy = run()
     total = time.perf_counter() - start
     parts = taxonomy.provenance["stages"]
-    return taxonomy, Stages(parts["plan"], parts["body"], parts["sweep"], total)
+    return taxonomy, Stages(parts["prepare"], parts["body"], parts["sweep"], total)
 
 
 def measure(case: Case, repeats: int, say: Callable[[str], None]) -> Measured:

@@ -383,7 +383,7 @@ def test_the_provenance_says_how_the_result_came_about(function):
     assert record["self_check"]["difference"] <= record["self_check"]["tolerance"]
     assert record["self_check"]["conclusive"]
     assert record["warnings"] == []
-    assert set(record["stages"]) == {"plan", "body", "sweep"}
+    assert set(record["stages"]) == {"prepare", "body", "sweep"}
     assert record["versions"]["unitroles"] == ur.__version__
     assert found.label.values.tolist() == [0, 2]
     assert found.samples.values.tolist() == [3, 3]

@@ -129,7 +129,7 @@ def test_times_are_those_of_the_results(page, cases):
             cells = row(part, f"{case.name}, {name}")
             assert cells[0] == str(int(found.data.samples.sum()))
             stages = found.provenance["stages"]
-            shown = [f"{stages[stage]:.1f}" for stage in ("plan", "body", "sweep", "evidence")]
+            shown = [f"{stages[stage]:.1f}" for stage in ("prepare", "body", "sweep", "evidence")]
             assert cells[1:] == [*shown, f"{found.provenance['seconds']:.1f}", f"{peak:.0f}"]
     assert 0 < cases[0].peaks[0] <= cases[1].peaks[1]
 

@@ -444,7 +444,7 @@ def test_provenance_says_how_the_result_came_about(named):
     assert record["plan"]["reason"].startswith("what the units meet in is a running sum")
     assert record["self_check"]["difference"] <= record["self_check"]["tolerance"]
     assert record["self_check"]["conclusive"]
-    assert set(record["stages"]) == {"plan", "body", "sweep"}
+    assert set(record["stages"]) == {"prepare", "body", "sweep"}
     assert sum(record["stages"].values()) == pytest.approx(record["seconds"], abs=0.01)
     assert record["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert record["versions"]["unitroles"] == ur.__version__

@@ -13,6 +13,8 @@ from torch import nn
 import networks
 import unitroles as ur
 from forcing import BATCH, layer_of, quietly
+from unitroles.analysis import prepare
+from unitroles.analysis.request import Request
 from unitroles.cost.forecast import Forecast
 from unitroles.curves.store import Stores
 from unitroles.engine.additive import AdditivePlan
@@ -37,9 +39,9 @@ def watched(seen: Seen, patch: pytest.MonkeyPatch) -> None:
     prepared = analysis.prepared
 
     @contextmanager
-    def watch(model: nn.Module, *args: Any) -> Iterator[Any]:
-        with prepared(model, *args) as ready, ExitStack() as stack:
-            for name, module in parts(model, ready.choices[0].plan).items():
+    def watch(request: Request) -> Iterator[Any]:
+        with prepared(request) as ready, ExitStack() as stack:
+            for name, module in parts(request.model, ready.choices[0].plan).items():
                 hook = counter(seen.rows, name)
                 stack.callback(module.register_forward_pre_hook(hook).remove)
             yield ready
@@ -53,7 +55,7 @@ def watched(seen: Seen, patch: pytest.MonkeyPatch) -> None:
             super().__exit__(*error)
 
     patch.setattr(analysis, "prepared", watch)
-    patch.setattr(analysis, "Stores", Watched)
+    patch.setattr(prepare, "Stores", Watched)
 
 
 def parts(model: nn.Module, plan: Any) -> dict[str, nn.Module]:

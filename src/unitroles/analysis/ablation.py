@@ -15,16 +15,16 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from unitroles.analysis.prepare import Ready, prepared, with_baseline
-from unitroles.analysis.provenance import Clock, layer_record, record
-from unitroles.curves.collect import Kept, collect
+from unitroles.analysis.provenance import layer_record, name_of, record
+from unitroles.analysis.request import Request
+from unitroles.curves.collect import Kept
 from unitroles.curves.retrieval import CurveSums, mask_sums, rof_curve
 from unitroles.curves.scores import SampleScore, ScoreSums, mean_scores, sample_score
-from unitroles.curves.store import Stores
 from unitroles.engine.plan import Plan
 from unitroles.errors import InputError, unknown
 from unitroles.model.forward import Logits
 from unitroles.model.trace import Site
-from unitroles.options import BASELINES, Compute, Layer, Method, Sample
+from unitroles.options import Compute, Layer, Method, Sample
 from unitroles.roles import ranked
 
 REMOVAL_ORDERS = ("descending", "ascending", "random")
@@ -78,8 +78,11 @@ def single_unit_ablation(
     >>> ur.single_unit_ablation(model, (x, y), layer="1").loss_change.shape
     (2, 8)
     """
-    given = _Given(class_names, baseline, progress, sample, compute)
-    with _running(model, data, layer, given, Method()) as run:
+    method = Method(baseline=baseline)
+    request = Request(
+        model, {"data": data}, [layer], class_names, method, sample, compute, progress=progress
+    )
+    with _running(request) as run:
         _, kept = run.collect(None)
         sums = _one_by_one(kept, run.ready.labels, run.bar())
     loss, accuracy, by_unit = sums.mean_loss, sums.accuracy, ("label", "unit")
@@ -139,14 +142,15 @@ def cumulative_ablation(
     """
     if isinstance(order, str) and order not in REMOVAL_ORDERS:
         raise unknown("order", order, REMOVAL_ORDERS)
-    sample_score(score)
-    given = _Given(class_names, baseline, progress, sample, compute)
-    with _running(model, data, layer, given, Method(score=score)) as run:
-        kept, removal = _in_order(order, score, run)
+    method = Method(score=score, baseline=baseline)
+    request = Request(
+        model, {"data": data}, [layer], class_names, method, sample, compute, progress=progress
+    )
+    with _running(request) as run:
+        kept, removal = _in_order(order, run)
         # Without the first k units of an order, the first N - k of its reverse are retrieved.
         sums = rof_curve(kept, run.ready.labels, removal[:, ::-1].copy(), run.bar())
     curve, units = ("label", "removed"), run.site.units
-    score = run.provenance["options"]["method"]["score"]
     return run.dataset(
         {
             "loss": (curve, sums.mean_loss[:, ::-1].copy(), _NATS),
@@ -155,23 +159,8 @@ def cumulative_ablation(
             "samples": ("label", sums.count),
         },
         {"removed": np.arange(units + 1), "position": np.arange(units)},
-        {"order": order if isinstance(order, str) else "given", "score": score},
+        {"order": order if isinstance(order, str) else "given", "score": name_of(score)},
     )
-
-
-@dataclass(frozen=True)
-class _Given:
-    """The options that both kinds of ablation share."""
-
-    class_names: Sequence[str] | None
-    baseline: str
-    progress: bool
-    sample: Sample
-    compute: Compute
-
-    def __post_init__(self) -> None:
-        if self.baseline not in BASELINES:
-            raise unknown("baseline", self.baseline, BASELINES)
 
 
 @dataclass
@@ -185,9 +174,6 @@ class _Run:
     """
 
     ready: Ready
-    given: _Given
-    stores: Stores
-    clock: Clock
     provenance: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -200,33 +186,23 @@ class _Run:
 
     def collect(self, rank_by: SampleScore | None) -> tuple[ScoreSums, Kept]:
         """Run the body once: scores by class, and what the masks need of every sample."""
-        ready, (samples,), compute = self.ready, self.ready.splits, self.given.compute
-        sums, kept = collect(
-            ready.model,
-            [ready.choices[0].plan],
-            samples,
-            ready.labels,
-            rank_by,
-            compute.batch_size,
-            ready.precision,
-            self.stores,
-            ready.bars("activity", len(samples)),
-            ready.criterion,
-        )
-        self.clock.stop("body")
-        return sums[0], kept[0]
+        (samples,) = self.ready.splits
+        done = self.ready.bars("activity", len(samples))
+        (sums,), (kept,) = self.ready.collect(samples, rank_by, done)
+        self.ready.clock.stop("body")
+        return sums, kept
 
     def dataset(
         self, variables: dict[str, Any], coords: dict[str, Any], method: dict[str, Any]
     ) -> xr.Dataset:
         """The result with its axes named."""
         labels, names = self.ready.labels, self.ready.names
-        choice, baseline = self.ready.choices[0], self.given.baseline
+        choice, baseline = self.ready.choices[0], self.ready.request.method.baseline
         options = {**self.provenance["options"], "method": {**method, "baseline": baseline}}
         provenance = {
             **self.provenance,
             "options": options,
-            **layer_record(self.site, choice),
+            **layer_record(choice),
             "warnings": self.ready.notes,
         }
         return xr.Dataset(
@@ -246,31 +222,16 @@ class _Run:
 
 
 @contextmanager
-def _running(
-    model: nn.Module,
-    data: Any,
-    layer: str | nn.Module | Layer | None,
-    given: _Given,
-    method: Method,
-) -> Iterator[_Run]:
+def _running(request: Request) -> Iterator[_Run]:
     """Check model and data and choose the plan; the model comes back as it was."""
-    sample, compute = given.sample, given.compute
-    options = given.class_names, sample, compute, given.progress
-    with (
-        prepared(model, {"data": data}, [layer], *options) as ready,
-        Stores(compute.bytes) as stores,
-        torch.inference_mode(),
-    ):
-        clock = Clock(ready.started)
-        clock.stop("plan")
-        ready = with_baseline(ready, given.baseline, compute.batch_size)
+    with prepared(request) as ready:
+        clock, run = ready.clock, _Run(with_baseline(ready))
         clock.stop("body")
-        run = _Run(ready, given, stores, clock)
         yield run
         clock.stop("sweep")
-        run.provenance = record(run.ready.model, (method, sample, compute, None))
-        clock.stop("plan")
-        run.provenance.update(clock.record())
+        run.provenance = record(ready.model, request)
+        clock.stop("prepare")
+    run.provenance.update(clock.record())
 
 
 def _one_by_one(
@@ -289,20 +250,18 @@ def _one_by_one(
     return mask_sums(kept, labels, 1 + units, run, done)
 
 
-def _in_order(
-    order: Any, score: Score, run: _Run
-) -> tuple[Kept, Int[np.ndarray, "label position"]]:
+def _in_order(order: Any, run: _Run) -> tuple[Kept, Int[np.ndarray, "label position"]]:
     """What the masks need, and for every class its units in the order in which they go."""
-    labels, units = run.ready.labels, run.site.units
+    labels, units, request = run.ready.labels, run.site.units, run.ready.request
+    score, seed = request.method.score, request.sample.seed
     if not isinstance(order, str):
         removal = _custom_order(order, labels, run.site)
         return run.collect(None)[1], removal
     if order == "random":
-        seed = run.ready.seed
         drawn = [np.random.default_rng([seed, label]).permutation(units) for label in labels]
         return run.collect(None)[1], np.stack(drawn)
     sums, kept = run.collect(sample_score(score))
-    (by_class,) = mean_scores(score, [sums], run.site, run.ready.calls, run.ready.seed)
+    (by_class,) = mean_scores(score, [sums], run.site, run.ready.calls, seed)
     falling = ranked(by_class)
     return kept, falling if order == "descending" else falling[:, ::-1]
 

@@ -5,29 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from types import NoneType
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from unitroles.analysis.prepare import Ready, prepared, with_baseline
-from unitroles.analysis.provenance import Clock, layer_record, name_of, record
-from unitroles.curves.collect import Kept, collect
+from unitroles.analysis.provenance import layer_record, name_of, record
+from unitroles.analysis.request import Request
+from unitroles.curves.collect import Kept
 from unitroles.curves.retrieval import CurveSums, adaptive_curve, at_points, ignore, rof_curve
 from unitroles.curves.scores import mean_scores, sample_score
-from unitroles.curves.store import Stores
-from unitroles.errors import InputError
+from unitroles.engine.choice import Choice
 from unitroles.options import Compute, Evidence, Layer, Method, Sample
 from unitroles.progress import announce
 from unitroles.resampling.evidence import Found, Measurement, findings, start
-from unitroles.resampling.limits import (
-    require_halves,
-    require_memory,
-    require_points,
-    resampling_memory,
-)
+from unitroles.resampling.limits import resampling_memory
 from unitroles.resampling.recompute import LayerRun
 from unitroles.results.dataset import CROSS_ENTROPY, dataset
 from unitroles.results.members import TaxonomySet
@@ -82,19 +75,11 @@ def analyze(
     >>> taxonomy.roles().shape
     (2, 8)
     """
-    found = analyze_layers(
-        model,
-        train,
-        test,
-        [layer],
-        class_names=class_names,
-        progress=progress,
-        method=method,
-        sample=sample,
-        compute=compute,
-        evidence=evidence,
+    data = {"train": train, "test": test}
+    request = Request(
+        model, data, [layer], class_names, method, sample, compute, evidence, progress
     )
-    (taxonomy,) = found.values()
+    (taxonomy,) = _analysed(request).values()
     return taxonomy
 
 
@@ -118,102 +103,60 @@ def analyze_layers(
 
     Other parameters, errors and results are those of `analyze`.
     """
-    wanted = _listed(layers)
-    if not isinstance(evidence, (Evidence, NoneType)):
-        raise InputError(f"evidence must be an Evidence or None, not {evidence!r}")
-    require_points(evidence, method.resolution)
-    sample_score(method.score)
     data = {"train": train, "test": test}
-    with (
-        prepared(model, data, wanted, class_names, sample, compute, progress, method.loss) as ready,
-        Stores(compute.bytes) as stores,
-        torch.inference_mode(),
-    ):
-        clock = Clock(ready.started)
-        require_halves(evidence, ready.counts)
-        plans = [choice.plan for choice in ready.choices]
-        require_memory(evidence, method, ready.counts, plans, compute.bytes)
-        clock.stop("plan")
-        ready = with_baseline(ready, method.baseline, compute.batch_size)
-        each = evidence is not None and evidence.redoes
-        scores, kept = _one_pass(ready, method, compute, stores, each)
+    return _analysed(
+        Request(model, data, layers, class_names, method, sample, compute, evidence, progress)
+    )
+
+
+def _analysed(request: Request) -> TaxonomySet:
+    with prepared(request) as ready:
+        clock, evidence = ready.clock, request.evidence
+        ready = with_baseline(ready)
+        scores, kept = _one_pass(ready)
         clock.stop("body")
-        layer_results = []
-        for place in range(len(wanted)):
+        results = []
+        for place, score in enumerate(scores):
             mine = (kept[0][place], kept[1][place])
-            measurement = _measurement(ready, method, compute, evidence, scores[place], mine)
-            swept = _sweep(ready, method, scores[place], mine, measurement)
+            measurement = None if evidence is None else _measurement(ready, evidence, score, mine)
+            swept = _sweep(ready, score, mine, measurement)
             seconds = clock.stop("sweep")
             if measurement is not None:
-                say = partial(_cost, seconds) if progress else None
-                found = findings(measurement, swept.order, swept.point, swept.accuracy, say)
+                report = partial(_announce, seconds) if request.progress else None
+                found = findings(measurement, swept.order, swept.point, swept.accuracy, report)
                 swept = replace(swept, evidence=found)
                 clock.stop("evidence")
-            layer_results.append(swept)
-        common = record(ready.model, (method, sample, compute, evidence))
-        clock.stop("plan")
+            results.append(swept)
+        common = record(ready.model, request)
+        clock.stop("prepare")
+    common |= {**clock.record(), "warnings": ready.notes}
     return TaxonomySet(
         {
-            site.path: _taxonomy(ready, method, place, result, {**common, **clock.record()})
-            for place, (site, result) in enumerate(zip(ready.sites, layer_results, strict=True))
+            choice.plan.site.path: _taxonomy(ready, choice, result, common)
+            for choice, result in zip(ready.choices, results, strict=True)
         }
     )
 
 
-def _cost(seconds: float, sweeps: float) -> None:
+def _announce(seconds: float, sweeps: float) -> None:
     announce(
         f"full bootstrap does scores, orders and curves again: about {sweeps:.1f} times the curves "
         f"of the layer, which took {seconds:.1f} s"
     )
 
 
-def _listed(
-    layers: Iterable[str | nn.Module | Layer | None],
-) -> list[str | nn.Module | Layer | None]:
-    if isinstance(layers, str):
-        raise InputError(f"layers must be a list of paths, not {layers!r}")
-    wanted = list(layers)
-    paths = [layer.path if isinstance(layer, Layer) else layer for layer in wanted]
-    for path in paths:
-        if paths.count(path) > 1:
-            raise InputError(f"layer {path!r} is given twice; analyse its calls one by one")
-    if not wanted:
-        raise InputError("layers is empty; name at least one, or None for the recommended one")
-    return wanted
-
-
-def _one_pass(
-    ready: Ready, method: Method, compute: Compute, stores: Stores, each: bool
-) -> tuple[list[np.ndarray], list[list[Kept]]]:
-    """The score (split, label, unit) of every layer, and what its masks need of both splits.
-
-    `each` keeps the scores of every sample too.
-    """
-    rank_by = sample_score(method.score)
+def _one_pass(ready: Ready) -> tuple[list[np.ndarray], list[list[Kept]]]:
+    """The score (split, label, unit) of every layer, and what its masks need of both splits."""
+    score, evidence = ready.request.method.score, ready.request.evidence
+    seed = ready.request.sample.seed
+    each = evidence is not None and evidence.redoes  # the scores of every sample too
     done = ready.bars("activity", sum(map(len, ready.splits)))
-    plans = [choice.plan for choice in ready.choices]
-    sums, kept = [], []
-    for samples in ready.splits:
-        found = collect(
-            ready.model,
-            plans,
-            samples,
-            ready.labels,
-            rank_by,
-            compute.batch_size,
-            ready.precision,
-            stores,
-            done,
-            ready.criterion,
-            each,
-        )
-        sums.append(found[0])
-        kept.append(found[1])
+    found = [ready.collect(part, sample_score(score), done, each) for part in ready.splits]
     scores = [
-        mean_scores(method.score, [split[place] for split in sums], site, ready.calls, ready.seed)
+        mean_scores(score, [sums[place] for sums, _ in found], site, ready.calls, seed)
         for place, site in enumerate(ready.sites)
     ]
-    return scores, kept
+    return scores, [kept for _, kept in found]
 
 
 @dataclass(frozen=True)
@@ -233,56 +176,38 @@ class _Swept:
 
 
 def _measurement(
-    ready: Ready,
-    method: Method,
-    compute: Compute,
-    evidence: Evidence | None,
-    score: np.ndarray,
-    kept: tuple[Kept, Kept],
-) -> Measurement | None:
-    if evidence is None:
-        return None
-    plan = kept[0].plan
+    ready: Ready, evidence: Evidence, score: np.ndarray, kept: tuple[Kept, Kept]
+) -> Measurement:
+    method, plan = ready.request.method, kept[0].plan
     points = grid(plan.site.units, plan.resolution(method.resolution))
     fixed = score if sample_score(method.score) is None else None
-    room = resampling_memory(compute.bytes)
-    layer_run = LayerRun(kept, ready.labels, points, method.order, method.tolerance, fixed, room)
+    memory = resampling_memory(ready.request.compute.bytes)
+    layer_run = LayerRun(kept, ready.labels, points, method.order, method.tolerance, fixed, memory)
     return start(layer_run, evidence, ready.bars)
 
 
 def _sweep(
-    ready: Ready,
-    method: Method,
-    score: np.ndarray,
-    kept: tuple[Kept, Kept],
-    measurement: Measurement | None,
+    ready: Ready, score: np.ndarray, kept: tuple[Kept, Kept], measurement: Measurement | None
 ) -> _Swept:
     """Both curves of every class, their turning points, and each split under the other's set."""
-    labels, total = ready.labels, sum(map(len, ready.splits))
+    method, labels = ready.request.method, ready.labels
     order = order_units(score, ready.counts, method.order)
-    name = kept[0].plan.site.path
-    curves = _curves(ready, method, order, kept, measurement)
+    curves = _curves(ready, order, kept, measurement)
     point = turning_point(np.stack([curve.mean_loss for curve in curves]), method.tolerance)
-    done = ready.bars(f"swapped sets {name}", total)
-    watch = [
-        ignore if measurement is None else measurement.swap_observer(i) for i in range(len(kept))
-    ]
-    swapped = [
-        at_points(mine, labels, order[1 - i], point[1 - i][:, None], done, watch[i])
-        for i, mine in enumerate(kept)
-    ]
+    name = f"swapped sets {kept[0].plan.site.path}"
+    done = ready.bars(name, sum(map(len, ready.splits)))
+    swapped = []
+    for i, mine in enumerate(kept):
+        observer = ignore if measurement is None else measurement.swap_observer(i)
+        swapped.append(at_points(mine, labels, order[1 - i], point[1 - i][:, None], done, observer))
     return _Swept(score, order, point, curves, swapped)
 
 
 def _curves(
-    ready: Ready,
-    method: Method,
-    order: np.ndarray,
-    kept: tuple[Kept, Kept],
-    measurement: Measurement | None,
+    ready: Ready, order: np.ndarray, kept: tuple[Kept, Kept], measurement: Measurement | None
 ) -> list[CurveSums]:
     """The curves of every class on both splits, at the n that the resolution asks for."""
-    labels, plan = ready.labels, kept[0].plan
+    method, labels, plan = ready.request.method, ready.labels, kept[0].plan
     name, resolution = f"retrieval {plan.site.path}", plan.resolution(method.resolution)
     points = grid(plan.site.units, resolution)
     if resolution == "adaptive":
@@ -292,17 +217,15 @@ def _curves(
             return adaptive_curve(kept[i], labels, order[i], points, method.tolerance, bar)
 
         return [curve(i) for i in range(len(kept))]
-    done = ready.bars(name, sum(map(len, ready.splits)))
-    watch = [ignore if measurement is None else measurement.observer(i) for i in range(len(kept))]
-    return [
-        rof_curve(mine, labels, order[i], done, points, watch[i]) for i, mine in enumerate(kept)
-    ]
+    done, curves = ready.bars(name, sum(map(len, ready.splits))), []
+    for i, mine in enumerate(kept):
+        observer = ignore if measurement is None else measurement.observer(i)
+        curves.append(rof_curve(mine, labels, order[i], done, points, observer))
+    return curves
 
 
-def _taxonomy(
-    ready: Ready, method: Method, place: int, found: _Swept, provenance: dict[str, Any]
-) -> Taxonomy:
-    choice = ready.choices[place]
+def _taxonomy(ready: Ready, choice: Choice, found: _Swept, common: dict[str, Any]) -> Taxonomy:
+    method, plan = ready.request.method, choice.plan
     data = dataset(
         labels=ready.labels,
         names=ready.names,
@@ -315,19 +238,15 @@ def _taxonomy(
         swapped_loss=np.stack([sums.mean_loss[:, 0] for sums in found.swapped]),
         swapped_accuracy=np.stack([sums.accuracy[:, 0] for sums in found.swapped]),
         attrs={
-            "layer": ready.sites[place].path,
-            "plan": choice.plan.name,
+            "layer": plan.site.path,
+            "plan": plan.name,
             "tolerance": method.tolerance,
             "loss": CROSS_ENTROPY if method.loss is None else name_of(method.loss),
-            "resolution": choice.plan.resolution(method.resolution),
+            "resolution": plan.resolution(method.resolution),
             "train_accuracy": _overall(found.curves[0]),
             "test_accuracy": _overall(found.curves[1]),
         },
-        provenance={
-            **provenance,
-            **layer_record(ready.sites[place], choice),
-            "warnings": ready.notes,
-        },
+        provenance={**common, **layer_record(choice)},
         evidence=found.evidence,
     )
     return Taxonomy(data)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +13,8 @@ import torch
 from jaxtyping import Int
 from torch import nn
 
+from unitroles.analysis.provenance import Clock
+from unitroles.analysis.request import Request
 from unitroles.analysis.targets import (
     MORE_SAMPLES,
     PROBE_SAMPLES,
@@ -22,9 +23,9 @@ from unitroles.analysis.targets import (
     criterion_of,
     spread_over,
 )
-from unitroles.curves.collect import collect
+from unitroles.curves.collect import Kept, collect
 from unitroles.curves.loss import Criterion
-from unitroles.curves.scores import activation_mean
+from unitroles.curves.scores import SampleScore, ScoreSums, activation_mean
 from unitroles.curves.store import Stores
 from unitroles.data.columns import fitted
 from unitroles.data.reading import warn_if_changing
@@ -51,44 +52,51 @@ from unitroles.model.forward import (
     require_rows,
 )
 from unitroles.model.trace import Call, Site, Trace, trace
-from unitroles.options import Compute, Layer, Sample
+from unitroles.options import Layer
 from unitroles.progress import Track, track
+from unitroles.resampling.limits import require_halves, require_memory
+from unitroles.stats.grid import expected
 
 
 @dataclass(frozen=True)
 class Ready:
-    """A model and its data, checked.
+    """A model and its data, checked, inside `prepared`.
 
     Parameters
     ----------
+    request : what was asked for.
     model : in evaluation mode, without gradients.
     splits : the analysed samples.
     labels : the analysed classes.
     names : their names, or None.
     criterion : what outputs are compared with labels by.
-    sites : the layers.
     choices : the plan of every layer.
     calls : every module call of one forward.
     precision : of the model's forwards.
+    stores : memory and disk for what is kept of the samples.
     bars : progress.
-    seed : of draws.
     notes : the texts of our warnings, filled when the block ends.
-    started : when it began, by `time.perf_counter`.
+    clock : seconds by stage.
     """
 
+    request: Request
     model: nn.Module
     splits: tuple[Samples, ...]
     labels: Int[np.ndarray, " label"]
     names: list[str] | None
     criterion: Criterion
-    sites: tuple[Site, ...]
     choices: tuple[Choice, ...]
     calls: list[Call]
     precision: Precision
+    stores: Stores
     bars: Track
-    seed: int
     notes: list[str]
-    started: float
+    clock: Clock
+
+    @property
+    def sites(self) -> list[Site]:
+        """The layers."""
+        return [choice.plan.site for choice in self.choices]
 
     @property
     def counts(self) -> Int[np.ndarray, "split label"]:
@@ -96,59 +104,66 @@ class Ready:
         places = [np.searchsorted(self.labels, split.labels) for split in self.splits]
         return np.stack([np.bincount(mine, minlength=len(self.labels)) for mine in places])
 
+    @property
+    def points(self) -> int:
+        """At how many numbers of retrieved units the curves of the first layer are evaluated."""
+        plan = self.choices[0].plan
+        return expected(plan.site.units, plan.resolution(self.request.method.resolution))
+
+    def collect(
+        self,
+        samples: Samples,
+        rank_by: SampleScore | None,
+        done: Callable[[int], None],
+        each: bool = False,
+    ) -> tuple[list[ScoreSums], list[Kept]]:
+        """The pass over a split: scores by class, and what the masks of every layer need."""
+        return collect(
+            self.model,
+            [choice.plan for choice in self.choices],
+            samples,
+            self.labels,
+            rank_by,
+            self.request.compute.batch_size,
+            self.precision,
+            self.stores,
+            done,
+            self.criterion,
+            each,
+        )
+
 
 @contextmanager
-def prepared(
-    model: nn.Module,
-    data: Mapping[str, Any],
-    layers: Sequence[str | nn.Module | Layer | None],
-    class_names: Sequence[str] | None,
-    sample: Sample,
-    compute: Compute,
-    progress: bool,
-    loss: Callable[[Any, Any], Any] | None = None,
-) -> Iterator[Ready]:
+def prepared(request: Request) -> Iterator[Ready]:
     """Check model and data and choose the plans; the model comes back as it was.
-
-    Parameters
-    ----------
-    data : splits by name, the first one being what class names and the probe are taken from.
-    loss : as in `Method`.
 
     Raises
     ------
     InputError : what is wrong with the model, the data or an option, and the remedy.
     """
-    started = time.perf_counter()
+    clock, compute = Clock(), request.compute
     with (
         own_warnings() as notes,
-        unwrapped(model) as model,
+        unwrapped(request.model) as model,
         on_device(model, compute.device),
         untouched(model),
         memory_format(model, compute.channels_last),
         ExitStack() as stack,
-        track(progress) as bars,
+        track(request.progress) as bars,
     ):
-        planned = bars("plan", 1)
+        planned = bars("prepare", 1)
         precision = Precision(device_of(model), compute.half, compute.channels_last)
-        sides, names = classed(data, sample.group_by, class_names, loss is not None)
-        sides = [fitted(model, side, sample.group_by) for side in sides]
+        sides, names = classed(request)
+        sides = [fitted(model, side, request.sample.group_by) for side in sides]
         inputs, *others = (_few(side, precision) for side in sides)
         with precision.on():
             seen = trace(model, inputs)
         stack.enter_context(inputs_kept(model, seen.writes))
-        sites = [resolve(model, layer, seen) for layer in layers]
-        for layer, site in zip(layers, sites, strict=True):
-            if layer is not None and (better := hint(site, seen.calls)):
-                warnings.warn(better, LayerHint, stacklevel=3)
-        outputs = seen.logits.shape[1]
-        for side, some in zip(sides[1:], others, strict=True):
-            if form_of(some) != form_of(inputs):
-                with blamed(f"the {side.name} data"):
-                    outputs = logits_of(forward(model, some)).shape[1]
-        check_names(outputs, sides, names, sample.group_by is None and loss is None)
-        criterion = criterion_of(loss, seen, outputs, sides)
-        splits, labels = choose(sides, sample, names)
+        sites = [_located(model, layer, seen) for layer in request.layers]
+        outputs = _outputs(model, seen, sides[1:], others)
+        check_names(outputs, sides, names, request)
+        criterion = criterion_of(request.method.loss, seen, outputs, sides)
+        splits, labels = choose(sides, request.sample, names)
         for samples in splits:
             warn_if_changing(samples)
         choices = choose_plans(model, sites, seen, compute.bytes, precision)
@@ -156,24 +171,52 @@ def prepared(
             more = _more(model, sides[0], seen, compute.batch_size, precision)
             if more is not None:
                 choices = choose_plans(model, sites, more, compute.bytes, precision)
-        for note in dict.fromkeys(note for choice in choices for note in choice.notes):
-            warnings.warn(note, PlanWarning, stacklevel=3)
+        _warn_of(choices)
         planned(1)
-        yield Ready(
-            model,
-            tuple(splits),
-            labels,
-            None if names is None else [names[label] for label in labels],
-            criterion,
-            tuple(sites),
-            tuple(choices),
-            seen.calls,
-            precision,
-            bars,
-            sample.seed,
-            notes,
-            started,
+        ready = Ready(
+            request=request,
+            model=model,
+            splits=tuple(splits),
+            labels=labels,
+            names=None if names is None else [names[label] for label in labels],
+            criterion=criterion,
+            choices=tuple(choices),
+            calls=seen.calls,
+            precision=precision,
+            stores=stack.enter_context(Stores(compute.bytes)),
+            bars=bars,
+            notes=notes,
+            clock=clock,
         )
+        require_halves(request.evidence, ready.counts)
+        plans = [choice.plan for choice in choices]
+        require_memory(request.evidence, request.method, ready.counts, plans, compute.bytes)
+        clock.stop("prepare")
+        with torch.inference_mode():
+            yield ready
+
+
+def _located(model: nn.Module, layer: str | nn.Module | Layer | None, seen: Trace) -> Site:
+    """The layer that is meant, with a warning where another one is what users mostly want."""
+    site = resolve(model, layer, seen)
+    if layer is not None and (better := hint(site, seen.calls)):
+        warnings.warn(better, LayerHint, stacklevel=3)
+    return site
+
+
+def _outputs(model: nn.Module, seen: Trace, sides: Sequence[Samples], others: Sequence[Any]) -> int:
+    """How many outputs the model has; samples of another form must give logits too."""
+    outputs = seen.logits.shape[1]
+    for side, some in zip(sides, others, strict=True):
+        if form_of(some) != form_of(seen.inputs):
+            with blamed(f"the {side.name} data"):
+                outputs = logits_of(forward(model, some)).shape[1]
+    return outputs
+
+
+def _warn_of(choices: Sequence[Choice]) -> None:
+    for note in dict.fromkeys(note for choice in choices for note in choice.notes):
+        warnings.warn(note, PlanWarning, stacklevel=3)
 
 
 def _few(samples: Samples, precision: Precision, count: int = PROBE_SAMPLES) -> Any:
@@ -195,35 +238,24 @@ def _more(
     return None
 
 
-def with_baseline(ready: Ready, baseline: str, size: int) -> Ready:
-    """The same with plans whose ablated units give `baseline`.
+def with_baseline(ready: Ready) -> Ready:
+    """The same with plans whose ablated units give the baseline that was asked for.
 
-    Parameters
-    ----------
-    baseline : "zero", or "mean": the mean over all analysed samples of the first split and over
-        all positions, one number per unit. It costs one more pass of the body.
-    size : samples per forward.
+    That is zero; or the mean over all analysed samples of the first split and over all positions,
+    one number per unit, which costs one more pass of the body.
     """
-    if baseline == "zero":
+    if ready.request.method.baseline == "zero":
         return ready
-    plans = [FullPlan(ready.model, site, "") for site in ready.sites]
-    samples = ready.splits[0]
+    samples, precision = ready.splits[0], ready.precision
+    full = [
+        replace(choice, plan=FullPlan(ready.model, choice.plan.site, ""))
+        for choice in ready.choices
+    ]
     done = ready.bars("mean activation", len(samples))
-    sums, _ = collect(
-        ready.model,
-        plans,
-        samples,
-        ready.labels,
-        activation_mean,
-        size,
-        ready.precision,
-        Stores(0),
-        done,
-    )
+    sums, _ = replace(ready, choices=tuple(full)).collect(samples, activation_mean, done)
     choices = []
     for choice, total in zip(ready.choices, sums, strict=True):
         mean = torch.from_numpy(total.total.sum(axis=0) / total.count.sum())
-        choices.append(recheck(choice, mean.to(ready.precision.device), ready.precision))
-    for note in dict.fromkeys(note for choice in choices for note in choice.notes):
-        warnings.warn(note, PlanWarning, stacklevel=2)
+        choices.append(recheck(choice, mean.to(precision.device), precision))
+    _warn_of(choices)
     return replace(ready, choices=tuple(choices))

@@ -10,17 +10,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from unitroles.analysis.request import Request
 from unitroles.engine.choice import Choice
 from unitroles.model.borrow import device_of, fingerprint
-from unitroles.model.trace import Site
-from unitroles.options import Compute, Evidence, Method, Sample
+from unitroles.options import Sample
 
 
 class Clock:
     """Seconds by stage, from one mark to the next."""
 
-    def __init__(self, started: float) -> None:
-        self._first = self._last = started
+    def __init__(self) -> None:
+        self._first = self._last = time.perf_counter()
         self._stages: dict[str, float] = {}
 
     def stop(self, stage: str) -> float:
@@ -30,10 +30,15 @@ class Clock:
         passed, self._last = now - self._last, now
         return passed
 
+    @property
+    def seconds(self) -> float:
+        """From the beginning to the last mark."""
+        return self._last - self._first
+
     def record(self) -> dict[str, Any]:
         """All seconds, and those of each stage."""
         stages = {stage: round(seconds, 3) for stage, seconds in self._stages.items()}
-        return {"seconds": round(self._last - self._first, 3), "stages": stages}
+        return {"seconds": round(self.seconds, 3), "stages": stages}
 
 
 def name_of(function: Any) -> str:
@@ -49,11 +54,14 @@ def grouped_by(sample: Sample) -> str | None:
     return given if given is None or isinstance(given, str) else "given arrays"
 
 
-def record(
-    model: nn.Module, options: tuple[Method, Sample, Compute, Evidence | None]
-) -> dict[str, Any]:
-    """Options, versions, machine and the model's fingerprint."""
-    method, sample, compute, evidence = options
+def record(model: nn.Module, request: Request) -> dict[str, Any]:
+    """Options, versions, machine and the model's fingerprint.
+
+    Parameters
+    ----------
+    model : the one that ran, out of its wrappers.
+    """
+    method, sample, evidence = request.method, request.sample, request.evidence
     return {
         "options": {
             "method": {
@@ -65,7 +73,7 @@ def record(
                 **dataclasses.asdict(dataclasses.replace(sample, group_by=None)),
                 "group_by": grouped_by(sample),
             },
-            "compute": dataclasses.asdict(compute),
+            "compute": dataclasses.asdict(request.compute),
             "evidence": None if evidence is None else dataclasses.asdict(evidence),
         },
         "versions": {name: version(name) for name in ("unitroles", "torch", "numpy", "xarray")},
@@ -78,9 +86,9 @@ def record(
     }
 
 
-def layer_record(site: Site, choice: Choice) -> dict[str, Any]:
+def layer_record(choice: Choice) -> dict[str, Any]:
     """The layer, its plan and the plan's self-check."""
-    check = choice.check
+    site, check = choice.plan.site, choice.check
     return {
         "layer": {"path": site.path, "axis": site.axis, "call": site.call},
         "plan": {"name": choice.plan.name, "reason": choice.plan.reason},

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unitroles.analysis.request import Request
 from unitroles.curves.loss import CROSS_ENTROPY, Criterion, OwnLoss
 from unitroles.data.reading import as_samples
 from unitroles.data.samples import Samples
@@ -24,15 +25,11 @@ from unitroles.model.trace import Trace
 PROBE_SAMPLES, MORE_SAMPLES = 2, 32
 
 
-def classed(
-    data: Mapping[str, Any],
-    group_by: str | Mapping[str, Any] | None,
-    class_names: Sequence[str] | None,
-    own_loss: bool,
-) -> tuple[list[Samples], list[str] | None]:
+def classed(request: Request) -> tuple[list[Samples], list[str] | None]:
     """All splits with the classes of their samples, and the names of the classes."""
-    free = own_loss and group_by is not None
-    sides = [as_samples(given, name, free) for name, given in data.items()]
+    group_by, class_names = request.sample.group_by, request.class_names
+    free = request.method.loss is not None and group_by is not None
+    sides = [as_samples(given, name, free) for name, given in request.data.items()]
     _require_same_names(sides)
     if group_by is None:
         return sides, _names(sides[0].class_names if class_names is None else class_names)
@@ -114,9 +111,10 @@ def spread_over(samples: Samples, count: int = PROBE_SAMPLES) -> np.ndarray:
 
 
 def check_names(
-    outputs: int, splits: Sequence[Samples], names: Sequence[str] | None, by_label: bool
+    outputs: int, splits: Sequence[Samples], names: Sequence[str] | None, request: Request
 ) -> None:
     """Every analysed class has a name, where there are names."""
+    by_label = request.sample.group_by is None and request.method.loss is None
     top = max(int(samples.labels.max()) for samples in splits)
     low = min(int(samples.labels.min()) for samples in splits)
     if names is not None and low < 0:

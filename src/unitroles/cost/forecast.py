@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,8 @@ import torch
 from torch import nn
 
 from unitroles.analysis.prepare import Ready, prepared
-from unitroles.cost.rates import pace
+from unitroles.analysis.request import Request
+from unitroles.cost.rates import measured_rates
 from unitroles.curves.collect import SCORE_TILE
 from unitroles.curves.scores import sample_score
 from unitroles.curves.store import Stores, row_bytes
@@ -22,13 +22,9 @@ from unitroles.engine.suffix import SuffixPlan
 from unitroles.options import Compute, Evidence, Layer, Method, Sample
 from unitroles.resampling.limits import (
     losses_bytes,
-    require_halves,
-    require_memory,
-    require_points,
     weights_of,
 )
 from unitroles.stats.draws import half_size
-from unitroles.stats.grid import expected
 from unitroles.wording import size
 
 _WHERE = ("none", "memory", "disk", "recompute")
@@ -188,24 +184,20 @@ def plan(
     >>> found.plan, found.body_forwards, found.bytes_cached, found.cache
     ('additive', 40, 1280, 'memory')
     """
-    scored = sample_score(method.score) is not None
-    require_points(evidence, method.resolution)
     data = {"train": train, "test": test}
-    with (
-        prepared(model, data, [layer], class_names, sample, compute, False, method.loss) as ready,
-        torch.inference_mode(),
-    ):
-        require_halves(evidence, ready.counts)
-        plans = [choice.plan for choice in ready.choices]
-        require_memory(evidence, method, ready.counts, plans, compute.bytes)
-        fixed = time.perf_counter() - ready.started
+    request = Request(
+        model, data, [layer], class_names, method, sample, compute, evidence, progress=False
+    )
+    with prepared(request) as ready:
+        fixed = ready.clock.seconds
+        scored = sample_score(method.score) is not None
         scores = scored and evidence is not None and evidence.redoes
-        caches, kept = _cached(ready, compute.bytes, scores)
-        work = _Work.of(ready, method, compute.batch_size, caches, scored)
-        each = pace(ready, method, compute)
+        caches, kept = _cached(ready, scores)
+        work = _Work.of(ready, caches, scored)
+        each = measured_rates(ready)
         chosen, site = ready.choices[0].plan, ready.sites[0]
         sweeps = 0.0 if evidence is None else _sweeps(ready, evidence)
-        held = 0 if evidence is None else _held(ready, method, evidence, scores)
+        held = 0 if evidence is None else _held(ready, evidence, scores)
     first, second = map(len, ready.splits)
     return Forecast(
         layer=site.path,
@@ -241,17 +233,17 @@ def _sweeps(ready: Ready, evidence: Evidence) -> float:
     return float(drawn + controls)
 
 
-def _held(ready: Ready, method: Method, evidence: Evidence, scored: bool) -> int:
+def _held(ready: Ready, evidence: Evidence, scored: bool) -> int:
     """Bytes of the scores of all samples, of their weights, and of the losses of one class."""
-    units, chosen = ready.sites[0].units, ready.choices[0].plan
+    units, method = ready.sites[0].units, ready.request.method
     samples, most = int(ready.counts.sum()), int(ready.counts.max())
     scores = 4 * samples * units * scored
-    points = expected(units, chosen.resolution(method.resolution))
+    points = ready.points
     losses = losses_bytes(most, points) * (evidence.bootstrap is not None)
     return weights_of(evidence, method, samples) + scores + losses
 
 
-def _cached(ready: Ready, budget: int, scored: bool) -> tuple[tuple[str, str], int]:
+def _cached(ready: Ready, scored: bool) -> tuple[tuple[str, str], int]:
     """Where the rows of both splits would go, and how many bytes those are that are kept.
 
     The scores of a split, where evidence keeps them, take their room before its rows.
@@ -260,7 +252,7 @@ def _cached(ready: Ready, budget: int, scored: bool) -> tuple[tuple[str, str], i
     if not isinstance(chosen, (SuffixPlan, AdditivePlan)):
         return ("none", "none"), 0
     rows, where, kept = chosen.keep(*chosen.probe), [], 0
-    with Stores(budget) as stores:
+    with Stores(ready.request.compute.bytes) as stores:
         for samples in ready.splits:
             if scored:
                 each = torch.zeros(1, ready.sites[0].units)
@@ -287,11 +279,11 @@ class _Work:
     tail: int
 
     @staticmethod
-    def of(ready: Ready, method: Method, batch: int, caches: Sequence[str], scored: bool) -> _Work:
+    def of(ready: Ready, caches: Sequence[str], scored: bool) -> _Work:
         """Curves and one swapped set for every sample; mean activations take one more pass."""
-        chosen = ready.choices[0].plan
-        points = expected(ready.sites[0].units, chosen.resolution(method.resolution))
+        method, chosen, points = ready.request.method, ready.choices[0].plan, ready.points
         samples = sum(map(len, ready.splits))
+        batch = ready.request.compute.batch_size
         padded = [_padded(len(split), batch) for split in ready.splits]
         whole, means = sum(padded), padded[0] * (method.baseline == "mean")
         if isinstance(chosen, FullPlan):

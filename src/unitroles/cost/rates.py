@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from unitroles.analysis.prepare import Ready
-from unitroles.curves.collect import collect
 from unitroles.curves.scores import sample_score
 from unitroles.curves.store import Stores
 from unitroles.data.samples import Batch, Samples
@@ -20,8 +19,6 @@ from unitroles.engine.additive import AdditivePlan
 from unitroles.engine.masks import Prefixes
 from unitroles.engine.suffix import SuffixPlan
 from unitroles.model.forward import Logits, blamed, forward, logits_of
-from unitroles.options import Compute, Method
-from unitroles.stats.grid import expected
 
 # Shorter runs tell little beyond their overhead.
 _LONG = 0.1
@@ -32,7 +29,7 @@ _FASTER = 8
 
 
 @dataclass(frozen=True)
-class Pace:
+class Rates:
     """Seconds per sample.
 
     Parameters
@@ -47,7 +44,7 @@ class Pace:
     masks: float
 
 
-def pace(ready: Ready, method: Method, compute: Compute) -> Pace:
+def measured_rates(ready: Ready) -> Rates:
     """Measure every stage of an analysis on a few samples.
 
     Run it where the analysis would run: inside `prepared`, in inference mode.
@@ -59,17 +56,16 @@ def pace(ready: Ready, method: Method, compute: Compute) -> Pace:
     samples = ready.splits[0]
     alone = replace(samples, workers=0)  # starting them would be most of the time
 
-    def look(rows: int) -> float:
+    def evaluated(rows: int) -> float:
         return _second(lambda: _evaluate(ready, _read(alone, rows)))
 
-    rows, evaluation = _grown(look, min(compute.batch_size, len(samples)))
+    rows, evaluation = _grown(evaluated, min(ready.request.compute.batch_size, len(samples)))
     read = _second(lambda: _read(alone, rows))
-    body = _second(lambda: _pass(ready, method, compute, alone.take(np.arange(rows))))
-    chosen, units = ready.choices[0].plan, ready.sites[0].units
-    more = expected(units, chosen.resolution(method.resolution)) - 1
+    body = _second(lambda: _pass(ready, alone.take(np.arange(rows))))
+    more = ready.points - 1
     masks = _tile(ready, more) if _keeps_rows(ready) else _whole(ready, _read(alone, rows), more)
     whole, part = (_beside(t, read, samples.workers) / rows for t in (evaluation, body))
-    return Pace(whole, part, masks)
+    return Rates(whole, part, masks)
 
 
 def _second(work: Callable[[], object]) -> float:
@@ -109,20 +105,12 @@ def _evaluate(ready: Ready, batch: Batch) -> Tensor:
         return logits_of(forward(ready.model, ready.precision.place(batch.inputs))).cpu()
 
 
-def _pass(ready: Ready, method: Method, compute: Compute, samples: Samples) -> None:
+def _pass(ready: Ready, samples: Samples) -> None:
     """The pass of the analysis over a few samples, in one batch."""
-    with Stores(compute.bytes) as stores:
-        collect(
-            ready.model,
-            [ready.choices[0].plan],
-            samples,
-            ready.labels,
-            sample_score(method.score),
-            len(samples),
-            ready.precision,
-            stores,
-            lambda count: None,
-        )
+    request = ready.request
+    with Stores(request.compute.bytes) as stores:
+        trial = replace(ready, stores=stores)
+        trial.collect(samples, sample_score(request.method.score), lambda count: None)
 
 
 def _keeps_rows(ready: Ready) -> bool:
@@ -146,10 +134,10 @@ def _tile(ready: Ready, more: int) -> float:
         turn = torch.arange(count) % len(few[0])
         return tuple(value[turn.to(value.device)] for value in few)
 
-    def look(count: int) -> float:
+    def first_curve(count: int) -> float:
         return _curve(ready, rows_of(count), count, 1)
 
-    count, one = _grown(look, min(plan.tile, max(map(len, ready.splits))))
+    count, one = _grown(first_curve, min(plan.tile, max(map(len, ready.splits))))
     return _masks(ready, rows_of(count), count, one, more) / count
 
 
@@ -159,8 +147,8 @@ def _masks(ready: Ready, kept: Any, rows: int, one: float, more: int) -> float:
     half = Prefixes.of(_order(ready, rows), torch.tensor([-(-units // 2)]))
     swapped = _second(lambda: _run(ready, plan.masked(kept, half), rows))
     # Beside what a tile costs whatever the number of masks.
-    points, longer = _grown(lambda points: _curve(ready, kept, rows, points) - one, units + 1)
-    return swapped + one + more * max(0.0, longer) / (points - 1)
+    points, beyond = _grown(lambda points: _curve(ready, kept, rows, points) - one, units + 1)
+    return swapped + one + more * max(0.0, beyond) / (points - 1)
 
 
 def _curve(ready: Ready, kept: Any, rows: int, points: int) -> float:
