@@ -4,17 +4,27 @@ BIN := .venv/bin
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # both installations write to the same .venv
-.PHONY: demo test test-all lint bench clean help
+.PHONY: demo test test-slow torture lint bench wheel clean help
+
+# Two processes; warnings and options are in pyproject.toml. COVERAGE=1 also measures what runs.
+PYTEST = $(BIN)/python -m pytest --doctest-modules -n 2 --dist loadgroup --durations 15
+COVERAGE ?=
+SEED ?= 0
 
 demo: .venv/.installed-zoo ## reproduce the paper's tables and figures on the digits data, into demo/
 	$(BIN)/unitroles reproduce digits --out demo --seeds 1
 
 test: lint ## lint, types, tests and doctests but for the slow ones
-	$(BIN)/python -m pytest --doctest-modules -m "not slow" -n 2 --dist loadgroup src tests
+	COVERAGE_FILE=.coverage.fast $(PYTEST) $(if $(COVERAGE),--cov --cov-report=) -m "not slow" src tests
 
-test-all: lint .venv/.installed-bench ## all tests with branch coverage, a smoke run of the benchmarks
-	$(BIN)/python -m pytest --doctest-modules -n 2 --dist loadgroup --cov --cov-report=term src tests
+test-slow: .venv/.installed-bench ## the slow tests, branch coverage with that of `make test COVERAGE=1`, a smoke run of the benchmarks
+	COVERAGE_FILE=.coverage.slow $(PYTEST) --cov --cov-report= -m slow tests
+	$(BIN)/coverage combine --keep .coverage.fast .coverage.slow
+	$(BIN)/coverage report
 	$(BIN)/python -m benchmarks.speed.run --quick > /dev/null
+
+torture: .venv/.installed-test ## the property tests on many more examples (SEED=0), half an hour or more
+	HYPOTHESIS_PROFILE=torture $(PYTEST) --hypothesis-seed=$(SEED) -m property tests
 
 lint: .venv/.installed-test ## format, lint and types
 	$(BIN)/ruff check .
@@ -23,6 +33,14 @@ lint: .venv/.installed-test ## format, lint and types
 
 bench: .venv/.installed-bench ## measure everything in docs/benchmarks.md (half an hour, on an idle machine)
 	$(BIN)/python -m benchmarks.speed.run --out docs/benchmarks.md
+
+wheel: .venv/.installed-wheel ## build the wheel, check it, install it in a clean environment and use it
+	rm -rf dist build/wheel
+	$(BIN)/python -m build --wheel --outdir dist
+	$(BIN)/twine check --strict dist/*.whl
+	$(PYTHON) -m venv build/wheel
+	build/wheel/bin/python -m pip install --quiet --disable-pip-version-check dist/*.whl
+	cd build/wheel && bin/python -W error ../../tests/support/light.py && bin/unitroles report light.nc
 
 clean: ## remove caches, coverage files, builds and demo/; .venv stays
 	rm -rf demo build dist site htmlcov .coverage .coverage.* coverage.xml

@@ -11,6 +11,11 @@ from typing import NamedTuple
 
 import pytest
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 ROOT = Path(__file__).resolve().parents[1]
 SRC = ROOT / "src"
 PACKAGE = SRC / "unitroles"
@@ -51,12 +56,19 @@ LAZILY = {"cli": {"report", "results", "sources", "paper"}, "results": {"plots",
 WITHOUT_TORCH = ("roles", "stats", "results", "plots", "report")
 MOST_MODULES, MOST_LINES = 9, 500
 
+# The public verbs, whose arguments are the user's.
+MANY_PARAMETERS = {
+    "analyze", "analyze_layers", "plan", "single_unit_ablation", "cumulative_ablation",
+}  # fmt: skip
+TOO_COMPLEX: set[str] = set()
 # fmt: off
 NOT_AT_IMPORT = {
-    "matplotlib", "plotly", "typer", "rich", "jinja2", "sklearn", "accelerate", "torchvision",
-    "timm", "transformers", "datasets", "ray", "lightning", "torch_pruning",
+    "matplotlib", "typer", "rich", "sklearn", "accelerate", "torchvision", "timm", "transformers",
+    "datasets",
 }
 # fmt: on
+EXTRAS = ("vision", "hf", "zoo")
+IMPORT_NAMES = {"scikit-learn": "sklearn", "tomli-w": "tomli_w"}
 
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 SOURCE_NAMES = [str(path.relative_to(PACKAGE)) for path in SOURCES]
@@ -358,17 +370,17 @@ def test_a_saved_result_opens_where_torch_is_absent(tmp_path: Path) -> None:
     assert "overfitted" in said.removeprefix(found.summary().to_csv())
 
 
-def test_a_light_install_analyses() -> None:
+def test_a_light_install_analyses(tmp_path: Path) -> None:
     """The extras, and what only figures, the report and the command line need, are shut out."""
+    script = ROOT / "tests" / "support" / "light.py"
     code = (
         f"import sys; sys.modules.update(dict.fromkeys({sorted(NOT_AT_IMPORT)!r})); "
-        "import torch, unitroles as ur; x, y = torch.randn(40, 4), torch.arange(40) % 2; "
-        "net = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 2));"
-        "found = ur.analyze(net, (x[:20], y[:20]), (x[20:], y[20:]), progress=False); "
-        "print(found.layer, len(found.to_frame()), len(ur.layers(net, x[:2])))"
+        f"import runpy; runpy.run_path({str(script)!r})"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert run.stdout.split() == ["1", "12", "2"], run.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.stdout.split() == ["1", "12", "2"], done.stderr
 
 
 def test_importing_the_package_is_light_and_silent() -> None:
@@ -398,6 +410,82 @@ def test_importing_the_package_is_light_and_silent() -> None:
 @pytest.mark.parametrize("file", TEXT_NAMES)
 def test_no_file_is_longer_than_the_cap(file: str) -> None:
     assert len((SRC / file).read_text(encoding="utf-8").splitlines()) <= MOST_LINES
+
+
+@pytest.mark.parametrize(
+    ("rule", "exceptions"), [("PLR0913", MANY_PARAMETERS), ("C901", TOO_COMPLEX)]
+)
+def test_the_exceptions_of_the_caps_are_listed(rule: str, exceptions: set[str]) -> None:
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in SOURCES)
+    assert set(re.findall(rf"def (\w+)\(.*# noqa: .*{rule}", sources)) == exceptions
+    assert len(MANY_PARAMETERS | TOO_COMPLEX) < 12
+
+
+def test_nothing_is_declared_that_nothing_imports() -> None:
+    """Imports by name or by a string; h5py is what the engine h5netcdf reads and writes with."""
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        project = tomllib.load(file)["project"]
+    extras = project["optional-dependencies"]
+    declared = [*project["dependencies"], *(d for name in EXTRAS for d in extras[name])]
+    names = {re.split(r"[<>=\[; ]", line)[0] for line in declared}
+    assert {"torch", "numpy", "scikit-learn"} <= names
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in SOURCES)
+    assert [name for name in sorted(names) if not is_used(name, sources)] == ["h5py"]
+
+
+def is_used(name: str, sources: str) -> bool:
+    own = IMPORT_NAMES.get(name, name)
+    return re.search(rf"(import|from) {own}\b|[\"']{own}[\"']", sources) is not None
+
+
+ARCHITECTURE = (ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8")
+
+
+def drawn() -> set[str]:
+    """The modules in the tree of docs/ARCHITECTURE.md."""
+    tree = ARCHITECTURE.split("```")[1]
+    found, package = set(), ""
+    for line in tree.splitlines():
+        if match := re.match(r"  (\w+)/", line):
+            package = f"{match[1]}/"
+        elif match := re.match(r"  (\w+\.py)", line):
+            found.add(match[1])
+        elif match := re.match(r"    (\w+\.py)", line):
+            found.add(package + match[1])
+    return found
+
+
+def test_the_tree_shows_every_module() -> None:
+    assert drawn() == {name for name in SOURCE_NAMES if not name.endswith("__init__.py")}
+
+
+def test_the_arrows_of_the_page_are_those_of_the_rule() -> None:
+    ground, above = set(GROUND), {"all above": set[str]()}
+    for row in re.findall(r"^\| ([^|]+) \| ([^|]+) \|$", ARCHITECTURE, re.MULTILINE):
+        names, said = row[0].split(":")[0].split(", "), row[1].split(";")[0].split(", ")
+        if names == ["ground"]:
+            above["all above"] |= ground
+        elif set(names) <= set(MAY):
+            groups = {"ground": ground, **above}
+            may = {one for name in said for one in groups.get(name, {name})}
+            for name in names:
+                assert MAY[name] - ground == may - ground, name
+            above["all above"] |= set(names)
+    assert {"roles", "engine", "analysis", "sources"} <= above["all above"]
+
+
+def test_what_the_page_names_is_there() -> None:
+    found = re.findall(r"`([\w/]+\.py)`|\| `(\w[\w`, ]*)` \| ([\w/., ]+) \|", ARCHITECTURE)
+    assert len(found) > 20
+    for file, values, places in found:
+        if file:
+            assert (PACKAGE / file).is_file() or (ROOT / file).is_file(), file
+        names = {name for place in places.split(", ") if place for name in defined_in(place)}
+        assert set(re.findall(r"\w+", values)) <= names, values
+
+
+def defined_in(file: str) -> set[str]:
+    return defined(ast.parse((PACKAGE / file).read_text(encoding="utf-8")))
 
 
 # Put together here, or this file would hold what it looks for.

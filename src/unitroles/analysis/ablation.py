@@ -34,7 +34,7 @@ _FRACTION = {"units": "fraction"}
 Score = str | Callable[[Any], Any]
 
 
-def single_unit_ablation(
+def single_unit_ablation(  # noqa: PLR0913
     model: nn.Module,
     data: Any,
     layer: str | nn.Module | Layer | None = None,
@@ -99,7 +99,7 @@ def single_unit_ablation(
     )
 
 
-def cumulative_ablation(
+def cumulative_ablation(  # noqa: PLR0913
     model: nn.Module,
     data: Any,
     layer: str | nn.Module | Layer | None = None,

@@ -29,7 +29,7 @@ from unitroles.roles import order_units, turning_point
 from unitroles.stats.grid import grid
 
 
-def analyze(
+def analyze(  # noqa: PLR0913
     model: nn.Module,
     train: Any,
     test: Any,
@@ -83,7 +83,7 @@ def analyze(
     return taxonomy
 
 
-def analyze_layers(
+def analyze_layers(  # noqa: PLR0913
     model: nn.Module,
     train: Any,
     test: Any,

@@ -142,7 +142,7 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def plan(
+def plan(  # noqa: PLR0913
     model: nn.Module,
     train: Any,
     test: Any,
