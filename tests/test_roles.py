@@ -15,7 +15,7 @@ import unitroles as ur
 from forcing import PLANS, best, forced, layer_of, one_copy, quietly
 from unitroles import roles
 from unitroles.analysis.prepare import prepared
-from unitroles.curves.collect import collect
+from unitroles.curves.collect import Pass
 from unitroles.curves.loss import losses, margins
 from unitroles.curves.retrieval import at_points, rof_curve
 from unitroles.curves.scores import activation_l1, sample_scores, score_sums
@@ -378,11 +378,8 @@ def ready(plan):
 
 def kept_of(plan, precision, samples):
     """What the masks need of some samples."""
-    labels, stores = np.arange(4), Stores(2**30)
-    size = 8
-    _, (kept,) = collect(
-        plan.model, [plan], samples, labels, None, size, precision, stores, lambda count: None
-    )
+    body = Pass([plan], precision, 8, Stores(2**30))
+    _, (kept,) = body.collect(samples, np.arange(4), None, lambda count: None)
     return kept
 
 

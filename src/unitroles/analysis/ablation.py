@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from unitroles.analysis.prepare import Ready, prepared, with_baseline
 from unitroles.analysis.provenance import Clock, layer_record, record
-from unitroles.curves.collect import Kept, collect
+from unitroles.curves.collect import Kept, Pass
 from unitroles.curves.retrieval import CurveSums, mask_sums, rof_curve
 from unitroles.curves.scores import SampleScore, ScoreSums, mean_scores, sample_score
 from unitroles.curves.store import Stores
+from unitroles.engine.masks import AllButOne, Prefixes
 from unitroles.engine.plan import Plan
 from unitroles.errors import InputError, unknown
 from unitroles.model.forward import Logits
@@ -201,18 +202,10 @@ class _Run:
     def collect(self, rank_by: SampleScore | None) -> tuple[ScoreSums, Kept]:
         """Run the body once: scores by class, and what the masks need of every sample."""
         ready, (samples,), compute = self.ready, self.ready.splits, self.given.compute
-        sums, kept = collect(
-            ready.model,
-            [ready.choices[0].plan],
-            samples,
-            ready.labels,
-            rank_by,
-            compute.batch_size,
-            ready.precision,
-            self.stores,
-            ready.bars("activity", len(samples)),
-            ready.criterion,
-        )
+        plans, size = [ready.choices[0].plan], compute.batch_size
+        body = Pass(plans, ready.precision, size, self.stores, ready.criterion)
+        done = ready.bars("activity", len(samples))
+        sums, kept = body.collect(samples, ready.labels, rank_by, done)
         self.clock.stop("body")
         return sums[0], kept[0]
 
@@ -281,9 +274,9 @@ def _one_by_one(
     order = torch.arange(units, device=kept.precision.device)
 
     def run(plan: Plan, rows: Any, classes: Tensor) -> Iterator[tuple[slice, Logits]]:
-        for _, logits in plan.prefixes(rows, order.expand(len(classes), -1), [units]):
+        for _, logits in plan.run(rows, Prefixes(order.expand(len(classes), -1), [units])):
             yield slice(0, 1), logits
-        for part, logits in plan.without_each(rows):
+        for part, logits in plan.run(rows, AllButOne(units, range(units))):
             yield slice(1 + part.start, 1 + part.stop), logits
 
     return mask_sums(kept, labels, 1 + units, run, done)

@@ -14,7 +14,7 @@ from torch import nn
 
 from unitroles.analysis.prepare import Ready, prepared, with_baseline
 from unitroles.analysis.provenance import Clock, layer_record, name_of, record
-from unitroles.curves.collect import Kept, collect
+from unitroles.curves.collect import Kept, Pass
 from unitroles.curves.retrieval import CurveSums, adaptive_curve, at_points, ignore, rof_curve
 from unitroles.curves.scores import mean_scores, sample_score
 from unitroles.curves.store import Stores
@@ -192,23 +192,9 @@ def _one_pass(
     rank_by = sample_score(method.score)
     done = ready.bars("activity", sum(map(len, ready.splits)))
     plans = [choice.plan for choice in ready.choices]
-    sums, kept = [], []
-    for samples in ready.splits:
-        found = collect(
-            ready.model,
-            plans,
-            samples,
-            ready.labels,
-            rank_by,
-            compute.batch_size,
-            ready.precision,
-            stores,
-            done,
-            ready.criterion,
-            each,
-        )
-        sums.append(found[0])
-        kept.append(found[1])
+    body = Pass(plans, ready.precision, compute.batch_size, stores, ready.criterion)
+    found = [body.collect(split, ready.labels, rank_by, done, each) for split in ready.splits]
+    sums, kept = map(list, zip(*found, strict=True))
     scores = [
         mean_scores(method.score, [split[place] for split in sums], site, ready.calls, ready.seed)
         for place, site in enumerate(ready.sites)

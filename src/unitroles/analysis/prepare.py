@@ -22,7 +22,7 @@ from unitroles.analysis.targets import (
     criterion_of,
     spread_over,
 )
-from unitroles.curves.collect import collect
+from unitroles.curves.collect import Pass
 from unitroles.curves.loss import Criterion
 from unitroles.curves.scores import activation_mean
 from unitroles.curves.store import Stores
@@ -209,17 +209,8 @@ def with_baseline(ready: Ready, baseline: str, size: int) -> Ready:
     plans = [FullPlan(ready.model, site, "") for site in ready.sites]
     samples = ready.splits[0]
     done = ready.bars("mean activation", len(samples))
-    sums, _ = collect(
-        ready.model,
-        plans,
-        samples,
-        ready.labels,
-        activation_mean,
-        size,
-        ready.precision,
-        Stores(0),
-        done,
-    )
+    body = Pass(plans, ready.precision, size, Stores(0))
+    sums, _ = body.collect(samples, ready.labels, activation_mean, done)
     choices = []
     for choice, total in zip(ready.choices, sums, strict=True):
         mean = torch.from_numpy(total.total.sum(axis=0) / total.count.sum())

@@ -12,13 +12,11 @@ import torch
 from torch import Tensor
 
 from unitroles.analysis.prepare import Ready
-from unitroles.curves.collect import collect
+from unitroles.curves.collect import Pass
 from unitroles.curves.scores import sample_score
 from unitroles.curves.store import Stores
 from unitroles.data.samples import Batch, Samples
-from unitroles.engine.additive import AdditivePlan
 from unitroles.engine.masks import Prefixes
-from unitroles.engine.suffix import SuffixPlan
 from unitroles.model.forward import Logits, blamed, forward, logits_of
 from unitroles.options import Compute, Method
 from unitroles.stats.grid import expected
@@ -67,7 +65,7 @@ def pace(ready: Ready, method: Method, compute: Compute) -> Pace:
     body = _second(lambda: _pass(ready, method, compute, alone.take(np.arange(rows))))
     chosen, units = ready.choices[0].plan, ready.sites[0].units
     more = expected(units, chosen.resolution(method.resolution)) - 1
-    masks = _tile(ready, more) if _keeps_rows(ready) else _whole(ready, _read(alone, rows), more)
+    masks = _tile(ready, more) if chosen.keeps_rows else _whole(ready, _read(alone, rows), more)
     whole, part = (_beside(t, read, samples.workers) / rows for t in (evaluation, body))
     return Pace(whole, part, masks)
 
@@ -112,21 +110,8 @@ def _evaluate(ready: Ready, batch: Batch) -> Tensor:
 def _pass(ready: Ready, method: Method, compute: Compute, samples: Samples) -> None:
     """The pass of the analysis over a few samples, in one batch."""
     with Stores(compute.bytes) as stores:
-        collect(
-            ready.model,
-            [ready.choices[0].plan],
-            samples,
-            ready.labels,
-            sample_score(method.score),
-            len(samples),
-            ready.precision,
-            stores,
-            lambda count: None,
-        )
-
-
-def _keeps_rows(ready: Ready) -> bool:
-    return isinstance(ready.choices[0].plan, (SuffixPlan, AdditivePlan))
+        body = Pass([ready.choices[0].plan], ready.precision, len(samples), stores)
+        body.collect(samples, ready.labels, sample_score(method.score), lambda count: None)
 
 
 def _whole(ready: Ready, batch: Batch, more: int) -> float:
@@ -139,8 +124,7 @@ def _whole(ready: Ready, batch: Batch, more: int) -> float:
 def _tile(ready: Ready, more: int) -> float:
     """Seconds per sample of the same over what a plan keeps; a few rows stand for a tile."""
     plan = ready.choices[0].plan
-    assert isinstance(plan, (SuffixPlan, AdditivePlan))
-    few = plan.keep(*plan.probe)
+    few = plan.example
 
     def rows_of(count: int) -> tuple[Tensor, ...]:
         turn = torch.arange(count) % len(few[0])
@@ -156,16 +140,16 @@ def _tile(ready: Ready, more: int) -> float:
 def _masks(ready: Ready, kept: Any, rows: int, one: float, more: int) -> float:
     """Seconds of one mask and `more` over some samples, from some masks and the seconds of one."""
     plan, units = ready.choices[0].plan, ready.sites[0].units
-    half = Prefixes.of(_order(ready, rows), torch.tensor([-(-units // 2)]))
-    swapped = _second(lambda: _run(ready, plan.masked(kept, half), rows))
+    half = Prefixes(_order(ready, rows), [-(-units // 2)]).own
+    swapped = _second(lambda: _run(ready, plan.run(kept, half), rows))
     # Beside what a tile costs whatever the number of masks.
     points, longer = _grown(lambda points: _curve(ready, kept, rows, points) - one, units + 1)
     return swapped + one + more * max(0.0, longer) / (points - 1)
 
 
 def _curve(ready: Ready, kept: Any, rows: int, points: int) -> float:
-    plan, order = ready.choices[0].plan, _order(ready, rows)
-    return _second(lambda: _run(ready, plan.prefixes(kept, order, range(points)), rows))
+    plan, masks = ready.choices[0].plan, Prefixes(_order(ready, rows), range(points))
+    return _second(lambda: _run(ready, plan.run(kept, masks), rows))
 
 
 def _order(ready: Ready, rows: int) -> Tensor:

@@ -14,13 +14,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from unitroles.engine.plan import Rows
 from unitroles.errors import InputError
 
 SHARD_BYTES = 64 * 2**20
 # Of the free disk; the rest belongs to others.
 _DISK_SHARE = 0.5
-
-Rows = tuple[Tensor, ...]
 
 
 @runtime_checkable

@@ -145,8 +145,8 @@ def _temperature(layer_run: LayerRun, bars: Track) -> float:
     kept = layer_run.kept[1]
 
     def run(plan: Plan, rows: Any, classes: Tensor) -> Iterator[tuple[slice, Logits]]:
-        intact = torch.ones(1, layer_run.units, dtype=torch.bool, device=kept.precision.device)
-        for _, logits in plan.masked(rows, Sets(intact, len(classes))):
+        intact = torch.ones(1, layer_run.units, dtype=torch.bool)
+        for _, logits in plan.run(rows, Sets(intact)):
             for place, scale in enumerate(TEMPERATURES.tolist()):
                 yield slice(place, place + 1), logits / scale
 
@@ -190,13 +190,11 @@ def _on_all(
     done: Callable[[int], None],
 ) -> tuple[Float[np.ndarray, " mask"], Float[np.ndarray, " mask"]]:
     """Loss and balanced accuracy of one split under each set, then under the whole layer."""
-    labels, device = len(layer_run.labels), kept.precision.device
-    sets = active.to(device)
-    whole = torch.ones_like(sets[:1])
+    labels, whole = len(layer_run.labels), torch.ones_like(active[:1])
 
     def run(plan: Plan, rows: Any, classes: Tensor) -> Iterator[tuple[slice, Logits]]:
-        yield from plan.masked(rows, Sets(sets, len(classes)))
-        for _, logits in plan.masked(rows, Sets(whole, len(classes))):
+        yield from plan.run(rows, Sets(active))
+        for _, logits in plan.run(rows, Sets(whole)):
             for place in range(labels, 2 * labels):
                 yield slice(place, place + 1), logits
 
