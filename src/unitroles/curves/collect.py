@@ -21,7 +21,7 @@ from unitroles.curves.scores import (
     sample_scores,
     score_sums,
 )
-from unitroles.curves.store import Store, Stores
+from unitroles.curves.store import Store, Stores, joined
 from unitroles.data.samples import Batch, Samples
 from unitroles.engine.plan import FullPlan, Plan, Rows
 from unitroles.errors import InputError, PlanWarning
@@ -222,11 +222,6 @@ def body(
         (values[output_of(plan.site)], plan.keep([values[p] for p in plan.places], inputs))
         for plan in plans
     ]
-
-
-def joined(parts: Sequence[Rows]) -> Rows:
-    """The rows of some samples and of others, in one."""
-    return parts[0] if len(parts) == 1 else tuple(map(torch.cat, zip(*parts, strict=True)))
 
 
 def _scores(kept: Kept, score: SampleScore, batch: Batch, inputs: Any, output: Tensor) -> Tensor:

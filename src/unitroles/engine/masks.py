@@ -136,7 +136,7 @@ class Tree:
 
         >>> tree, columns = Tree.of(np.array([[0, 1, 2], [1, 0, 2]]), [0, 1, 3])
         >>> tree.sizes, columns.tolist()
-        ([1, 2, 1, 1], [[0, 1, 3], [0, 2, 3]])
+        ([1, 2, 1, 1], [[0, 2, 3], [0, 1, 3]])
         """
         count, units = orders.shape
         # A set is known by the sums of its units' marks: of 128 bits, so that two sets that are

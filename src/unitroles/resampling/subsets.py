@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from unitroles.curves.collect import Kept, Tile, joined
+from unitroles.curves.collect import Kept, Tile
 from unitroles.curves.retrieval import tile_losses
+from unitroles.curves.store import joined
 from unitroles.engine.masks import Masks
 from unitroles.engine.plan import Plan
 from unitroles.model.forward import Logits
