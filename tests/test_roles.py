@@ -16,7 +16,7 @@ from forcing import PLANS, best, forced, layer_of, one_copy, quietly
 from unitroles import roles
 from unitroles.analysis.prepare import prepared
 from unitroles.analysis.request import Request
-from unitroles.curves.collect import collect
+from unitroles.curves.collect import Pass
 from unitroles.curves.loss import losses, margins
 from unitroles.curves.retrieval import at_points, rof_curve
 from unitroles.curves.scores import activation_l1, sample_scores, score_sums
@@ -42,10 +42,6 @@ def settled(draw, shared=False):
     splits = [[draw(permutation) for _ in range(labels)] for _ in range(1 if shared else 2)]
     point = draw(hnp.arrays(np.int64, (2, labels), elements=st.integers(1, units)))
     return np.array(splits * 2 if shared else splits), point
-
-
-def roles_of(order, point):
-    return roles.assign_roles(*roles.active_set(order, point))
 
 
 def counts(role):
@@ -110,7 +106,7 @@ def test_the_active_set_is_the_first_units_of_the_order(pair):
 
 @given(settled())
 def test_every_unit_has_exactly_one_role_per_class(pair):
-    role = roles_of(*pair)
+    role = roles.roles_at(*pair)
     assert role.dtype == np.uint8
     assert set(np.unique(role)) <= set(roles.ROLES)
     assert (counts(role).sum(axis=1) == role.shape[1]).all()
@@ -118,7 +114,7 @@ def test_every_unit_has_exactly_one_role_per_class(pair):
 
 @given(settled())
 def test_active_sets_are_as_large_as_their_turning_points(pair):
-    number = counts(roles_of(*pair))
+    number = counts(roles.roles_at(*pair))
     np.testing.assert_array_equal(number[:, CORE] + number[:, OVERFITTED], pair[1][0])
     np.testing.assert_array_equal(number[:, CORE] + number[:, GENERALIZING], pair[1][1])
 
@@ -126,7 +122,7 @@ def test_active_sets_are_as_large_as_their_turning_points(pair):
 @given(settled(shared=True))
 def test_a_shared_order_leaves_no_class_with_overfitted_and_generalizing_units(pair):
     order, point = pair
-    number = counts(roles_of(order, point))
+    number = counts(roles.roles_at(order, point))
     assert (number[:, OVERFITTED] * number[:, GENERALIZING] == 0).all()
     np.testing.assert_array_equal(number[:, CORE], point.min(axis=0))
 
@@ -134,7 +130,7 @@ def test_a_shared_order_leaves_no_class_with_overfitted_and_generalizing_units(p
 @given(settled())
 def test_swapping_the_splits_swaps_overfitted_and_generalizing(pair):
     order, point = pair
-    role, swapped = roles_of(order, point), roles_of(order[::-1], point[::-1])
+    role, swapped = roles.roles_at(order, point), roles.roles_at(order[::-1], point[::-1])
     expected = np.array([0, 1, 3, 2, 4])[role]
     np.testing.assert_array_equal(swapped, expected)
 
@@ -142,20 +138,20 @@ def test_swapping_the_splits_swaps_overfitted_and_generalizing(pair):
 @given(settled())
 def test_equal_splits_have_neither_overfitted_nor_generalizing_units(pair):
     order, point = (np.stack([part[0], part[0]]) for part in pair)
-    assert set(np.unique(roles_of(order, point))) <= {ur.Role.CORE, ur.Role.CONFUSING}
+    assert set(np.unique(roles.roles_at(order, point))) <= {ur.Role.CORE, ur.Role.CONFUSING}
 
 
 @given(settled(), st.randoms(use_true_random=False))
 def test_renaming_the_units_permutes_the_roles(pair, random):
     order, point = pair
     name = np.array(random.sample(range(order.shape[2]), order.shape[2]))
-    renamed = roles_of(name[order], point)
-    np.testing.assert_array_equal(renamed[:, name], roles_of(order, point))
+    renamed = roles.roles_at(name[order], point)
+    np.testing.assert_array_equal(renamed[:, name], roles.roles_at(order, point))
 
 
 @given(settled())
 def test_the_mean_share_is_the_mean_proportion(pair):
-    role = roles_of(*pair)
+    role = roles.roles_at(*pair)
     labels, units = role.shape
     by_label = np.rint(roles.proportions(role) * units).astype(int)
     by_unit = np.rint(roles.shares(role) * labels).astype(int)
@@ -191,7 +187,7 @@ def test_the_sensitivity_repeats_the_analysis_under_other_rules(drawn):
             point = roles.turning_point(1 - accuracy, 0.0)
         else:
             point = roles.turning_point(loss, float(rule.split()[1]))
-        expected = roles.proportions(roles_of(order, point)).mean(axis=0)
+        expected = roles.proportions(roles.roles_at(order, point)).mean(axis=0)
         np.testing.assert_allclose(row, expected, rtol=0, atol=1e-12, err_msg=rule)
 
 
@@ -379,11 +375,8 @@ def ready(plan):
 
 def kept_of(plan, precision, samples):
     """What the masks need of some samples."""
-    labels, stores = np.arange(4), Stores(2**30)
-    size = 8
-    _, (kept,) = collect(
-        plan.model, [plan], samples, labels, None, size, precision, stores, lambda count: None
-    )
+    body = Pass([plan], precision, 8, Stores(2**30))
+    _, (kept,) = body.collect(samples, np.arange(4), None, lambda count: None)
     return kept
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from benchmarks.evidence.planting import SPLITS, Planted
-from unitroles.roles import assign_roles, positions
+from unitroles.roles import roles_at
 
 _TILE = 500
 _STREAM = 100
@@ -46,8 +46,7 @@ class Population:
 
     @property
     def role(self) -> UInt8[np.ndarray, "label unit"]:
-        on_train, on_test = positions(self.order) < self.turning_point[..., None]
-        return assign_roles(on_train, on_test)
+        return roles_at(self.order, self.turning_point)
 
 
 def population(planted: Planted, samples: int = 20_000) -> Population:

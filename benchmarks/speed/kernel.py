@@ -99,9 +99,9 @@ def sweep(case: KernelCase) -> None:
     for first in range(0, len(case.values), tile):
         rows = slice(first, first + tile)
         sums = Sums(form, case.values[rows, None, :, None], (), (), case.start[rows])
-        found = [
-            margins(logits, case.labels[rows])[0] for _, logits in sums.prefixes(case.order[rows])
-        ]
+        points = range(len(case.weight) + 1)
+        parts = sums.prefixes(case.order[rows], points)
+        found = [margins(logits, case.labels[rows])[0] for _, logits in parts]
         losses(torch.cat(found))
 
 

@@ -102,6 +102,17 @@ def assign_roles(
     return table[on_train.astype(np.intp), on_test.astype(np.intp)]
 
 
+def roles_at(
+    order: Int[np.ndarray, "split=2 *rest position"], point: Int[np.ndarray, "split=2 *rest"]
+) -> UInt8[np.ndarray, "*rest unit"]:
+    """One role per unit from the orders and turning points of the two splits; train, then test.
+
+    >>> roles_at(np.array([[2, 0, 1], [1, 2, 0]]), np.array([2, 1])).tolist()
+    [2, 3, 2]
+    """
+    return assign_roles(*active_set(order, point))
+
+
 def proportions(role: UInt8[np.ndarray, "*rest unit"]) -> Float[np.ndarray, "*rest role"]:
     """The share of the units that have each role; columns as `ROLES`."""
     return _count(role).sum(axis=-2) / role.shape[-1]
@@ -139,10 +150,7 @@ def sensitivity(
     rules = {f"tolerance {nats:g}": turning_point(loss, nats) for nats in used}
     if np.isfinite(accuracy).any():
         rules["accuracy"] = accuracy_turning_point(accuracy)
-    return {
-        rule: proportions(assign_roles(*active_set(order, point))).mean(axis=0)
-        for rule, point in rules.items()
-    }
+    return {rule: proportions(roles_at(order, point)).mean(axis=0) for rule, point in rules.items()}
 
 
 def ranked(score: Float[np.ndarray, "*rest unit"]) -> Int[np.ndarray, "*rest position"]:

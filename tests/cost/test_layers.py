@@ -14,7 +14,6 @@ import unitroles as ur
 from forcing import traced
 from unitroles.curves.store import row_bytes
 from unitroles.engine.choice import choose_plans
-from unitroles.engine.plan import FullPlan
 from unitroles.graph.flops import Operations
 from unitroles.graph.ops import ROWS
 from unitroles.model.borrow import untouched
@@ -48,12 +47,7 @@ def test_every_layer_is_listed_with_the_plan_and_the_bytes_of_an_analysis(name, 
     ]
     with untouched(toy.model):
         choices = choose_plans(toy.model, sites, seen, 2**30, Precision(torch.device("cpu")))
-        kept = [
-            0
-            if isinstance(choice.plan, FullPlan)
-            else row_bytes(choice.plan.keep(*choice.plan.probe))
-            for choice in choices
-        ]
+        kept = [row_bytes(choice.plan.example) for choice in choices]
     assert list(found) == [site.path for site in sites]
     for row, choice, count in zip(found.values(), choices, kept, strict=True):
         assert (row["plan"], row.reason) == (choice.plan.name, choice.plan.reason)

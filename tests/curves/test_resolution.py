@@ -13,7 +13,7 @@ from forcing import PLANS, analyze_toy, forced, observe, one_copy
 from unitroles import plots
 from unitroles.engine.sums import Sums
 from unitroles.report import text
-from unitroles.roles import active_set, assign_roles, turning_point
+from unitroles.roles import roles_at, turning_point
 from unitroles.stats.grid import expected, grid, refinement
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -129,8 +129,8 @@ def check_against(found, exact, resolution):
     accuracy = exact.data.accuracy.values
     np.testing.assert_array_equal(data.accuracy.values[seen], accuracy[seen])
     np.testing.assert_array_equal(data.turning_point.values, turning_point(wanted))
-    active = active_set(data.order.values, data.turning_point.values)
-    np.testing.assert_array_equal(data.role.values, assign_roles(*active))
+    role = roles_at(data.order.values, data.turning_point.values)
+    np.testing.assert_array_equal(data.role.values, role)
     assert np.isfinite(data.swapped_loss.values).all()
     assert np.isfinite(found.regret().values).all()
     assert np.isfinite(found.sensitivity().values).all()

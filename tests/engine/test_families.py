@@ -18,7 +18,7 @@ import reference
 import unitroles as ur
 from unitroles.engine import choice
 from unitroles.engine.choice import Choice, choose_plans
-from unitroles.engine.masks import Prefixes
+from unitroles.engine.masks import AllButOne, Own, Prefixes
 from unitroles.graph.cut import CannotCut
 from unitroles.model.borrow import untouched
 from unitroles.model.forward import Precision
@@ -184,11 +184,11 @@ def engine(name: str, layer: str, precision: str) -> dict[str, Tensor]:
     with untouched(found.model):
         body = run_body(found.model, plan.places, found.inputs)
         kept = plan.keep(body, found.inputs)
-        mixed = Prefixes(torch.argsort(masks.order, dim=1), masks.retrieved)
+        alone = AllButOne(plan.site.units, range(plan.site.units))
         return {
-            "prefixes": collected(plan.prefixes(kept, masks.order, masks.points)),
-            "masked": collected(plan.masked(kept, mixed)),
-            "without_each": collected(plan.without_each(kept), masks.removed),
+            "prefixes": collected(plan.run(kept, Prefixes(masks.order, masks.points))),
+            "masked": collected(plan.run(kept, Own(masks.order, masks.retrieved))),
+            "without_each": collected(plan.run(kept, alone), masks.removed),
         }
 
 

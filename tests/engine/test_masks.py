@@ -15,13 +15,17 @@ def orders(draw):
     return np.array(draw(st.lists(st.sampled_from(kinds), min_size=1, max_size=12)))
 
 
+def sets_of(tree):
+    return tree.retrieved_in(slice(None))[:, 0].numpy()
+
+
 @given(orders(), st.data())
 def test_the_sets_of_an_order_are_its_first_units(given_orders, data):
-    tree, places = Tree.of(given_orders)
     units = given_orders.shape[1]
     points = sorted(data.draw(st.sets(st.integers(0, units), min_size=1)))
-    sets, columns = tree.sets(points), tree.columns(places, points)
-    assert len(sets) == sum(tree.sizes[n] for n in points) == columns.max() + 1
+    tree, columns = Tree.of(given_orders, points)
+    sets = sets_of(tree)
+    assert len(sets) == len(tree) == sum(tree.sizes[n] for n in points) == columns.max() + 1
     for order, row in zip(given_orders, columns, strict=True):
         for n, column in zip(points, row, strict=True):
             assert set(np.flatnonzero(sets[column])) == set(order[:n].tolist())
@@ -29,9 +33,9 @@ def test_the_sets_of_an_order_are_its_first_units(given_orders, data):
 
 @given(orders())
 def test_no_set_is_there_twice(given_orders):
-    tree, _ = Tree.of(given_orders)
     points = list(range(given_orders.shape[1] + 1))
-    sets = tree.sets(points)
+    tree, _ = Tree.of(given_orders, points)
+    sets = sets_of(tree)
     assert len(np.unique(sets, axis=0)) == len(sets)
     wanted = {frozenset(order[:n].tolist()) for order in given_orders for n in points}
     assert len(sets) == len(wanted)
@@ -39,6 +43,6 @@ def test_no_set_is_there_twice(given_orders):
 
 def test_equal_orders_share_everything():
     order = np.random.default_rng(0).permutation(70)
-    tree, places = Tree.of(np.stack([order] * 4))
+    tree, columns = Tree.of(np.stack([order] * 4), range(71))
     assert tree.sizes == [1] * 71
-    assert not places.any()
+    assert (columns == np.arange(71)).all()

@@ -33,6 +33,7 @@ from unitroles.curves.scores import layer_score
 from unitroles.curves.store import Stores
 from unitroles.engine import check, choice
 from unitroles.engine.additive import AdditivePlan
+from unitroles.engine.masks import Prefixes
 from unitroles.engine.suffix import SuffixPlan
 from unitroles.model.borrow import untouched
 from unitroles.model.candidates import resolve
@@ -205,7 +206,7 @@ def test_a_tiny_memory_budget_gives_the_same(name, plan, batch_size):
 
 def test_rows_that_fit_nowhere_are_computed_again(monkeypatch):
     full = SimpleNamespace(free=0)
-    monkeypatch.setattr("unitroles.store.shutil.disk_usage", lambda folder: full)
+    monkeypatch.setattr("unitroles.curves.store.shutil.disk_usage", lambda folder: full)
     found, seen = stored("mlp", "additive", None, memory_budget=1, batch_size=5)
     assert seen == {"recompute"}
     assert_equals_twin(found, twin("mlp"), 1e-10)
@@ -231,7 +232,7 @@ def suffix_of(name, budget=2**31):
     with untouched(toy.model):
         head = export(toy.model, [site], inputs).head(0)
         plan = choice.suffix_plan(toy.model, site, head, inputs, budget, PROCESSOR)
-        return plan, plan.keep(*plan.probe), check.define(toy.model, site, seen, PROCESSOR)
+        return plan, plan.example, check.define(toy.model, site, seen, PROCESSOR)
 
 
 @pytest.mark.parametrize("name", ["mlp", "relu_twice", "residual_early", "transformer"])
@@ -241,7 +242,7 @@ def test_the_budget_only_sets_how_many_masks_run_at_once(name):
         plan, kept, _ = suffix_of(name, budget)
         units = plan.site.units
         order = torch.stack([torch.arange(units).roll(k) for k in range(4)])
-        parts[budget] = list(plan.prefixes(kept, order))
+        parts[budget] = list(plan.run(kept, Prefixes(order, range(units + 1))))
     assert [part for part, _ in parts[1]] == [slice(k, k + 1) for k in range(units + 1)]
     assert [part for part, _ in parts[2**30]] == [slice(0, units + 1)]
     one_by_one = torch.cat([logits for _, logits in parts[1]])
@@ -815,14 +816,14 @@ def test_row_numbers_count_the_rows_of_every_call(size, budget):
 def test_the_check_runs_several_masks_in_one_call(monkeypatch):
     plan, _, definition = suffix_of("mlp", budget=1)
     seen = []
-    masked = SuffixPlan.masked
+    run = SuffixPlan.run
 
     def watched(*args, **options):
-        for part, logits in masked(*args, **options):
+        for part, logits in run(*args, **options):
             seen.append(len(logits))
             yield part, logits
 
-    monkeypatch.setattr(SuffixPlan, "masked", watched)
+    monkeypatch.setattr(SuffixPlan, "run", watched)
     assert check.self_check(plan, definition).agrees
     assert max(seen) == 2
 

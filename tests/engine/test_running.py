@@ -20,6 +20,7 @@ from unitroles.curves import store
 from unitroles.curves.store import DiskStore, Stores
 from unitroles.engine import choice, suffix
 from unitroles.engine.additive import AdditivePlan
+from unitroles.engine.masks import Prefixes
 from unitroles.engine.plan import FullPlan
 from unitroles.engine.suffix import SuffixPlan
 from unitroles.engine.sums import Sums
@@ -52,7 +53,10 @@ def test_a_plan_that_is_wrong_with_means_gives_way_and_it_is_said(broken, left, 
         monkeypatch.setattr(
             AdditivePlan,
             "ablated",
-            lambda self, baseline: replace(self, suffix=spoil(self.suffix, baseline)),
+            lambda self, baseline: (
+                replace(self, suffix=spoil(self.suffix, baseline)[0]),
+                *self.suffix.ablated(baseline),
+            ),
         )
     elif broken:
         monkeypatch.setattr(SuffixPlan, "ablated", spoiled(SuffixPlan.ablated))
@@ -85,7 +89,7 @@ def test_a_wrong_removal_of_single_units_is_caught(monkeypatch):
     monkeypatch.setattr(
         Sums,
         "without_each",
-        lambda self, units=None: ((part, 3 * z) for part, z in without(self, units)),
+        lambda self, units: ((part, 3 * z) for part, z in without(self, units)),
     )
     found, notes = observe(ur.single_unit_ablation, toy.model, toy.train, layer=layer_of(toy))
     assert found.attrs["plan"] == "suffix"
@@ -185,15 +189,16 @@ def test_masks_that_run_out_of_memory_go_on_with_fewer_samples(plan, monkeypatch
             "suffix": SuffixPlan,
             "full": FullPlan,
         }[plan]
-        prefixes, sizes = kind.prefixes, []
+        run, sizes = kind.run, []
 
-        def scarce(self, kept, order, points=None):
-            sizes.append(len(order))
-            if len(order) > 6:
+        def scarce(self, kept, masks, least=1):
+            if isinstance(masks, Prefixes):
+                sizes.append(len(masks.order))
+            if sizes and isinstance(masks, Prefixes) and sizes[-1] > 6:
                 raise torch.OutOfMemoryError("out of memory")
-            return prefixes(self, kept, order, points)
+            return run(self, kept, masks, least)
 
-        monkeypatch.setattr(kind, "prefixes", scarce)
+        monkeypatch.setattr(kind, "run", scarce)
         found, notes = analyze_toy(toy)
     assert max(sizes) > 6
     ran_out = [note for note in notes if "memory ran out in the runs with masks" in note]

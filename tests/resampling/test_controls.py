@@ -28,10 +28,6 @@ def of_class(toy, split, label):
     return x[y == label]
 
 
-def roles_at(order, point):
-    return roles.assign_roles(*roles.active_set(order, point))
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_what_a_set_does_to_all_classes_is_that_of_the_literal_twin(name):
     toy = one_copy(name, torch.float64)
@@ -81,7 +77,7 @@ def test_roles_under_other_orders_and_measures_are_those_of_the_literal_twin(nam
                     curve = -both[1] if control == "accuracy" else both[0]
                 slack = 0.0 if control == "accuracy" else 1e-6
                 point[split, k] = reference.turning_point(curve, slack)
-        role = roles_at(mine, point)
+        role = roles.roles_at(mine, point)
         found = data.sel(control=control)
         np.testing.assert_allclose(found.control_proportion, roles.proportions(role), atol=1e-12)
         same = (role == data.role.values).mean(axis=-1)

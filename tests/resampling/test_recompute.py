@@ -261,7 +261,7 @@ def split_of(classes):
     """A split whose masks ignore runs, as a watch sees it."""
     samples = Samples("train", None, np.arange(len(classes)), classes, torch.from_numpy(classes))
     plan = FullPlan(torch.nn.Identity(), SITE, "")
-    return Kept(plan.model, plan, samples, 1, Precision(torch.device("cpu")))
+    return Kept(plan, samples, 1, Precision(torch.device("cpu")))
 
 
 SITE = find(torch.nn.Sequential(torch.nn.Linear(3, 6), torch.nn.ReLU()), "1", torch.zeros(2, 3))
@@ -297,13 +297,13 @@ def test_samples_under_a_few_masks_are_cut_to_the_budget(budget, most, monkeypat
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(3, 64), torch.nn.ReLU(), torch.nn.Linear(64, 2))
     x, y = torch.randn(1400, 3), torch.arange(1400) % 2
-    calls, masked = [], SuffixPlan.masked
+    calls, run = [], SuffixPlan.run
 
     def watched(self, kept, masks, least=1):
         calls.append((isinstance(masks, Sets), len(kept[0])))
-        yield from masked(self, kept, masks, least)
+        yield from run(self, kept, masks, least)
 
-    monkeypatch.setattr(SuffixPlan, "masked", watched)
+    monkeypatch.setattr(SuffixPlan, "run", watched)
     ur.analyze(
         *(model, (x[:700], y[:700]), (x[700:], y[700:]), "1"),
         progress=False,
@@ -319,8 +319,7 @@ def test_however_few_samples_run_together_none_is_lost(size, monkeypatch):
     seen = []
     for small in (False, True):
         if small:
-            monkeypatch.setattr(AdditivePlan, "rows_of", lambda self, tree: size)
-            monkeypatch.setattr(AdditivePlan, "rows_with_masks", size)
+            monkeypatch.setattr(AdditivePlan, "rows", lambda self, masks: size)
         given = toy.model, toy.train, toy.test, layer_of(toy)
         seen.append(ur.analyze(*given, progress=False, evidence=asked).data)
     assert seen[0].attrs["plan"] == "additive"

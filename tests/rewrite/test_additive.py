@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import heads
 from unitroles.engine.additive import AdditivePlan
 from unitroles.engine.choice import choose_plans
-from unitroles.engine.masks import Tree
+from unitroles.engine.masks import AllButOne, Prefixes, Tree
 from unitroles.engine.suffix import SuffixPlan
 from unitroles.model.borrow import untouched
 from unitroles.model.forward import Precision
@@ -48,12 +48,16 @@ def assert_equal(found, wanted, words):
     assert off <= TOLERANCE, f"{words}: off by {off:.1e}"
 
 
+def run(plan, kept, masks):
+    return torch.cat([logits.clone() for _, logits in plan.run(kept, masks)])
+
+
 def assert_right(net):
     choice, site, x = choice_of(net)
     plan = choice.plan
     words = f"{plan.name}: {' > '.join(net.names)}"
     assert choice.at_once, words
-    assert isinstance(plan, (AdditivePlan, SuffixPlan)), words
+    assert plan.keeps_rows, words
     units = site.units
     order = torch.stack([torch.randperm(units) for _ in x])
     rank = order.argsort(1)
@@ -61,18 +65,17 @@ def assert_right(net):
     single = [torch.arange(units).expand(len(x), -1) != unit for unit in range(units)]
     with untouched(net), torch.inference_mode():
         kept = plan.keep(run_body(net, plan.places, x), x)
-        tree, places = Tree.of(order.numpy())
-        points = list(range(units + 1))
-        grown = torch.cat([logits.clone() for _, logits in plan.branches(kept, tree, points)])
-        sets = torch.from_numpy(tree.sets(points))[:, None].expand(-1, len(x), -1)
+        points = range(units + 1)
+        tree, columns = Tree.of(order.numpy(), points)
+        grown = run(plan, kept, tree)
+        sets = tree.retrieved_in(slice(None)).expand(-1, len(x), -1)
         assert_equal(grown, literal(net, site, x, sets), f"{words}, branches")
-        own = torch.from_numpy(tree.columns(places, points))
-        some = torch.cat([logits.clone() for _, logits in plan.branches(kept, tree, [0, units])])
+        some = run(plan, kept, Tree.of(order.numpy(), [0, units])[0])
         assert_equal(some, grown[[0, -1]], f"{words}, some branches")
-        curve = torch.cat([logits.clone() for _, logits in plan.prefixes(kept, order)])
-        again = torch.stack([grown[own[i], i] for i in range(len(x))], dim=1)
+        curve = run(plan, kept, Prefixes(order, points))
+        again = torch.stack([grown[columns[i], i] for i in range(len(x))], dim=1)
         assert_equal(again, curve, f"{words}, branches of each order")
-        alone = torch.cat([logits.clone() for _, logits in plan.without_each(kept)])
+        alone = run(plan, kept, AllButOne(units, range(units)))
     assert_equal(curve, literal(net, site, x, prefixes), words)
     assert_equal(alone, literal(net, site, x, single), words)
     return plan

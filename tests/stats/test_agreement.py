@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-import unitroles as ur
 from unitroles import roles
+from unitroles.stats import agreement
 from unitroles.stats.agreement import PERSISTENCE, overlap, rank_biased_overlap, rank_correlation
 
 FIELDS = [
@@ -77,7 +77,9 @@ def test_every_value_is_that_of_the_literal_twin(pair):
 @given(settled(), st.sampled_from([0.1, 0.5, 0.98]))
 def test_the_persistence_is_used(pair, persistence):
     order, point = pair
-    found = overlap(order, point, persistence).rank_biased
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(agreement, "PERSISTENCE", persistence)
+        found = overlap(order, point).rank_biased
     wanted = [literal(*order[:, i], 1, 1, persistence)["rank_biased"] for i in range(len(found))]
     np.testing.assert_allclose(found, wanted, atol=1e-9)
 
@@ -97,7 +99,7 @@ def test_chance_is_that_of_all_sets_of_these_sizes(n_train, n_test):
 def test_the_two_reasons_add_up_to_the_overfitted_share(pair):
     order, point = pair
     found = overlap(order, point)
-    role = roles.assign_roles(*roles.active_set(order, point))
+    role = roles.roles_at(order, point)
     share = roles.proportions(role)
     total = found.over_by_turning_points + found.over_by_rank_swaps
     np.testing.assert_allclose(total, share[:, 1], atol=1e-12)
@@ -159,9 +161,3 @@ def test_many_units_do_not_overflow():
     assert found.lift[0] == pytest.approx(40_000 * units / 50_000**2)
     assert found.spearman[0] == pytest.approx(-1)
     assert 0 <= found.rank_biased[0] < 0.01
-
-
-@pytest.mark.parametrize("persistence", [0.0, 1.0, -0.5, 2.0, float("nan")])
-def test_a_persistence_that_is_none_is_refused(persistence):
-    with pytest.raises(ur.InputError, match="persistence is .*; give a number between 0 and 1"):
-        overlap(np.zeros((2, 1, 1), dtype=int), np.ones((2, 1), dtype=int), persistence)

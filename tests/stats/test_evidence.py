@@ -240,7 +240,7 @@ def test_flat_minima_and_the_rule_of_one_error_are_tables(taxonomy):
     np.testing.assert_array_equal(frame.one_error, one.ravel())
     assert (frame.one_error <= frame.turning_point).all()
     assert (frame.one_error < frame.turning_point).any()
-    role = roles.assign_roles(*roles.active_set(data.order.values, one))
+    role = roles.roles_at(data.order.values, one)
     row = taxonomy.sensitivity().loc["one standard error"]
     np.testing.assert_allclose(row, roles.proportions(role).mean(axis=0))
     assert "one standard error" in text.report(taxonomy)

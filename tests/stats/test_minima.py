@@ -132,10 +132,10 @@ def test_the_point_may_be_given():
     assert one_error_point(curve, 2 * error, np.array(9), 9, point=np.array(2)) == 1
 
 
-def words(*losses, point=None, flat=0.01):
+def words(*losses, point=None):
     curve = np.array(losses)
     at = roles.turning_point(curve) if point is None else np.array(point)
-    return status(curve, at, flat).item()
+    return status(curve, at).item()
 
 
 def bowl(low, high, units):
@@ -171,10 +171,8 @@ def test_every_kind_of_minimum_has_its_words(losses, text):
     assert words(*losses) == text
 
 
-def test_what_is_flat_can_be_set():
-    losses = [2.0, 1.5, 1.04, 1.0, 1.04, 1.2]
-    assert words(*losses) == CLEAR
-    assert words(*losses, flat=0.05) == "flat from n = 2 to 4"
+def test_a_rise_above_one_hundredth_of_the_way_is_not_flat():
+    assert words(2.0, 1.5, 1.04, 1.0, 1.04, 1.2) == CLEAR
 
 
 def test_the_given_point_is_the_one_described():

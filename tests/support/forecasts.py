@@ -17,8 +17,6 @@ from unitroles.analysis import prepare
 from unitroles.analysis.request import Request
 from unitroles.cost.forecast import Forecast
 from unitroles.curves.store import Stores
-from unitroles.engine.additive import AdditivePlan
-from unitroles.engine.plan import FullPlan
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -59,9 +57,9 @@ def watched(seen: Seen, patch: pytest.MonkeyPatch) -> None:
 
 
 def parts(model: nn.Module, plan: Any) -> dict[str, nn.Module]:
-    if isinstance(plan, FullPlan):
+    if not plan.keeps_rows:
         return {"model": model}
-    if not isinstance(plan, AdditivePlan):
+    if plan.name == "suffix":
         return {"model": model, "head": plan.head.after}
     norm = plan.form.norm
     tail = plan.form.tail if norm is None else norm.finish

@@ -20,6 +20,7 @@ from unitroles.analysis.request import Request
 from unitroles.curves.collect import Kept
 from unitroles.curves.retrieval import CurveSums, mask_sums, rof_curve
 from unitroles.curves.scores import SampleScore, ScoreSums, mean_scores, sample_score
+from unitroles.engine.masks import AllButOne, Prefixes
 from unitroles.engine.plan import Plan
 from unitroles.errors import InputError, unknown
 from unitroles.model.forward import Logits
@@ -242,9 +243,9 @@ def _one_by_one(
     order = torch.arange(units, device=kept.precision.device)
 
     def run(plan: Plan, rows: Any, classes: Tensor) -> Iterator[tuple[slice, Logits]]:
-        for _, logits in plan.prefixes(rows, order.expand(len(classes), -1), [units]):
+        for _, logits in plan.run(rows, Prefixes(order.expand(len(classes), -1), [units])):
             yield slice(0, 1), logits
-        for part, logits in plan.without_each(rows):
+        for part, logits in plan.run(rows, AllButOne(units, range(units))):
             yield slice(1 + part.start, 1 + part.stop), logits
 
     return mask_sums(kept, labels, 1 + units, run, done)

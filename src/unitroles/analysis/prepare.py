@@ -23,7 +23,7 @@ from unitroles.analysis.targets import (
     criterion_of,
     spread_over,
 )
-from unitroles.curves.collect import Kept, collect
+from unitroles.curves.collect import Kept, Pass
 from unitroles.curves.loss import Criterion
 from unitroles.curves.scores import SampleScore, ScoreSums, activation_mean
 from unitroles.curves.store import Stores
@@ -118,19 +118,10 @@ class Ready:
         each: bool = False,
     ) -> tuple[list[ScoreSums], list[Kept]]:
         """The pass over a split: scores by class, and what the masks of every layer need."""
-        return collect(
-            self.model,
-            [choice.plan for choice in self.choices],
-            samples,
-            self.labels,
-            rank_by,
-            self.request.compute.batch_size,
-            self.precision,
-            self.stores,
-            done,
-            self.criterion,
-            each,
-        )
+        plans = [choice.plan for choice in self.choices]
+        size = self.request.compute.batch_size
+        body = Pass(plans, self.precision, size, self.stores, self.criterion)
+        return body.collect(samples, self.labels, rank_by, done, each)
 
 
 @contextmanager

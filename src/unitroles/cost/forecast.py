@@ -16,9 +16,6 @@ from unitroles.cost.rates import measured_rates
 from unitroles.curves.collect import SCORE_TILE
 from unitroles.curves.scores import sample_score
 from unitroles.curves.store import Stores, row_bytes
-from unitroles.engine.additive import AdditivePlan
-from unitroles.engine.plan import FullPlan
-from unitroles.engine.suffix import SuffixPlan
 from unitroles.options import Compute, Evidence, Layer, Method, Sample
 from unitroles.resampling.limits import (
     losses_bytes,
@@ -225,7 +222,7 @@ def _sweeps(ready: Ready, evidence: Evidence) -> float:
     """How many times the samples of both splits are put under all masks, if draws share nothing."""
     samples, controls = ready.counts, 3.0 * evidence.controls
     full = evidence.draws * (evidence.bootstrap == "full")
-    if isinstance(ready.choices[0].plan, FullPlan):  # whole batches, of two parts in either split
+    if ready.choices[0].plan.whole_batches:  # of two parts in either split
         return 2.0 * (evidence.floors + evidence.resplits) + full + controls
     halved = 4 * half_size(samples).sum() / samples.sum()
     # Of weighted samples e^-1 weigh nothing.
@@ -249,9 +246,9 @@ def _cached(ready: Ready, scored: bool) -> tuple[tuple[str, str], int]:
     The scores of a split, where evidence keeps them, take their room before its rows.
     """
     chosen = ready.choices[0].plan
-    if not isinstance(chosen, (SuffixPlan, AdditivePlan)):
+    if not chosen.keeps_rows:
         return ("none", "none"), 0
-    rows, where, kept = chosen.keep(*chosen.probe), [], 0
+    rows, where, kept = chosen.example, [], 0
     with Stores(ready.request.compute.bytes) as stores:
         for samples in ready.splits:
             if scored:
@@ -286,17 +283,15 @@ class _Work:
         batch = ready.request.compute.batch_size
         padded = [_padded(len(split), batch) for split in ready.splits]
         whole, means = sum(padded), padded[0] * (method.baseline == "mean")
-        if isinstance(chosen, FullPlan):
-            return _Work(whole, whole * scored + means, whole * (points + 1), 0)
+        head, tail = chosen.forwards(points)
+        swept = whole if chosen.whole_batches else samples
+        if not chosen.keeps_rows:
+            return _Work(swept, whole * scored + means, swept * (head + 1), swept * tail)
         # The curves and the swapped sets each need the rows that were not kept.
         curves = 2 if chosen.resolution(method.resolution) == "adaptive" else 1
         again = [1 + (curves + 1) * (where == "recompute") for where in caches]
         body = means + sum(count * times for count, times in zip(padded, again, strict=True))
-        if isinstance(chosen, AdditivePlan):
-            start = 1 if chosen.form.norm is None else 2
-            tail = samples * (start if chosen.form.folded else points)
-            return _Work(samples, body, samples, tail)
-        return _Work(samples, body, samples * (points + 1), 0)
+        return _Work(swept, body, swept * (head + 1), swept * tail)
 
 
 def _padded(count: int, batch: int) -> int:

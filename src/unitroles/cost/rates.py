@@ -15,9 +15,7 @@ from unitroles.analysis.prepare import Ready
 from unitroles.curves.scores import sample_score
 from unitroles.curves.store import Stores
 from unitroles.data.samples import Batch, Samples
-from unitroles.engine.additive import AdditivePlan
 from unitroles.engine.masks import Prefixes
-from unitroles.engine.suffix import SuffixPlan
 from unitroles.model.forward import Logits, blamed, forward, logits_of
 
 # Shorter runs tell little beyond their overhead.
@@ -62,8 +60,8 @@ def measured_rates(ready: Ready) -> Rates:
     rows, evaluation = _grown(evaluated, min(ready.request.compute.batch_size, len(samples)))
     read = _second(lambda: _read(alone, rows))
     body = _second(lambda: _pass(ready, alone.take(np.arange(rows))))
-    more = ready.points - 1
-    masks = _tile(ready, more) if _keeps_rows(ready) else _whole(ready, _read(alone, rows), more)
+    more, chosen = ready.points - 1, ready.choices[0].plan
+    masks = _tile(ready, more) if chosen.keeps_rows else _whole(ready, _read(alone, rows), more)
     whole, part = (_beside(t, read, samples.workers) / rows for t in (evaluation, body))
     return Rates(whole, part, masks)
 
@@ -113,10 +111,6 @@ def _pass(ready: Ready, samples: Samples) -> None:
         trial.collect(samples, sample_score(request.method.score), lambda count: None)
 
 
-def _keeps_rows(ready: Ready) -> bool:
-    return isinstance(ready.choices[0].plan, (SuffixPlan, AdditivePlan))
-
-
 def _whole(ready: Ready, batch: Batch, more: int) -> float:
     """Seconds per sample of one mask and `more` over the whole model."""
     inputs = ready.precision.place(batch.inputs)
@@ -127,8 +121,7 @@ def _whole(ready: Ready, batch: Batch, more: int) -> float:
 def _tile(ready: Ready, more: int) -> float:
     """Seconds per sample of the same over what a plan keeps; a few rows stand for a tile."""
     plan = ready.choices[0].plan
-    assert isinstance(plan, (SuffixPlan, AdditivePlan))
-    few = plan.keep(*plan.probe)
+    few = plan.example
 
     def rows_of(count: int) -> tuple[Tensor, ...]:
         turn = torch.arange(count) % len(few[0])
@@ -144,16 +137,16 @@ def _tile(ready: Ready, more: int) -> float:
 def _masks(ready: Ready, kept: Any, rows: int, one: float, more: int) -> float:
     """Seconds of one mask and `more` over some samples, from some masks and the seconds of one."""
     plan, units = ready.choices[0].plan, ready.sites[0].units
-    half = Prefixes.of(_order(ready, rows), torch.tensor([-(-units // 2)]))
-    swapped = _second(lambda: _run(ready, plan.masked(kept, half), rows))
+    half = Prefixes(_order(ready, rows), [-(-units // 2)]).own
+    swapped = _second(lambda: _run(ready, plan.run(kept, half), rows))
     # Beside what a tile costs whatever the number of masks.
     points, beyond = _grown(lambda points: _curve(ready, kept, rows, points) - one, units + 1)
     return swapped + one + more * max(0.0, beyond) / (points - 1)
 
 
 def _curve(ready: Ready, kept: Any, rows: int, points: int) -> float:
-    plan, order = ready.choices[0].plan, _order(ready, rows)
-    return _second(lambda: _run(ready, plan.prefixes(kept, order, range(points)), rows))
+    plan, masks = ready.choices[0].plan, Prefixes(_order(ready, rows), range(points))
+    return _second(lambda: _run(ready, plan.run(kept, masks), rows))
 
 
 def _order(ready: Ready, rows: int) -> Tensor:

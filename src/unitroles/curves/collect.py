@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from unitroles.curves.loss import CROSS_ENTROPY, Criterion
 from unitroles.curves.scores import (
@@ -21,12 +21,12 @@ from unitroles.curves.scores import (
     sample_scores,
     score_sums,
 )
-from unitroles.curves.store import Rows, Store, Stores
+from unitroles.curves.store import Store, Stores, joined
 from unitroles.data.samples import Batch, Samples
-from unitroles.engine.plan import FullPlan, Plan
+from unitroles.engine.plan import FullPlan, Plan, Rows
 from unitroles.errors import InputError, PlanWarning
 from unitroles.model.forward import Precision, batch_size, blamed, rows_of
-from unitroles.model.hooks import Place, output_of, run_body
+from unitroles.model.hooks import output_of, run_body
 from unitroles.model.memory import Pieces, slices
 
 SCORE_TILE = 4096
@@ -52,7 +52,6 @@ class Kept:
 
     Parameters
     ----------
-    model : the user's model.
     plan : how masks are run.
     samples : the split.
     size : samples per batch.
@@ -61,11 +60,9 @@ class Kept:
     criterion : what outputs are compared with labels by.
     foreign : first sample of the batches of another form, which are run in full.
     places : which samples have rows, in their order.
-    decided : whether it is known where the rows go.
     scores : the scores of every sample (samples, units), where they were asked for.
     """
 
-    model: nn.Module
     plan: Plan
     samples: Samples
     size: int
@@ -74,7 +71,6 @@ class Kept:
     store: Store | None = None
     foreign: list[int] = field(default_factory=list)
     places: list[np.ndarray] = field(default_factory=list)
-    decided: bool = False
     scores: Store | None = None
 
     @property
@@ -84,7 +80,7 @@ class Kept:
 
     def tiles(self) -> Iterator[Tile]:
         """All samples, some at a time; neither tiles nor bits depend on where the rows are."""
-        if isinstance(self.plan, FullPlan):
+        if not self.plan.keeps_rows:
             yield from self._whole(np.arange(len(self.samples)), self.plan)
             return
         places, done = np.concatenate([np.arange(0), *self.places]), 0
@@ -99,9 +95,19 @@ class Kept:
             done += count
         for start in self.foreign:
             mine = np.arange(start, min(start + self.size, len(self.samples)))
-            yield from self._whole(mine, _in_full(self))
+            yield from self._whole(mine, self._in_full())
 
-    def _whole(self, places: np.ndarray, plan: FullPlan) -> Iterator[Tile]:
+    def _in_full(self) -> FullPlan:
+        """An export knows one length of sequence, one size of image."""
+        warnings.warn(
+            "batches of another shape than the first are run in full (N+1 runs of the model)",
+            PlanWarning,
+            stacklevel=2,
+        )
+        plan = self.plan
+        return FullPlan(plan.model, plan.site, "", plan.baseline, self.precision)
+
+    def _whole(self, places: np.ndarray, plan: Plan) -> Iterator[Tile]:
         """Tiles for runs of the whole model."""
         for mine, batch in self._batches(places):
             yield Tile(plan, mine, self.precision.place(batch.inputs))
@@ -112,24 +118,22 @@ class Kept:
         for mine, batch in self._batches(places):
             inputs = self.precision.place(batch.inputs)
 
-            def look(part: slice, inputs: Any = inputs) -> Rows:
-                some = rows_of(inputs, part)
-                with self.precision.on():
-                    found = run_body(self.model, self.plan.places, some)
-                return self.plan.keep(found, some)
+            def run(part: slice, inputs: Any = inputs) -> Rows:
+                ((_, rows),) = body([self.plan], rows_of(inputs, part), self.precision)
+                assert rows is not None  # the batch had the form of the plan before
+                return rows
 
             with blamed(batch.described(self.samples.name)):
-                parts = pieces.run(look, batch_size(inputs))
-            kept = parts[0] if len(parts) == 1 else tuple(map(torch.cat, zip(*parts, strict=True)))
+                kept = joined(pieces.run(run, batch_size(inputs)))
             waiting.append(tuple(value[: len(mine)] for value in kept))
             count += len(mine)
             if count >= self.plan.tile:
-                rows = tuple(map(torch.cat, zip(*waiting, strict=True)))
+                rows = joined(waiting)
                 whole = count - count % self.plan.tile
                 yield from (tuple(v[part] for v in rows) for part in slices(whole, self.plan.tile))
                 waiting, count = [tuple(v[whole:] for v in rows)], count - whole
         if count:
-            yield tuple(map(torch.cat, zip(*waiting, strict=True)))
+            yield joined(waiting)
 
     def _batches(self, places: np.ndarray) -> Iterator[tuple[np.ndarray, Batch]]:
         """Some samples as they were collected, and which ones are in each batch."""
@@ -139,109 +143,105 @@ class Kept:
             done += batch.count
 
 
-def _in_full(kept: Kept) -> FullPlan:
-    """An export knows one length of sequence, one size of image."""
-    warnings.warn(
-        "batches of another shape than the first are run in full (N+1 runs of the model)",
-        PlanWarning,
-        stacklevel=2,
-    )
-    full = FullPlan(kept.model, kept.plan.site, "", precision=kept.precision)
-    return full.ablated(kept.plan.baseline)
-
-
-def collect(
-    model: nn.Module,
-    plans: Sequence[Plan],
-    samples: Samples,
-    labels: Int[np.ndarray, " label"],
-    score: SampleScore | None,
-    size: int,
-    precision: Precision,
-    stores: Stores,
-    done: Callable[[int], None],
-    criterion: Criterion = CROSS_ENTROPY,
-    each: bool = False,
-) -> tuple[list[ScoreSums], list[Kept]]:
-    """Run the model once over a split, for all layers.
+@dataclass(frozen=True)
+class Pass:
+    """One pass through the body of a model, for several layers.
 
     Parameters
     ----------
-    score : of a sample's activations; None = none is measured.
+    plans : of the layers.
+    precision : of the model's forwards.
     size : samples per forward.
     stores : memory and disk for rows.
-    done : told how many samples each batch added.
     criterion : what the masks will be compared by.
-    each : whether the scores of every sample are kept too.
-
-    Raises
-    ------
-    InputError : an activation or a score is not finite, or the model cannot take some samples.
     """
-    size = min(size, len(samples))
-    kept = [Kept(model, plan, samples, size, precision, criterion) for plan in plans]
-    sums = [ScoreSums.nothing(len(labels), plan.site.units) for plan in plans]
-    if score is None and all(isinstance(plan, FullPlan) for plan in plans):
+
+    plans: Sequence[Plan]
+    precision: Precision
+    size: int
+    stores: Stores
+    criterion: Criterion = CROSS_ENTROPY
+
+    def collect(
+        self,
+        samples: Samples,
+        labels: Int[np.ndarray, " label"],
+        score: SampleScore | None,
+        done: Callable[[int], None],
+        each: bool = False,
+    ) -> tuple[list[ScoreSums], list[Kept]]:
+        """Run the model once over a split, for all layers.
+
+        Parameters
+        ----------
+        score : of a sample's activations; None = none is measured.
+        done : told how many samples each batch added.
+        each : whether the scores of every sample are kept too.
+
+        Raises
+        ------
+        InputError : an activation or a score is not finite, or the model cannot take some samples.
+        """
+        size, plans = min(self.size, len(samples)), self.plans
+        kept = [Kept(plan, samples, size, self.precision, self.criterion) for plan in plans]
+        sums = [ScoreSums.nothing(len(labels), plan.site.units) for plan in plans]
+        if score is None and not any(plan.keeps_rows for plan in plans):
+            return sums, kept
+        pieces = Pieces("the model's forward")
+        for start, batch in zip(range(0, len(samples), size), samples.batches(size), strict=True):
+            inputs = self.precision.place(batch.inputs)
+
+            def run(part: slice, inputs: Any = inputs) -> list[tuple[Tensor, Rows | None]]:
+                some = inputs if part == slice(0, size) else rows_of(inputs, part)
+                return body(plans, some, self.precision)
+
+            with blamed(batch.described(samples.name)):
+                found = pieces.run(run, size)
+            classes = torch.from_numpy(np.searchsorted(labels, batch.labels.numpy()))
+            for layer, parts in enumerate(zip(*found, strict=True)):
+                outputs, rows = zip(*parts, strict=True)
+                if score is not None:
+                    (output,) = joined([(part,) for part in outputs])
+                    values = _scores(kept[layer], score, batch, inputs, output)
+                    sums[layer] += score_sums(values, classes, len(labels))
+                    if each:
+                        _remember(kept[layer], values, self.stores)
+                _add(kept[layer], rows, start, batch.count, self.stores)
+            done(batch.count)
         return sums, kept
-    places = list(dict.fromkeys(place for plan in plans for place in plan.places))
-    pieces = Pieces("the model's forward")
-    for start, batch in zip(range(0, len(samples), size), samples.batches(size), strict=True):
-        inputs = precision.place(batch.inputs)
-
-        def look(part: slice, inputs: Any = inputs) -> list[tuple[Tensor, Rows | None]]:
-            some = inputs if part == slice(0, size) else rows_of(inputs, part)
-            return _look(model, places, kept, some)
-
-        with blamed(batch.described(samples.name)):
-            found = [_joined(parts) for parts in zip(*pieces.run(look, size), strict=True)]
-        classes = torch.from_numpy(np.searchsorted(labels, batch.labels.numpy()))
-        for layer, (output, rows) in enumerate(found):
-            site, seen = plans[layer].site, output[: batch.count]
-            if score is not None:
-                require_finite(seen, site, samples.name, batch.rows, batch.labels)
-                real = attended(inputs, output.shape, site.axis)
-                real = None if real is None else real[: batch.count]
-                values = sample_scores(seen, site.axis, score, real)
-                sums[layer] += score_sums(values, classes, len(labels))
-                if each:
-                    _remember(kept[layer], values, stores)
-            _add(kept[layer], rows, start, batch.count, stores)
-        done(batch.count)
-    return sums, kept
 
 
-def _look(
-    model: nn.Module, places: list[Place], kept: list[Kept], inputs: Any
+def body(
+    plans: Sequence[Plan], inputs: Any, precision: Precision
 ) -> list[tuple[Tensor, Rows | None]]:
     """For every layer its output, and what its plan keeps of some samples."""
-    with kept[0].precision.on():
-        values = dict(zip(places, run_body(model, places, inputs), strict=True))
-    found = []
-    for mine in kept:
-        plan, rows = mine.plan, None
-        if not isinstance(plan, FullPlan) and plan.takes(inputs):
-            rows = plan.keep([values[place] for place in plan.places], inputs)
-        found.append((values[output_of(plan.site)], rows))
-    return found
+    places = list(dict.fromkeys(place for plan in plans for place in plan.places))
+    with precision.on():
+        values = dict(zip(places, run_body(plans[0].model, places, inputs), strict=True))
+    return [
+        (values[output_of(plan.site)], plan.keep([values[p] for p in plan.places], inputs))
+        for plan in plans
+    ]
 
 
-def _joined(parts: Sequence[tuple[Tensor, Rows | None]]) -> tuple[Tensor, Rows | None]:
-    outputs, rows = zip(*parts, strict=True)
-    if len(parts) == 1:
-        return outputs[0], rows[0]
-    whole = None if None in rows else tuple(map(torch.cat, zip(*rows, strict=True)))
-    return torch.cat(outputs), whole
+def _scores(kept: Kept, score: SampleScore, batch: Batch, inputs: Any, output: Tensor) -> Tensor:
+    """The scores of a batch, without its padding."""
+    site, seen = kept.plan.site, output[: batch.count]
+    require_finite(seen, site, kept.samples.name, batch.rows, batch.labels)
+    real = attended(inputs, output.shape, site.axis)
+    return sample_scores(seen, site.axis, score, None if real is None else real[: batch.count])
 
 
-def _add(kept: Kept, rows: Rows | None, start: int, count: int, stores: Stores) -> None:
-    if isinstance(kept.plan, FullPlan):
+def _add(kept: Kept, parts: Sequence[Rows | None], start: int, count: int, stores: Stores) -> None:
+    """Keep the rows of a batch."""
+    if not kept.plan.keeps_rows:
         return
-    if rows is None:
+    found = [rows for rows in parts if rows is not None]
+    if len(found) < len(parts):
         kept.foreign.append(start)
         return
-    mine = tuple(value[:count] for value in rows)
-    if not kept.decided:
-        kept.decided = True
+    mine = tuple(value[:count] for value in joined(found))
+    if not kept.places:
         kept.store = stores.open(len(kept.samples), mine, kept.plan.tile)
     kept.places.append(np.arange(start, start + count))
     if kept.store is not None:

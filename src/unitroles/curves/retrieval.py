@@ -15,12 +15,11 @@ from torch import Tensor
 from unitroles.curves.collect import Kept, Tile
 from unitroles.curves.loss import Criterion
 from unitroles.data.samples import Samples
-from unitroles.engine.masks import Prefixes
-from unitroles.engine.plan import FullPlan, Plan
+from unitroles.engine.masks import Own, Prefixes
+from unitroles.engine.plan import Plan
 from unitroles.errors import InputError
-from unitroles.model.forward import Logits, blamed
+from unitroles.model.forward import Logits, batch_size, blamed
 from unitroles.model.memory import Pieces, slices
-from unitroles.roles import positions
 from unitroles.stats.grid import refinement
 
 # Masks whose logits are held at once where every class has its own.
@@ -123,13 +122,13 @@ def tile_losses(
     filled = _filled(tile, classes)
     targets = _filled(tile, kept.samples.targets[torch.from_numpy(tile.places)])
 
-    def look(part: slice) -> _Answers:
+    def evaluate(part: slice) -> _Answers:
         rows = tile.kept if part == slice(0, len(filled)) else tile.rows(part)
         found = run(tile.plan, rows, filled[part])
         return _answers(kept.criterion, found, targets[part], masks)
 
-    with _described(tile, kept.samples), _float32(tile.plan, kept):
-        found = pieces.run(look, len(filled))
+    with _described(tile, kept.samples), _float32(kept):
+        found = pieces.run(evaluate, len(filled))
     numbers, right = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
     values = kept.criterion.losses(numbers[:, : len(classes)])
     if not bool(torch.isfinite(values).all()):
@@ -153,18 +152,16 @@ def _described(tile: Tile, samples: Samples) -> AbstractContextManager[None]:
     return blamed(f"a batch with {samples.name} samples {rows.min()} to {rows.max()}")
 
 
-def _float32(plan: Plan, kept: Kept) -> AbstractContextManager[Any]:
+def _float32(kept: Kept) -> AbstractContextManager[Any]:
     """Heads run in their own precision also where the model's forwards do not."""
-    if kept.precision.autocast is None or isinstance(plan, FullPlan):
+    if kept.precision.autocast is None:
         return nullcontext()
     return torch.autocast(kept.precision.device.type, enabled=False)
 
 
 def _filled(tile: Tile, values: Tensor) -> Tensor:
     """The class or the target of every row; padding takes that of the first."""
-    if not isinstance(tile.plan, FullPlan):
-        return values
-    padding = tile.plan.rows(tile.kept) - len(values)
+    padding = batch_size(tile.kept) - len(values)
     return torch.cat([values, values[:1].expand(padding, *values.shape[1:])])
 
 
@@ -198,7 +195,8 @@ def rof_curve(
     wanted = np.arange(order.shape[1] + 1) if points is None else points
 
     def run(plan: Plan, rows: Any, classes: Tensor) -> Iterator[tuple[slice, Logits]]:
-        return plan.prefixes(rows, table[classes].to(kept.precision.device), wanted.tolist())
+        order = table[classes].to(kept.precision.device)
+        return plan.run(rows, Prefixes(order, wanted.tolist()))
 
     sums = mask_sums(kept, labels, len(wanted), run, done, observe)
     loss, correct = (np.full((len(labels), order.shape[1] + 1), np.nan) for _ in range(2))
@@ -215,13 +213,11 @@ def at_points(
     observe: Observer = ignore,
 ) -> CurveSums:
     """E(n) at some n for each class, as many for each; `observe` as in `mask_sums`."""
-    rank = torch.from_numpy(positions(order))
-    table = torch.from_numpy(np.ascontiguousarray(points))
+    table, counts = torch.from_numpy(order.copy()), torch.from_numpy(points.copy())
 
     def run(plan: Plan, rows: Any, classes: Tensor) -> Iterator[tuple[slice, Logits]]:
         device = kept.precision.device
-        masks = Prefixes(rank[classes].to(device), table[classes].T.contiguous().to(device))
-        return plan.masked(rows, masks)
+        return plan.run(rows, Own(table[classes].to(device), counts[classes].T.to(device)))
 
     return mask_sums(kept, labels, points.shape[1], run, done, observe)
 
@@ -270,9 +266,9 @@ def _by_class(
 
     def run(plan: Plan, rows: Any, classes: Tensor) -> Iterator[tuple[slice, Logits]]:
         orders = table[classes].to(kept.precision.device)
-        if isinstance(plan, FullPlan):  # its batches stay whole: samples may influence each other
-            masks = Prefixes(torch.argsort(orders, dim=1), torch.from_numpy(padded[classes].T))
-            yield from plan.masked(rows, masks)
+        if plan.whole_batches:
+            counts = torch.from_numpy(padded[classes].T).to(orders.device)
+            yield from plan.run(rows, Own(orders, counts))
             return
         for part in slices(most, _TOGETHER):
             some = [mine[part] for mine in points]
@@ -297,7 +293,7 @@ def _gathered(
             continue
         mine = (classes == place).nonzero()[:, 0].to(orders.device)
         some = tuple(value[mine] for value in rows)
-        for masks, logits in plan.prefixes(some, orders[mine], points[place].tolist()):
+        for masks, logits in plan.run(some, Prefixes(orders[mine], points[place].tolist())):
             if whole is None:
                 size = part.stop - part.start
                 whole = logits.new_zeros(size, len(classes), logits.shape[2])

@@ -14,13 +14,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from unitroles.engine.plan import Rows
 from unitroles.errors import InputError
 
 SHARD_BYTES = 64 * 2**20
 # Of the free disk; the rest belongs to others.
 _DISK_SHARE = 0.5
-
-Rows = tuple[Tensor, ...]
 
 
 @runtime_checkable
@@ -40,6 +39,11 @@ class Store(Protocol):
 def row_bytes(rows: Sequence[Tensor]) -> int:
     """Bytes of one row."""
     return sum(value[:1].numel() * value.element_size() for value in rows)
+
+
+def joined(parts: Sequence[Rows]) -> Rows:
+    """The rows of some samples and of others, in one."""
+    return parts[0] if len(parts) == 1 else tuple(map(torch.cat, zip(*parts, strict=True)))
 
 
 @dataclass
@@ -90,16 +94,13 @@ class DiskStore:
         waiting = sum(len(rows[0]) for rows in self._waiting)
         full = max(1, SHARD_BYTES // max(row_bytes(rows) * self.tile, 1)) * self.tile
         if waiting >= full:
-            blocks = self._joined()
+            blocks = joined(self._waiting)
             for start in range(0, waiting - waiting % full, full):
-                self._write([block[start : start + full] for block in blocks])
+                self._write(tuple(block[start : start + full] for block in blocks))
             rest = waiting - waiting % full
             self._waiting = [tuple(block[rest:].clone() for block in blocks)] * (rest < waiting)
 
-    def _joined(self) -> list[Tensor]:
-        return [torch.cat(values) for values in zip(*self._waiting, strict=True)]
-
-    def _write(self, blocks: list[Tensor]) -> None:
+    def _write(self, blocks: Rows) -> None:
         try:
             if self._folder is None:
                 self._folder = Path(tempfile.mkdtemp(prefix="unitroles-"))
@@ -115,7 +116,7 @@ class DiskStore:
 
     def tiles(self, size: int) -> Iterator[Rows]:
         if self._waiting:
-            self._write(self._joined())
+            self._write(joined(self._waiting))
             self._waiting = []
         for file in self._files:
             blocks = [value for _, value in sorted(load_file(file).items())]

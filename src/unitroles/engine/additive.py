@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from unitroles.engine.masks import Masks, Tree
-from unitroles.engine.plan import Order
+from unitroles.engine.masks import AllButOne, Masks, Prefixes, Tree
+from unitroles.engine.plan import Rows
 from unitroles.engine.suffix import TILE_BYTES, SuffixPlan
 from unitroles.engine.sums import Sums, rows_per_tile
 from unitroles.model.forward import Logits
@@ -24,16 +25,15 @@ _BRANCH_BYTES = 8 * 2**20
 
 @dataclass(frozen=True)
 class AdditivePlan:
-    """The body once, then one running sum over the units."""
+    """The body once, then one running sum over the units; masks of other families as *suffix*."""
 
     suffix: SuffixPlan
     form: Additive
     labels: int
     reason: str
     name: str = "additive"
-
-    def resolution(self, asked: str | int) -> str | int:
-        return "exact" if self.form.folded else asked
+    keeps_rows: bool = True
+    whole_batches: bool = False
 
     @property
     def model(self) -> nn.Module:
@@ -48,56 +48,54 @@ class AdditivePlan:
         return self.suffix.baseline
 
     @property
-    def probe(self) -> tuple[tuple[Tensor, ...], Any]:
-        return self.suffix.probe
-
-    @property
     def places(self) -> tuple[Place, ...]:
         return self.suffix.places
+
+    @property
+    def example(self) -> Rows:
+        return self.suffix.example
 
     @property
     def tile(self) -> int:
         return min(rows_per_tile(self.form, self.labels), self.suffix.rows_within(TILE_BYTES))
 
-    def takes(self, inputs: Any) -> bool:
-        return self.suffix.takes(inputs)
+    def rows(self, masks: Masks) -> int:
+        if not isinstance(masks, Tree):
+            return self.suffix.rows(masks)
+        level = self._probed.rows_of(masks, _BRANCH_BYTES)
+        return min(level, self.suffix.rows_within(TILE_BYTES))
 
-    def keep(self, found: Sequence[Tensor], inputs: Any) -> tuple[Tensor, ...]:
+    @cached_property
+    def _probed(self) -> Sums:
+        return self._sums(self.example)
+
+    def resolution(self, asked: str | int) -> str | int:
+        return "exact" if self.form.folded else asked
+
+    def forwards(self, points: int) -> tuple[int, int]:
+        if not self.form.folded:
+            return 0, points
+        return 0, 1 if self.form.norm is None else 2
+
+    def keep(self, found: Sequence[Tensor], inputs: Any) -> Rows | None:
         return self.suffix.keep(found, inputs)
 
-    def masked(self, kept: Any, masks: Masks, least: int = 1) -> Iterator[tuple[slice, Logits]]:
-        return self.suffix.masked(kept, masks, least)
+    def run(self, kept: Any, masks: Masks, least: int = 1) -> Iterator[tuple[slice, Logits]]:
+        match masks:
+            case Prefixes():
+                return self._sums(kept).prefixes(masks.order, masks.points)
+            case AllButOne():
+                return self._sums(kept).without_each(masks.ablated)
+            case Tree():
+                return self._sums(kept).branches(masks)
+        return self.suffix.run(kept, masks, least)
 
-    def prefixes(
-        self, kept: Any, order: Order, points: Sequence[int] | None = None
-    ) -> Iterator[tuple[slice, Logits]]:
-        return self._sums(kept).prefixes(order, points)
-
-    def branches(
-        self, kept: Any, tree: Tree, points: Sequence[int]
-    ) -> Iterator[tuple[slice, Logits]]:
-        return self._sums(kept).branches(tree, points)
-
-    @property
-    def rows_with_masks(self) -> int:
-        return self.suffix.rows_with_masks
-
-    def rows_of(self, tree: Tree) -> int:
-        sums = self._sums(self.keep(*self.probe)).rows_of(tree, _BRANCH_BYTES)
-        return min(sums, self.suffix.rows_within(TILE_BYTES))
-
-    def without_each(
-        self, kept: Any, units: Sequence[int] | None = None
-    ) -> Iterator[tuple[slice, Logits]]:
-        return self._sums(kept).without_each(units)
-
-    def _sums(self, kept: Sequence[Tensor]) -> Sums:
+    def _sums(self, kept: Rows) -> Sums:
         (edge,), (ablated,), around = self.suffix.unpack(kept)
         return Sums.of(self.form, edge, ablated, around, self.suffix.head.repeats)
 
-    def ablated(self, baseline: Float[Tensor, " units"] | None) -> AdditivePlan:
-        return replace(self, suffix=self.suffix.ablated(baseline))
-
-
-Cut = SuffixPlan | AdditivePlan
-"""Plans that keep what they need of each sample, which then stands alone."""
+    def ablated(
+        self, baseline: Float[Tensor, " units"] | None
+    ) -> tuple[AdditivePlan | SuffixPlan, ...]:
+        (suffix,) = self.suffix.ablated(baseline)
+        return replace(self, suffix=suffix), suffix

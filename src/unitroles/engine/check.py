@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from unitroles.engine.additive import AdditivePlan
-from unitroles.engine.masks import AllButOne, Prefixes
+from unitroles.engine.masks import AllButOne, Masks, Prefixes
 from unitroles.engine.plan import Plan
-from unitroles.engine.suffix import SuffixPlan
 from unitroles.errors import InputError
 from unitroles.model.forward import Precision, forward, logits_of, repeated, rows_of
 from unitroles.model.hooks import run_masked
@@ -124,17 +121,17 @@ def define(
     order = order.to(clean.device)
     points = tuple(sorted({0, -(-units // 2), units}))
     removed = int(order[0, 0])
-    retrieved = Prefixes.of(order, torch.tensor(points)).retrieved_in(slice(None))
-    but_one = AllButOne.of(rows, units, [removed], order.device).retrieved_in(slice(None))
-    masks = torch.cat([retrieved, but_one])
+    retrieved = Prefixes(order, points).retrieved_in(slice(None))
+    but_one = AllButOne(units, [removed]).retrieved_in(slice(None)).to(order.device)
+    masks = torch.cat([retrieved, but_one.expand(-1, rows, -1)])
     everything = repeated(seen.inputs, len(masks))
 
-    def look(part: slice) -> Tensor:
+    def run(part: slice) -> Tensor:
         some = masks.flatten(0, 1)[part]
         return run_masked(model, site, rows_of(everything, part), some, baseline)
 
     with precision.on():
-        many = torch.cat(Pieces("the check of the plan").run(look, len(masks) * rows))
+        many = torch.cat(Pieces("the check of the plan").run(run, len(masks) * rows))
     *masked, without = many.unflatten(0, (-1, rows))
     kinds = (clean.dtype, site.dtype or clean.dtype)
     size = max(_size(clean), 1e-30)
@@ -156,15 +153,13 @@ def self_check(plan: Plan, definition: Definition) -> SelfCheck:
     """
     clean, moved = definition.seen.logits, definition.moved
     pairs = [(definition.masked[-1], clean)]
-    if isinstance(plan, (SuffixPlan, AdditivePlan)):
-        kept = plan.keep(*plan.probe)
-        masks = Prefixes.of(definition.order, torch.tensor(definition.points))
-        one = [definition.removed]
-        # Several masks in one call, as the run may have them, however large these samples are.
+    if plan.keeps_rows:
+        masks = Prefixes(definition.order, definition.points)
+        one = AllButOne(plan.site.units, [definition.removed])
         pairs += [
-            (_gather(plan.masked(kept, masks, least=2)), definition.masked),
-            (_gather(plan.prefixes(kept, definition.order, definition.points)), definition.masked),
-            (_gather(plan.without_each(kept, one))[0], definition.without),
+            (_logits(plan, masks.own), definition.masked),
+            (_logits(plan, masks), definition.masked),
+            (_logits(plan, one)[0], definition.without),
         ]
     noise = definition.noise
     compared = [_largest(_differences(got.to(clean), wanted)) for got, wanted in pairs]
@@ -177,7 +172,9 @@ def self_check(plan: Plan, definition: Definition) -> SelfCheck:
     )
 
 
-def _gather(parts: Iterator[tuple[slice, Tensor]]) -> Tensor:
+def _logits(plan: Plan, masks: Masks) -> Tensor:
+    # Several masks in one call, as the run may have them, however large these samples are.
+    parts = plan.run(plan.example, masks, least=2)
     return torch.cat([logits.clone() for _, logits in parts])
 
 

@@ -15,7 +15,7 @@ from unitroles.engine.check import Definition, SelfCheck, define, self_check
 from unitroles.engine.plan import FullPlan, Plan
 from unitroles.engine.suffix import SuffixPlan
 from unitroles.graph.cut import CannotCut
-from unitroles.model.forward import Precision, form_of
+from unitroles.model.forward import Precision
 from unitroles.model.hooks import run_body
 from unitroles.model.trace import Site, Trace
 from unitroles.rewrite.additive import recognise
@@ -134,7 +134,7 @@ def suffix_plan(
     if head.dtype in (torch.float16, torch.bfloat16):
         head = head.to(torch.float32)
     reason = "masked copies run through what comes after the layer"
-    plan = SuffixPlan(model, site, head, budget, form_of(inputs), ((), inputs), reason)
+    plan = SuffixPlan(model, site, head, budget, ((), inputs), reason)
     with precision.on():
         found = tuple(value.clone() for value in run_body(model, plan.places, inputs))
     return replace(plan, probe=(found, inputs))
@@ -188,15 +188,13 @@ def recheck(choice: Choice, baseline: Float[Tensor, " units"], precision: Precis
 
     Its notes are those that the baseline adds.
     """
-    given = choice.plan
-    site, model = given.site, given.model
+    site, model = choice.plan.site, choice.plan.model
     definition = define(model, site, choice.seen, precision, baseline)
-    if isinstance(given, FullPlan):
-        plan = given.ablated(baseline)
-        check = self_check(plan, definition)
-        return Choice(plan, check, tuple(_effect(site, check)), choice.seen, False)
-    plans = [given, *([given.suffix] if isinstance(given, AdditivePlan) else [])]
-    found = _first_that_agrees([plan.ablated(baseline) for plan in plans], definition)
+    plans = choice.plan.ablated(baseline)
+    if not choice.plan.keeps_rows:  # the definition itself
+        check = self_check(plans[0], definition)
+        return Choice(plans[0], check, tuple(_effect(site, check)), choice.seen, False)
+    found = _first_that_agrees(plans, definition)
     if isinstance(found, str):
         return _full(model, definition, site, f"with mean activations {found}", precision, baseline)
     return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -22,63 +23,81 @@ class Masks(Protocol):
 
     def __len__(self) -> int: ...
 
-    def retrieved_in(self, part: slice) -> Bool[Tensor, "masks samples units"]: ...
+    def retrieved_in(self, part: slice) -> Bool[Tensor, "masks _ units"]:
+        """Some of the masks: a row for every sample, or one row where all samples have the same.
+
+        What is computed from one row is computed once for all samples.
+        """
+        ...
 
 
 @dataclass(frozen=True)
-class Prefixes:
-    """The first units of an order of each sample's own.
+class Own:
+    """The first units of an order of each sample's own, as many as are its own.
 
     Parameters
     ----------
-    rank : the place of every unit in the order of each sample.
     retrieved : how many units are retrieved under each mask.
     """
 
-    rank: Int[Tensor, "samples units"]
+    order: Int[Tensor, "samples units"]
     retrieved: Int[Tensor, "masks samples"]
 
-    @staticmethod
-    def of(order: Int[Tensor, "samples units"], points: Int[Tensor, " masks"]) -> Prefixes:
-        """The same numbers of units for all samples."""
-        rank = torch.argsort(order, dim=1)
-        return Prefixes(rank, points.to(order.device)[:, None].expand(-1, len(order)))
+    @cached_property
+    def _rank(self) -> Int[Tensor, "samples units"]:
+        return torch.argsort(self.order, dim=1)
 
     def __len__(self) -> int:
         return len(self.retrieved)
 
-    def retrieved_in(self, part: slice) -> Bool[Tensor, "masks samples units"]:
-        return self.rank < self.retrieved[part, :, None]
+    def retrieved_in(self, part: slice) -> Bool[Tensor, "masks _ units"]:
+        return self._rank < self.retrieved[part, :, None]
+
+
+@dataclass(frozen=True)
+class Prefixes:
+    """The first units of an order of each sample's own, as many for all samples.
+
+    Parameters
+    ----------
+    points : how many units are retrieved under each mask.
+    """
+
+    order: Int[Tensor, "samples units"]
+    points: Sequence[int]
+
+    @cached_property
+    def own(self) -> Own:
+        """The same masks, with the number of units of every sample."""
+        counts = torch.tensor(self.points, device=self.order.device)
+        return Own(self.order, counts[:, None].expand(-1, len(self.order)))
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def retrieved_in(self, part: slice) -> Bool[Tensor, "masks _ units"]:
+        return self.own.retrieved_in(part)
 
 
 @dataclass(frozen=True)
 class AllButOne:
-    """One unit ablated at a time.
+    """One unit ablated at a time, the same for all samples.
 
     Parameters
     ----------
-    ablated : the unit of each mask.
     units : N.
+    ablated : the unit of each mask.
     """
 
-    ablated: Int[Tensor, " masks"]
-    samples: int
     units: int
-
-    @staticmethod
-    def of(
-        samples: int, units: int, ablated: Sequence[int] | None, device: torch.device
-    ) -> AllButOne:
-        """Masks for the units of `ablated`; None = all, in their order."""
-        chosen = torch.tensor(list(range(units) if ablated is None else ablated), device=device)
-        return AllButOne(chosen, samples, units)
+    ablated: Sequence[int]
 
     def __len__(self) -> int:
         return len(self.ablated)
 
-    def retrieved_in(self, part: slice) -> Bool[Tensor, "masks samples units"]:
-        every = torch.arange(self.units, device=self.ablated.device)
-        return (every != self.ablated[part, None])[:, None].expand(-1, self.samples, -1)
+    def retrieved_in(self, part: slice) -> Bool[Tensor, "masks _ units"]:
+        ablated = torch.tensor(self.ablated[part])
+        return (torch.arange(self.units) != ablated[:, None])[:, None]
 
 
 @dataclass(frozen=True)
@@ -86,58 +105,38 @@ class Sets:
     """Sets of units, the same for all samples."""
 
     sets: Bool[Tensor, "masks units"]
-    samples: int
 
     def __len__(self) -> int:
         return len(self.sets)
 
-    def retrieved_in(self, part: slice) -> Bool[Tensor, "masks samples units"]:
-        return self.sets[part, None].expand(-1, self.samples, -1)  # see `for_all`
-
-
-@dataclass(frozen=True)
-class Own:
-    """Any units, given for every mask and sample."""
-
-    units: Bool[Tensor, "masks samples units"]
-
-    def __len__(self) -> int:
-        return len(self.units)
-
-    def retrieved_in(self, part: slice) -> Bool[Tensor, "masks samples units"]:
-        return self.units[part]
-
-
-def for_all(retrieved: Bool[Tensor, "masks samples units"]) -> Bool[Tensor, "masks _ units"]:
-    """The masks of one sample, where all share one memory as those of `Sets` do; else all.
-
-    What is computed from them then is computed once for all samples.
-    """
-    return retrieved[:, :1] if retrieved.stride(1) == 0 else retrieved
+    def retrieved_in(self, part: slice) -> Bool[Tensor, "masks _ units"]:
+        return self.sets[part, None]
 
 
 @dataclass(frozen=True)
 class Tree:
-    """Sets of units, each made of a smaller one and one more unit.
+    """Sets of units, each made of a smaller one and one more unit, the same for all samples.
 
     Parameters
     ----------
     parents : of the sets of n = 1 ... N units, the place of the smaller set among those of n - 1.
     units : the unit that each has beside it.
+    points : the n whose sets are the masks, rising; those of one n come after the other.
     """
 
     parents: tuple[Int[np.ndarray, " _"], ...]
     units: tuple[Int[np.ndarray, " _"], ...]
+    points: Sequence[int]
 
     @staticmethod
     def of(
-        orders: Int[np.ndarray, "orders position"],
-    ) -> tuple[Tree, Int[np.ndarray, "orders retrieved"]]:
-        """The tree of some orders, and the place of the first n units of each among the sets of n.
+        orders: Int[np.ndarray, "orders position"], points: Sequence[int]
+    ) -> tuple[Tree, Int[np.ndarray, "orders points"]]:
+        """The tree of some orders, and which masks the first `points` units of each order are.
 
-        >>> tree, places = Tree.of(np.array([[0, 1, 2], [1, 0, 2]]))
-        >>> tree.sizes, places.tolist()
-        ([1, 2, 1, 1], [[0, 1, 0, 0], [0, 0, 0, 0]])
+        >>> tree, columns = Tree.of(np.array([[0, 1, 2], [1, 0, 2]]), [0, 1, 3])
+        >>> tree.sizes, columns.tolist()
+        ([1, 2, 1, 1], [[0, 2, 3], [0, 1, 3]])
         """
         count, units = orders.shape
         # A set is known by the sums of its units' marks: of 128 bits, so that two sets that are
@@ -154,28 +153,30 @@ class Tree:
         one = turn[row, n]  # of the orders that begin with the set
         ends = np.cumsum(new.sum(axis=0))[:-1]
         parents, added = (np.split(values, ends) for values in (places[one, n], orders[one, n]))
-        return Tree(tuple(parents), tuple(added)), places
+        tree = Tree(tuple(parents), tuple(added), points)
+        sizes = np.array(tree.sizes)[list(points)]
+        return tree, places[:, points] + np.cumsum(sizes) - sizes
 
     @property
     def sizes(self) -> list[int]:
         """How many sets of n = 0 ... N units there are."""
         return [1, *map(len, self.units)]
 
-    def columns(
-        self, places: Int[np.ndarray, "orders retrieved"], points: Sequence[int]
-    ) -> Int[np.ndarray, "orders points"]:
-        """Places among the sets of all `points` one after the other."""
-        sizes = np.array(self.sizes)[list(points)]
-        return places[:, points] + np.cumsum(sizes) - sizes
+    def __len__(self) -> int:
+        sizes = self.sizes
+        return sum(sizes[n] for n in self.points)
 
-    def sets(self, points: Sequence[int]) -> Bool[np.ndarray, "sets units"]:
-        """The sets of all `points`, one after the other."""
+    def retrieved_in(self, part: slice) -> Bool[Tensor, "masks _ units"]:
+        return self._sets[part, None]
+
+    @cached_property
+    def _sets(self) -> Bool[Tensor, "masks units"]:
         level, found = np.zeros((1, len(self.units)), dtype=bool), []
-        wanted = set(points)
+        wanted = set(self.points)
         for n in range(len(self.units) + 1):
             if n:
                 level = level[self.parents[n - 1]]
                 level[np.arange(len(level)), self.units[n - 1]] = True
             if n in wanted:
                 found.append(level)
-        return np.concatenate(found)
+        return torch.from_numpy(np.concatenate(found))

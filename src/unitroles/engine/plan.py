@@ -11,18 +11,19 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from unitroles.engine.masks import AllButOne, Masks, Prefixes
-from unitroles.model.forward import Logits, Precision, batch_size, flat
+from unitroles.engine.masks import Masks
+from unitroles.model.forward import Logits, Precision, batch_size
 from unitroles.model.hooks import Place, output_of, run_masked
 from unitroles.model.trace import Site
 
-Order = Int[Tensor, "samples units"]
+Rows = tuple[Tensor, ...]
+"""What is kept of some samples: values with one row for each."""
 
 
-def _on_processor() -> Precision:
+def _on_cpu() -> Precision:
     return Precision(torch.device("cpu"))
 
 
@@ -30,7 +31,8 @@ def _on_processor() -> Precision:
 class Plan(Protocol):
     """A way to run the model with masks; `reason` says why it was chosen.
 
-    A plan keeps some values of every sample (`keep`), and everything else starts from those.
+    A plan that keeps rows keeps some values of every sample, and everything else starts from those;
+    any other starts from the inputs.
     """
 
     @property
@@ -51,99 +53,93 @@ class Plan(Protocol):
         ...
 
     @property
+    def keeps_rows(self) -> bool:
+        """Whether masks start from rows that `keep` gave, which then stand alone."""
+        ...
+
+    @property
+    def whole_batches(self) -> bool:
+        """Whether batches must stay as they are: samples may influence each other."""
+        ...
+
+    @property
     def places(self) -> tuple[Place, ...]:
         """The values that the body must give, the layer's output first."""
         ...
 
     @property
+    def example(self) -> Rows:
+        """The rows of the samples that the plan was made from."""
+        ...
+
+    @property
     def tile(self) -> int:
-        """How many samples run together."""
+        """How many samples run together, each in an order of its own."""
+        ...
+
+    def rows(self, masks: Masks) -> int:
+        """How many samples run together under masks that are the same for all of them."""
         ...
 
     def resolution(self, asked: str | int) -> str | int:
         """At which n curves are evaluated; all where leaving some out would save nothing."""
         ...
 
-    def takes(self, inputs: Any) -> bool:
-        """Whether a batch has the form this plan was made for."""
+    def forwards(self, points: int) -> tuple[int, int]:
+        """How often a curve of so many points runs the head, and its tail alone, for a sample."""
         ...
 
-    def keep(self, found: Sequence[Tensor], inputs: Any) -> Any:
-        """What is kept of a batch, from the values at `places`; rows first."""
+    def keep(self, found: Sequence[Tensor], inputs: Any) -> Rows | None:
+        """The rows of a batch, from the values at `places`; None = it has another form."""
         ...
 
-    def masked(self, kept: Any, masks: Masks, least: int = 1) -> Iterator[tuple[slice, Logits]]:
+    def run(self, kept: Any, masks: Masks, least: int = 1) -> Iterator[tuple[slice, Logits]]:
         """Logits for every mask, some masks at a time; `least` is how many run in one call."""
         ...
 
-    def prefixes(
-        self, kept: Any, order: Order, points: Sequence[int] | None = None
-    ) -> Iterator[tuple[slice, Logits]]:
-        """Logits with the first n units of each order retrieved, for all n or those of `points`."""
+    def ablated(self, baseline: Float[Tensor, " units"] | None) -> tuple[Plan, ...]:
+        """The plans to try where ablated units give `baseline`, None = zero; cheapest first."""
         ...
-
-    def without_each(
-        self, kept: Any, units: Sequence[int] | None = None
-    ) -> Iterator[tuple[slice, Logits]]:
-        """Logits with all units but one retrieved, for all units or those of `units`."""
-        ...
-
-    def ablated(self, baseline: Float[Tensor, " units"] | None) -> Plan:
-        """The same plan with ablated units giving `baseline`; None = zero."""
-        ...
-
-
-def points_of(order: Order, points: Sequence[int] | None) -> Int[Tensor, " masks"]:
-    return torch.tensor(range(order.shape[1] + 1) if points is None else list(points))
 
 
 @dataclass(frozen=True)
 class FullPlan:
-    """The whole model once per mask; what it keeps of a batch are the inputs."""
+    """The whole model once per mask, from the inputs of a batch."""
 
     model: nn.Module
     site: Site
     reason: str
     baseline: Float[Tensor, " units"] | None = None
-    precision: Precision = field(default_factory=_on_processor)
-    tile: int = 2**62
+    precision: Precision = field(default_factory=_on_cpu)
     name: str = "full"
+    keeps_rows: bool = False
+    whole_batches: bool = True
+    example: Rows = ()
+    tile: int = 2**62
 
     @property
     def places(self) -> tuple[Place, ...]:
         return (output_of(self.site),)
 
+    def rows(self, masks: Masks) -> int:
+        return self.tile
+
     def resolution(self, asked: str | int) -> str | int:
         return asked
 
-    def takes(self, inputs: Any) -> bool:
-        return True
+    def forwards(self, points: int) -> tuple[int, int]:
+        return points, 0
 
-    def keep(self, found: Sequence[Tensor], inputs: Any) -> Any:
-        return inputs
+    def keep(self, found: Sequence[Tensor], inputs: Any) -> None:
+        return None
 
-    def rows(self, kept: Any) -> int:
-        """How many samples a batch holds, with its padding."""
-        return batch_size(kept)
-
-    def masked(self, kept: Any, masks: Masks, least: int = 1) -> Iterator[tuple[slice, Logits]]:
+    def run(self, kept: Any, masks: Masks, least: int = 1) -> Iterator[tuple[slice, Logits]]:
         for k in range(len(masks)):
-            (mask,) = masks.retrieved_in(slice(k, k + 1))
+            (mask,) = masks.retrieved_in(slice(k, k + 1)).to(self.precision.device)
+            mask = mask.expand(batch_size(kept), -1)
             with self.precision.on():
                 logits = run_masked(self.model, self.site, kept, mask, self.baseline)
             yield slice(k, k + 1), logits[None]
 
-    def prefixes(
-        self, kept: Any, order: Order, points: Sequence[int] | None = None
-    ) -> Iterator[tuple[slice, Logits]]:
-        return self.masked(kept, Prefixes.of(order, points_of(order, points)))
-
-    def without_each(
-        self, kept: Any, units: Sequence[int] | None = None
-    ) -> Iterator[tuple[slice, Logits]]:
-        some = next(value for value in flat(kept) if isinstance(value, Tensor))
-        masks = AllButOne.of(batch_size(kept), self.site.units, units, some.device)
-        return self.masked(kept, masks)
-
-    def ablated(self, baseline: Float[Tensor, " units"] | None) -> FullPlan:
-        return replace(self, baseline=baseline)
+    def ablated(self, baseline: Float[Tensor, " units"] | None) -> tuple[FullPlan, ...]:
+        return (replace(self, baseline=baseline),)

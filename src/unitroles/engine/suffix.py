@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from unitroles.engine.masks import AllButOne, Masks, Prefixes, Sets, Tree, for_all
-from unitroles.engine.plan import Order, points_of
+from unitroles.engine.masks import Masks, Tree
+from unitroles.engine.plan import Rows
 from unitroles.engine.sums import repeat
 from unitroles.model.forward import Logits, flat, form_of
 from unitroles.model.hooks import Place, output_of
+from unitroles.model.memory import slices
 from unitroles.model.trace import Site
 from unitroles.rewrite.head import Head
 
@@ -39,9 +41,9 @@ class SuffixPlan:
 
     Parameters
     ----------
-    form : names, types and shapes of the inputs the head was exported for.
     budget : bytes for masked copies.
-    probe : the values at `places` for a few samples, and the inputs they came from.
+    probe : the values at `places` for a few samples, and the inputs they came from, whose form is
+        the one that the head was exported for.
     baseline : what ablated units give; None = zero.
     """
 
@@ -49,12 +51,12 @@ class SuffixPlan:
     site: Site
     head: Head
     budget: int
-    form: tuple[Any, ...]
     probe: tuple[tuple[Tensor, ...], Any]
     reason: str
     baseline: Float[Tensor, " units"] | None = None
     name: str = "suffix"
-    _fixed: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    keeps_rows: bool = True
+    whole_batches: bool = False
 
     @property
     def places(self) -> tuple[Place, ...]:
@@ -62,78 +64,85 @@ class SuffixPlan:
         return (output_of(self.site), *met)
 
     @property
+    def example(self) -> Rows:
+        return self._rows(*self.probe)
+
+    @property
     def tile(self) -> int:
         return min(_TILE, self.rows_within(TILE_BYTES))
 
-    def rows_within(self, room: int) -> int:
+    def rows(self, masks: Masks) -> int:
+        if isinstance(masks, Tree):  # more masks than samples gain from
+            return self.tile
+        return max(self.tile, min(_MASKED_ROWS, self.rows_within(self._copies_bytes)))
+
+    def rows_within(self, memory: int) -> int:
         """How many rows of what is kept fit into so many bytes, at least one."""
-        self._fix()
-        return max(1, room // self._fixed["row_bytes"])
+        return max(1, memory // sum(v[:1].numel() * v.element_size() for v in self._probed[0]))
 
     def resolution(self, asked: str | int) -> str | int:
         return asked
 
-    def takes(self, inputs: Any) -> bool:
-        return form_of(inputs) == self.form
+    def forwards(self, points: int) -> tuple[int, int]:
+        return points, 0
 
-    def keep(self, found: Sequence[Tensor], inputs: Any) -> tuple[Tensor, ...]:
+    def keep(self, found: Sequence[Tensor], inputs: Any) -> Rows | None:
+        return self._rows(found, inputs) if form_of(inputs) == form_of(self.probe[1]) else None
+
+    def _rows(self, found: Sequence[Tensor], inputs: Any) -> Rows:
         """Edge values, those of the ablated layer where they differ by sample, values around."""
-        self._fix()
-        values, ablated = self._values(found, inputs)
+        output, live = self._start(found, inputs)
+        values = self.head.before(output, *live)
+        ablated = () if self.head.same_ablated else self._ablated(output, live)
         edge, around = values[: self.head.edges], values[self.head.edges :]
         rows = [v for v, per_row in zip(around, self.head.repeats, strict=True) if per_row]
-        return (*edge, *ablated, *rows) if not self.head.same_ablated else (*edge, *rows)
+        return (*edge, *ablated, *rows)
 
-    def _values(
-        self, found: Sequence[Tensor], inputs: Any
-    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """What `before` gives, and what it gives of an ablated layer at the edge."""
+    def _start(self, found: Sequence[Tensor], inputs: Any) -> tuple[Tensor, Sequence[Tensor]]:
+        """The layer's output, and what else the head starts from."""
         dtype = self.head.dtype
         met, given = iter(found[1:]), flat(inputs)
         sources = [given[s] if isinstance(s, int) else next(met) for s in self.head.sources]
         live = () if self.head.context is None else self.head.context(*_cast(sources, dtype))
-        output = _cast(found[:1], dtype)[0].contiguous()
-        values = self.head.before(output, *live)
-        if self.head.same_ablated and "ablated" in self._fixed:
-            return values, ()
+        return _cast(found[:1], dtype)[0].contiguous(), live
+
+    def _ablated(self, output: Tensor, live: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The edge values of an ablated layer."""
         nothing = torch.zeros_like(output)
         if self.baseline is not None:
             nothing = nothing + _along(self.baseline.to(output), self.site.axis, output.ndim)
-        return values, self.head.before(nothing, *live)[: self.head.edges]
+        return self.head.before(nothing, *live)[: self.head.edges]
+
+    @cached_property
+    def _probed(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Of the samples of the probe all values, and one row of an ablated layer."""
+        output, live = self._start(*self.probe)
+        ablated = tuple(value[:1] for value in self._ablated(output, live))
+        return self.head.before(output, *live), ablated
 
     def unpack(
         self, kept: Sequence[Tensor]
     ) -> tuple[Sequence[Tensor], Sequence[Tensor], list[Tensor]]:
         """Edge values, edge values of an ablated layer, and values around."""
         edges, same = self.head.edges, self.head.same_ablated
-        self._fix()
-        ablated = self._fixed["ablated"] if same else kept[edges : 2 * edges]
+        ablated = self._probed[1] if same else kept[edges : 2 * edges]
         rows = iter(kept[edges if same else 2 * edges :])
         around = [
             next(rows) if per_row else value
-            for value, per_row in zip(self._fixed["around"], self.head.repeats, strict=True)
+            for value, per_row in zip(self.around(), self.head.repeats, strict=True)
         ]
         return kept[:edges], ablated, around
 
     def around(self) -> tuple[Tensor, ...]:
         """What flows around the layer for the samples of the probe."""
-        self._fix()
-        return self._fixed["around"]
+        return self._probed[0][self.head.edges :]
 
-    def _fix(self) -> None:
-        """What is the same for all samples, from the probe."""
-        if "around" not in self._fixed:
-            values, ablated = self._values(*self.probe)
-            self._fixed["ablated"] = tuple(value[:1] for value in ablated)
-            self._fixed["around"] = values[self.head.edges :]
-            self._fixed["row_bytes"] = sum(v[:1].numel() * v.element_size() for v in values)
-
-    def masked(self, kept: Any, masks: Masks, least: int = 1) -> Iterator[tuple[slice, Logits]]:
+    def run(self, kept: Any, masks: Masks, least: int = 1) -> Iterator[tuple[slice, Logits]]:
         edge, ablated, around = self.unpack(kept)
-        step = max(least, self._masks_per_call(edge))
-        for start in range(0, len(masks), step):
-            part = slice(start, min(start + step, len(masks)))
-            retrieved = for_all(masks.retrieved_in(part))
+        bytes_each = sum(value.numel() * value.element_size() for value in edge)
+        step = max(least, self._copies_bytes // bytes_each)
+        for part in slices(len(masks), step):
+            retrieved = masks.retrieved_in(part).to(edge[0].device)
             many = len(retrieved)
             copies = [
                 torch.where(owners.spread(retrieved), value, off).flatten(0, 1)
@@ -143,39 +152,13 @@ class SuffixPlan:
             rest = [repeat(value, many) if per_row else value for value, per_row in pairs]
             yield part, self.head.after(*copies, *rest).unflatten(0, (many, -1))
 
-    def prefixes(
-        self, kept: Any, order: Order, points: Sequence[int] | None = None
-    ) -> Iterator[tuple[slice, Logits]]:
-        return self.masked(kept, Prefixes.of(order, points_of(order, points)))
-
-    def branches(
-        self, kept: Any, tree: Tree, points: Sequence[int]
-    ) -> Iterator[tuple[slice, Logits]]:
-        """Logits with the sets of `points` units of a tree retrieved, the same for all samples."""
-        sets = torch.from_numpy(tree.sets(points)).to(kept[0].device)
-        return self.masked(kept, Sets(sets, len(kept[0])))
-
-    def rows_of(self, tree: Tree) -> int:
-        """How many samples run together through `branches`."""
-        return self.tile
+    def ablated(self, baseline: Float[Tensor, " units"] | None) -> tuple[SuffixPlan, ...]:
+        return (replace(self, baseline=baseline),)
 
     @property
-    def rows_with_masks(self) -> int:
-        """How many samples run together under a few masks, the same for all of them."""
-        room = min(_COPIES_BYTES, self.budget // _COPIES)
-        return max(self.tile, min(_MASKED_ROWS, self.rows_within(room)))
-
-    def without_each(
-        self, kept: Any, units: Sequence[int] | None = None
-    ) -> Iterator[tuple[slice, Logits]]:
-        return self.masked(kept, AllButOne.of(len(kept[0]), self.site.units, units, kept[0].device))
-
-    def ablated(self, baseline: Float[Tensor, " units"] | None) -> SuffixPlan:
-        return replace(self, baseline=baseline, _fixed={})
-
-    def _masks_per_call(self, edge: Sequence[Tensor]) -> int:
-        room = min(_COPIES_BYTES, self.budget // _COPIES)
-        return max(1, room // sum(value.numel() * value.element_size() for value in edge))
+    def _copies_bytes(self) -> int:
+        """Bytes for the copies of one call."""
+        return min(_COPIES_BYTES, self.budget // _COPIES)
 
 
 def _cast(values: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -173,34 +174,27 @@ class Sums:
         return Sums(form, amount, around, repeats, form.mix(ablated))
 
     def prefixes(
-        self, order: Int[Tensor, "samples units"], points: Sequence[int] | None = None
+        self, order: Int[Tensor, "samples units"], points: Sequence[int]
     ) -> Iterator[tuple[slice, Logits]]:
-        """Logits with the first n units of each order retrieved, for all n or those of `points`."""
-        count = order.shape[1]
-        wanted = list(range(count + 1)) if points is None else list(points)
-        return self._logits(self._in_order(order, wanted, running=True))
+        """Logits with the first n units of each order retrieved, for the n of `points`."""
+        return self._logits(self._in_order(order, points, running=True))
 
-    def without_each(self, units: Sequence[int] | None = None) -> Iterator[tuple[slice, Logits]]:
-        """Logits with all units but one retrieved, for all units or those of `units`."""
+    def without_each(self, units: Sequence[int]) -> Iterator[tuple[slice, Logits]]:
+        """Logits with all units but one retrieved, for those of `units`."""
         count = self.amount.shape[2]
         order = torch.arange(count, device=self.amount.device).expand(len(self.amount), -1)
-        wanted = list(range(count) if units is None else units)
-        return self._logits(self._in_order(order, wanted, running=False))
+        return self._logits(self._in_order(order, units, running=False))
 
-    def branches(self, tree: Tree, points: Sequence[int]) -> Iterator[tuple[slice, Logits]]:
-        """Logits with the sets of `points` units of a tree retrieved, the same for all samples."""
+    def branches(self, tree: Tree) -> Iterator[tuple[slice, Logits]]:
+        """Logits with the sets of a tree retrieved, the same for all samples."""
+        return self._logits(partial(self._grown, tree))
 
-        def walk(pairs: _Pairs, step: int) -> Iterator[tuple[slice, list[Tensor]]]:
-            return self._grown(pairs, tree, points, step)
-
-        return self._logits(walk)
-
-    def rows_of(self, tree: Tree, room: int) -> int:
+    def rows_of(self, tree: Tree, memory: int) -> int:
         """How many samples' sums with the sets of a level fit into so many bytes, at least one."""
         units, features, outputs = self.form.add.shape
         blocks = units * outputs if features > 1 else 0
         each = max(tree.sizes) * self.start[0].numel() + blocks
-        return max(1, room // (self.start.element_size() * each))
+        return max(1, memory // (self.start.element_size() * each))
 
     def _logits(self, walk: _Walk) -> Iterator[tuple[slice, Logits]]:
         if self.form.norm is not None:
@@ -209,21 +203,19 @@ class Sums:
             return self._affine(walk)
         return self._deep(walk)
 
-    def _in_order(self, order: Tensor, wanted: list[int], running: bool) -> _Walk:
+    def _in_order(self, order: Tensor, wanted: Sequence[int], running: bool) -> _Walk:
         def walk(pairs: _Pairs, step: int) -> Iterator[tuple[slice, list[Tensor]]]:
             steps = [(_parts(self.amount, rows, order), start) for rows, start in pairs]
             return self._totals(steps, wanted, running, step)
 
         return walk
 
-    def _grown(
-        self, pairs: _Pairs, tree: Tree, points: Sequence[int], step: int
-    ) -> Iterator[tuple[slice, list[Tensor]]]:
-        """The sums of the sets of `points` units, some sets at a time.
+    def _grown(self, tree: Tree, pairs: _Pairs, step: int) -> Iterator[tuple[slice, list[Tensor]]]:
+        """The sums of the sets of a tree, some sets at a time.
 
         The next ones grow from those of the last level: who writes to them puts them back.
         """
-        device, last = self.amount.device, max(points)
+        device, last = self.amount.device, max(tree.points)
         starts, adds = zip(
             *((sums, _adder(self.amount, rows)) for rows, sums in pairs), strict=True
         )
@@ -235,14 +227,13 @@ class Sums:
         def empty(sets: int) -> list[Tensor]:
             return [start.new_empty(sets, *start.shape) for start in starts]
 
-        wanted, sizes = set(points), tree.sizes
-        total = sum(sizes[n] for n in wanted)
+        wanted, sizes = set(tree.points), tree.sizes
         level = [start[None] for start in starts]
         blocks: list[Tensor] = []
         filled = done = 0
         for n in range(last + 1):
             # Room for what is missing of a block, and for the level that completes it.
-            blocks = blocks or empty(min(step + max(sizes), total - done))
+            blocks = blocks or empty(min(step + max(sizes), len(tree) - done))
             here = slice(filled, filled + sizes[n])
             grown = [block[here] for block in blocks] if n in wanted else empty(sizes[n])
             for sums, add, out in zip(level, adds, grown, strict=True):
@@ -260,7 +251,11 @@ class Sums:
                 blocks, filled = [], 0
 
     def _totals(
-        self, pairs: Sequence[tuple[_Parts, Tensor]], wanted: list[int], running: bool, step: int
+        self,
+        pairs: Sequence[tuple[_Parts, Tensor]],
+        wanted: Sequence[int],
+        running: bool,
+        step: int,
     ) -> Iterator[tuple[slice, list[Tensor]]]:
         """The running sums at all points of `wanted`, or all sums but for one unit.
 

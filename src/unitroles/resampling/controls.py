@@ -22,8 +22,8 @@ from unitroles.resampling.recompute import LayerRun
 from unitroles.roles import (
     accuracy_turning_point,
     active_set,
-    assign_roles,
     order_units,
+    roles_at,
     turning_point,
 )
 from unitroles.stats.draws import random_scores
@@ -53,8 +53,8 @@ class OneVsRest:
         self, outputs: Logits, targets: Tensor, masks: slice = slice(None)
     ) -> tuple[Float[Tensor, "masks samples"], Bool[Tensor, "masks samples"]]:
         numbers, _ = self.criterion.evaluate(outputs, targets)
-        said = outputs.argmax(dim=2) == self.named[masks, None].to(outputs.device)
-        return numbers, said.to(numbers.device)
+        named = outputs.argmax(dim=2) == self.named[masks, None].to(outputs.device)
+        return numbers, named.to(numbers.device)
 
     def losses(self, numbers: Float[Tensor, "masks samples"]) -> Float[Tensor, "masks samples"]:
         return self.criterion.losses(numbers)
@@ -99,19 +99,19 @@ def other_roles(
     """
     samples = np.stack([np.bincount(layer_run.classes(split)) for split in (0, 1)])
     drawn = order_units(random_scores(order.shape, seed), samples, layer_run.order)
-    own = assign_roles(*active_set(order, point))
+    own = roles_at(order, point)
     found = {}
     for name, other in (("random order", drawn), ("reversed order", order[..., ::-1])):
-        found[name] = assign_roles(*active_set(other, _points(layer_run, other, bars, name)))
+        found[name] = roles_at(other, _points(layer_run, other, bars, name))
     variables: Variables = {}
     if isinstance(layer_run.kept[0].criterion, CrossEntropy):
         scale = _temperature(layer_run, bars)
         at = _points(layer_run, order, bars, "scaled logits", Scaled(scale))
-        found["scaled logits"] = assign_roles(*active_set(order, at))
+        found["scaled logits"] = roles_at(order, at)
         variables["temperature"] = (), np.array(scale)
     if np.isfinite(accuracy).any():
         at = accuracy_turning_point(accuracy)
-        found["accuracy"] = assign_roles(*active_set(order, at))
+        found["accuracy"] = roles_at(order, at)
     role = np.stack(list(found.values()))
     variables["control_proportion"] = ("control", "label", "role_name"), role_proportions(role)
     variables["control_agreement"] = ("control", "label"), _same(role, own)
@@ -145,8 +145,8 @@ def _temperature(layer_run: LayerRun, bars: Track) -> float:
     kept = layer_run.kept[1]
 
     def run(plan: Plan, rows: Any, classes: Tensor) -> Iterator[tuple[slice, Logits]]:
-        intact = torch.ones(1, layer_run.units, dtype=torch.bool, device=kept.precision.device)
-        for _, logits in plan.masked(rows, Sets(intact, len(classes))):
+        intact = torch.ones(1, layer_run.units, dtype=torch.bool)
+        for _, logits in plan.run(rows, Sets(intact)):
             for place, scale in enumerate(TEMPERATURES.tolist()):
                 yield slice(place, place + 1), logits / scale
 
@@ -190,13 +190,11 @@ def _on_all(
     done: Callable[[int], None],
 ) -> tuple[Float[np.ndarray, " mask"], Float[np.ndarray, " mask"]]:
     """Loss and balanced accuracy of one split under each set, then under the whole layer."""
-    labels, device = len(layer_run.labels), kept.precision.device
-    sets = active.to(device)
-    whole = torch.ones_like(sets[:1])
+    labels, whole = len(layer_run.labels), torch.ones_like(active[:1])
 
     def run(plan: Plan, rows: Any, classes: Tensor) -> Iterator[tuple[slice, Logits]]:
-        yield from plan.masked(rows, Sets(sets, len(classes)))
-        for _, logits in plan.masked(rows, Sets(whole, len(classes))):
+        yield from plan.run(rows, Sets(active))
+        for _, logits in plan.run(rows, Sets(whole)):
             for place in range(labels, 2 * labels):
                 yield slice(place, place + 1), logits
 

@@ -9,7 +9,6 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from unitroles.curves.retrieval import Observer, ignore
-from unitroles.engine.plan import FullPlan
 from unitroles.options import Evidence
 from unitroles.progress import Track
 from unitroles.resampling.controls import Variables, other_roles, what_sets_do
@@ -80,7 +79,7 @@ class Measurement:
 
 
 def start(layer_run: LayerRun, evidence: Evidence, bars: Track) -> Measurement:
-    """Get ready to watch the curves; call before they are evaluated.
+    """Get ready to observe the curves; call before they are evaluated.
 
     Raises
     ------
@@ -115,14 +114,14 @@ def findings(
     order: Int[np.ndarray, "split label position"],
     point: Int[np.ndarray, "split label"],
     accuracy: Float[np.ndarray, "split label retrieved"],
-    say: Callable[[float], None] | None = None,
+    report: Callable[[float], None] | None = None,
 ) -> Found:
     """All evidence as variables (dims, values), and the coordinates of their new dims.
 
     Parameters
     ----------
     order, point, accuracy : of the analysis itself.
-    say : told before orders are redone for a full bootstrap, how many times the samples of both
+    report : told before orders are redone for a full bootstrap, how many times the samples of both
         splits are put under all masks.
     """
     evidence, layer_run = measurement.evidence, measurement.layer_run
@@ -133,7 +132,7 @@ def findings(
         "quantity": np.array(QUANTITIES, dtype=object),
     }
     if measurement.observers:
-        found |= _bootstrap(measurement, order, point, say)
+        found |= _bootstrap(measurement, order, point, report)
     if evidence.floors:
         found |= _floors(measurement)
     if evidence.resplits:
@@ -186,12 +185,12 @@ def _bootstrap(
     measurement: Measurement,
     order: Int[np.ndarray, "split label position"],
     point: Int[np.ndarray, "split label"],
-    say: Callable[[float], None] | None,
+    report: Callable[[float], None] | None,
 ) -> Variables:
     first, second = measurement.observers
     one, other = measurement.swapped
     if measurement.evidence.bootstrap == "full":
-        found = _full(measurement, first.draws, say)
+        found = _full(measurement, first.draws, report)
     else:
         found = {"regret_replicate": regrets((first, second), (one, other))}
     found |= with_fixed_ranking((first, second), order, point)
@@ -200,13 +199,13 @@ def _bootstrap(
 
 
 def _full(
-    measurement: Measurement, draws: Draws, say: Callable[[float], None] | None
+    measurement: Measurement, draws: Draws, report: Callable[[float], None] | None
 ) -> dict[str, np.ndarray]:
     """Score, order and curve again for every replicate: P(role), and intervals with rank noise."""
     layer_run, level = measurement.layer_run, measurement.evidence.level
-    if say is not None:
-        whole = isinstance(layer_run.kept[0].plan, FullPlan)  # its batches are never cut
-        say(len(draws) if whole else work(layer_run, draws) / layer_run.samples)
+    if report is not None:
+        whole = layer_run.kept[0].plan.whole_batches
+        report(len(draws) if whole else work(layer_run, draws) / layer_run.samples)
     blocks = list(_redone(measurement, "bootstrap", draws))
     role = np.concatenate([block.role[:, 0] for block in blocks])
     curve = np.concatenate([block.curve[:, 0] for block in blocks])

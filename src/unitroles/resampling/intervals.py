@@ -11,7 +11,7 @@ from torch import Tensor
 
 from unitroles.options import Evidence
 from unitroles.resampling.recompute import LayerRun
-from unitroles.roles import active_set, assign_roles
+from unitroles.roles import roles_at
 from unitroles.stats.draws import Draws
 from unitroles.stats.evidence import (
     Iterated,
@@ -97,13 +97,13 @@ def regrets(
 ) -> Float[np.ndarray, "replicate split label"]:
     """What the other split's active set costs in every replicate, both sets as given."""
     found = []
-    for split, (watch, other) in enumerate(zip(observers, swapped, strict=True)):
-        classes = watch.layer_run.classes(split)
-        weights = watch.draws.weights[split][:, split]
+    for split, (own, other) in enumerate(zip(observers, swapped, strict=True)):
+        classes = own.layer_run.classes(split)
+        weights = own.draws.weights[split][:, split]
         row = []
-        for label in range(len(watch.layer_run.labels)):
+        for label in range(len(own.layer_run.labels)):
             mine = np.flatnonzero(classes == label)
-            change = other.losses[mine] - watch.found[label].lowest
+            change = other.losses[mine] - own.found[label].lowest
             row.append(weighed_mean(change, weights[:, mine]))
         found.append(row)
     return np.moveaxis(np.array(found), 2, 0)
@@ -117,7 +117,7 @@ def with_fixed_ranking(
     """Intervals and coverage as arrays by name, as far as they are not redone by "full"."""
     layer_run = observers[0].layer_run
     labels = range(len(layer_run.labels))
-    weighed = [[watch.found[label] for label in labels] for watch in observers]
+    weighed = [[split.found[label] for label in labels] for split in observers]
     error = _wide(layer_run, [[mine.paired_error for mine in split] for split in weighed])
     if observers[0].evidence.bootstrap == "full":  # all else is redone
         return {"paired_error": error}
@@ -140,7 +140,7 @@ def _std_over_units(
     point: Int[np.ndarray, "replicate split label"],
 ) -> Float[np.ndarray, "replicate role"]:
     """Of the roles at other turning points in the given orders, one replicate after the other."""
-    return np.stack([std_over_units(assign_roles(*active_set(order, mine))) for mine in point])
+    return np.stack([std_over_units(roles_at(order, mine)) for mine in point])
 
 
 def _coverage(
@@ -150,12 +150,12 @@ def _coverage(
 ) -> Float[np.ndarray, " quantity"]:
     """How often intervals hold what they should, as `QUANTITIES`, mean over the classes."""
     labels, level = range(order.shape[1]), observers[0].evidence.level
-    inner = [np.stack([watch.iterated[label].inner for watch in observers]) for label in labels]
+    inner = [np.stack([split.iterated[label].inner for split in observers]) for label in labels]
     held = [
         proportion_coverage(order[:, k], point[:, k], inner[k], level).mean(axis=0) for k in labels
     ]
     covered = np.array(
-        [[watch.iterated[k].covered.mean(axis=0) for k in labels] for watch in observers]
+        [[split.iterated[k].covered.mean(axis=0) for k in labels] for split in observers]
     )
     return np.array([*covered.mean(axis=(0, 1)), *np.mean(held, axis=0)])
 

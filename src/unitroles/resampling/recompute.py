@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,12 +11,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from unitroles.curves.collect import SCORE_TILE, Kept
-from unitroles.engine.additive import Cut
-from unitroles.engine.masks import Own, Sets, Tree
-from unitroles.engine.plan import Plan
-from unitroles.model.forward import Logits
+from unitroles.engine.masks import Masks, Own, Prefixes, Sets, Tree
 from unitroles.model.memory import slices
-from unitroles.resampling.subsets import Job, summed
+from unitroles.resampling.subsets import Job, Subsets
 from unitroles.roles import active_set, assign_roles, order_units, ranked, turning_point
 from unitroles.stats.draws import Draws, Weights
 
@@ -208,29 +204,20 @@ def _curves(
     """The losses of one split summed by replicate, part and class, each part in its own order."""
     labels, units = len(layer_run.labels), order.shape[-1]
     table, points = order.reshape(-1, labels, units).astype(np.int64), layer_run.points.tolist()
-    device, rows = (
-        layer_run.kept[split].precision.device,
-        torch.from_numpy(table.reshape(-1, units)),
-    )
-    classes, flat = layer_run.classes(split), weights.reshape(-1, weights.shape[2])
+    subsets, rows = _subsets(layer_run, split, weights), torch.from_numpy(table.reshape(-1, units))
+    device = subsets.kept.precision.device
 
-    def run(plan: Plan, kept: Any, group: Tensor) -> Iterator[tuple[slice, Logits]]:
-        return plan.prefixes(kept, rows[group].to(device), points)
+    def own(group: Tensor) -> Masks:
+        return Prefixes(rows[group].to(device), points)
 
     def job(label: int, used: Int[np.ndarray, " uses"]) -> Job:
-        tree, places = Tree.of(table[used, label])
-
-        def branches(plan: Plan, kept: Any, group: Tensor) -> Iterator[tuple[slice, Logits]]:
-            assert isinstance(plan, Cut)
-            return plan.branches(kept, tree, points)
-
+        tree, columns = Tree.of(table[used, label], points)
         # Of few uses of many samples each would run sets that it does not need.
-        mine = flat[used][:, classes == label]
-        shared = mine.any(axis=0).sum() * sum(tree.sizes[n] for n in points)
-        apart = np.count_nonzero(mine) * len(points)
-        return Job(branches, tree.columns(places, points), used, tree, bool(shared <= apart))
+        mine = subsets.weights[used][:, subsets.classes == label]
+        shared = mine.any(axis=0).sum() * len(tree)
+        return Job(tree, columns, used, bool(shared <= np.count_nonzero(mine) * len(points)))
 
-    total = summed(layer_run.kept[split], classes, labels, weights, len(points), run, job, done)
+    total = subsets.summed(len(points), own, job, done)
     return total.reshape(*weights.shape[:2], labels, -1)
 
 
@@ -242,24 +229,23 @@ def _swapped(
     point: _Counts,
 ) -> Float[np.ndarray, "replicate pair side label"]:
     """The losses of one split summed, each part under the active set of the other of its pair."""
-    pairs, labels = np.array(draws.pairs), len(layer_run.labels)
-    weights, others = draws.weights[split][:, pairs.ravel()], pairs[:, ::-1].ravel()
-    device = layer_run.kept[split].precision.device
-    active = active_set(order[:, others], point[:, others]).reshape(-1, labels, order.shape[-1])
-    sets = torch.from_numpy(active.reshape(-1, order.shape[-1])).to(device)
+    pairs, labels, units = np.array(draws.pairs), len(layer_run.labels), order.shape[-1]
+    subsets = _subsets(layer_run, split, draws.weights[split][:, pairs.ravel()])
+    others = pairs[:, ::-1].ravel()
+    orders, points = order[:, others].reshape(-1, units), point[:, others].ravel()
+    active = active_set(orders, points).reshape(-1, labels, units)
 
-    def run(plan: Plan, kept: Any, group: Tensor) -> Iterator[tuple[slice, Logits]]:
-        return plan.masked(kept, Own(sets[group.to(device)][None]))
+    def own(group: Tensor) -> Masks:
+        mine = group.numpy()
+        return Own(torch.from_numpy(orders[mine]), torch.from_numpy(points[mine])[None])
 
     def job(label: int, used: Int[np.ndarray, " uses"]) -> Job:
-        own, places = np.unique(active[used, label], axis=0, return_inverse=True)
-        chosen = torch.from_numpy(own).to(device)
+        different, places = np.unique(active[used, label], axis=0, return_inverse=True)
+        return Job(Sets(torch.from_numpy(different)), places.reshape(-1, 1), used)
 
-        def masked(plan: Plan, kept: Any, group: Tensor) -> Iterator[tuple[slice, Logits]]:
-            return plan.masked(kept, Sets(chosen, len(group)))
+    return subsets.summed(1, own, job).reshape(len(draws), *pairs.shape, labels)
 
-        return Job(masked, places.reshape(-1, 1), used)
 
-    classes = layer_run.classes(split)
-    total = summed(layer_run.kept[split], classes, labels, weights, 1, run, job)
-    return total.reshape(len(draws), *pairs.shape, labels)
+def _subsets(layer_run: LayerRun, split: int, weights: Weights) -> Subsets:
+    flat = weights.reshape(-1, weights.shape[2])
+    return Subsets(layer_run.kept[split], layer_run.classes(split), len(layer_run.labels), flat)

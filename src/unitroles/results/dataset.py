@@ -57,8 +57,7 @@ def dataset(
     `attrs` needs the layer, the plan and both accuracies; the tolerance, in nats, has a default.
     `evidence` are further variables as (dims, values), and the coordinates of their own dims.
     """
-    active = roles.active_set(order, turning_point)
-    role = roles.assign_roles(active[0], active[1])
+    role = roles.roles_at(order, turning_point)
     by_label, curve = ("split", "label"), ("split", "label", "retrieved")
     nats = "nats" if attrs.get("loss", CROSS_ENTROPY) == CROSS_ENTROPY else OWN_UNITS
     return xr.Dataset(

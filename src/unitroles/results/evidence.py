@@ -215,8 +215,7 @@ def _one_error(data: xr.Dataset) -> Int[np.ndarray, "split label"]:
 
 def at_one_error(data: xr.Dataset) -> Float[np.ndarray, " role"]:
     """Mean role shares where a turning point is the first n within one standard error."""
-    active = roles.active_set(data.order.values, _one_error(data))
-    return roles.proportions(roles.assign_roles(active[0], active[1])).mean(axis=0)
+    return roles.proportions(roles.roles_at(data.order.values, _one_error(data))).mean(axis=0)
 
 
 def controls(data: xr.Dataset) -> pd.DataFrame:

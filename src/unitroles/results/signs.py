@@ -55,8 +55,7 @@ def signs(data: xr.Dataset, level: float, units: str) -> pd.DataFrame:
         low_high = interval(_signs(data.proportion_replicate.values, again), level)
         frame["low"], frame["high"] = low_high
     point = roles.turning_point(data.loss.values, LOOSE)
-    active = roles.active_set(data.order.values, point)
-    loose = roles.proportions(roles.assign_roles(active[0], active[1]))
+    loose = roles.proportions(roles.roles_at(data.order.values, point))
     frame["at_tolerance_0.01"] = _signs(loose, np.zeros(len(loose)))
     frame.loc["regret", "at_tolerance_0.01"] = np.nan  # that of other active sets was not measured
     # Sampling makes units differ between splits; of agreement it makes less.

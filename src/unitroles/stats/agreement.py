@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from unitroles.errors import InputError
 from unitroles.roles import active_set, positions
 
 PERSISTENCE = 0.9
-"""How much less each further position of an order weighs in the rank-biased overlap."""
+"""How much less each further position of an order weighs in the rank-biased overlap; the first ten
+carry 86 % of the weight."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,6 @@ class Overlap:
 def overlap(
     order: Int[np.ndarray, "split=2 label position"],
     point: Int[np.ndarray, "split=2 label"],
-    persistence: float = PERSISTENCE,
 ) -> Overlap:
     """Compare the active sets and the orders of the two splits, class by class.
 
@@ -60,11 +59,6 @@ def overlap(
     ----------
     order : units of each (split, label), strongest first; train, then test.
     point : turning points n0, 1 ... N.
-    persistence : see `rank_biased_overlap`.
-
-    Raises
-    ------
-    InputError : the persistence does not lie between 0 and 1.
 
     Examples
     --------
@@ -87,7 +81,7 @@ def overlap(
         over_by_turning_points=longer / units,
         over_by_rank_swaps=(point[0] - core - longer) / units,
         spearman=rank_correlation(order[0], order[1]),
-        rank_biased=rank_biased_overlap(order[0], order[1], persistence),
+        rank_biased=rank_biased_overlap(order[0], order[1]),
     )
 
 
@@ -107,37 +101,28 @@ def rank_correlation(
 
 
 def rank_biased_overlap(
-    one: Int[np.ndarray, "*rest position"],
-    other: Int[np.ndarray, "*rest position"],
-    persistence: float = PERSISTENCE,
+    one: Int[np.ndarray, "*rest position"], other: Int[np.ndarray, "*rest position"]
 ) -> Float[np.ndarray, "*rest"]:
-    """Mean share of common units among the first d of two orders, weighted by persistence^d.
+    """Mean share of common units among the first d of two orders, weighted by `PERSISTENCE`^d.
 
     Parameters
     ----------
     one, other : orders of the same units.
-    persistence : between 0 and 1; the first ten positions carry 86 % of the weight at 0.9.
 
     Returns
     -------
     Fractions ([Webber2010]_, extrapolated). Two orders of all units share everything at depth N;
     deeper down, where there is no unit left, they are taken to go on like that.
 
-    Raises
-    ------
-    InputError : the persistence does not lie between 0 and 1.
-
-    >>> round(float(rank_biased_overlap(np.array([0, 1]), np.array([1, 0]), 0.5)), 3)
-    0.5
+    >>> round(float(rank_biased_overlap(np.array([0, 1]), np.array([1, 0]))), 3)
+    0.9
     """
-    if not 0 < persistence < 1:
-        raise InputError(f"persistence is {persistence}; give a number between 0 and 1, as 0.9")
     units = one.shape[-1]
     depth = np.arange(1, units + 1)
     # A unit is common to the first d from the depth on at which both orders have had it.
     deeper = np.maximum(positions(one), positions(other)).reshape(-1, units)
     rows = np.arange(len(deeper))[:, None] * units
     fresh = np.bincount((deeper + rows).ravel(), minlength=deeper.size).reshape(one.shape)
-    weight = persistence**depth
+    weight = PERSISTENCE**depth
     head = (fresh.cumsum(axis=-1) / depth * weight).sum(axis=-1)
-    return np.asarray(weight[-1] + (1 - persistence) / persistence * head)
+    return np.asarray(weight[-1] + (1 - PERSISTENCE) / PERSISTENCE * head)

@@ -114,9 +114,7 @@ def one_error_point(
 
 
 def status(
-    loss: Float[np.ndarray, "*rest retrieved"],
-    point: Int[np.ndarray, "*rest"],
-    flat: float = FLAT,
+    loss: Float[np.ndarray, "*rest retrieved"], point: Int[np.ndarray, "*rest"]
 ) -> np.ndarray:
     """What kind of minimum each turning point is, in plain words.
 
@@ -124,7 +122,6 @@ def status(
     ----------
     loss : the curves, see the module.
     point : n0.
-    flat : rise that counts as none, as a share of E(0) - E(n0).
 
     Returns
     -------
@@ -132,8 +129,9 @@ def status(
 
     - "never below the fully ablated layer": see `roles.falls`;
     - "still falling at 64": n0 is N, the whole layer, and N > 1;
-    - "flat from n = 31 to 74": the run around n0 (see `basin`) spans more than a twentieth of the
-      units and holds at least three evaluated n, so n0 could as well be any of them;
+    - "flat from n = 31 to 74": the run around n0 (see `basin`), in which the loss rises at most by
+      `FLAT`, spans more than a twentieth of the units and holds at least three evaluated n, so n0
+      could as well be any of them;
     - "clear minimum".
 
     Examples
@@ -144,7 +142,7 @@ def status(
     """
     units = loss.shape[-1] - 1
     never = ~roles.falls(loss)
-    delta = np.where(never, 0.0, flat * (loss[..., 0] - _at(loss, point)[..., 0]))
+    delta = np.where(never, 0.0, FLAT * (loss[..., 0] - _at(loss, point)[..., 0]))
     low, high, _ = basin(loss, point, delta)
     wide = (high - low + 1 > _WIDE * units) & (_run(loss, point, delta)[0].sum(-1) >= _POINTS)
     texts = np.full(loss.shape[:-1], CLEAR, dtype=object)
