@@ -120,7 +120,7 @@ def _beside_chance(found: ur.Taxonomy) -> dict[str, str]:
     excess, p = 100 * found.floors().above_floor, found.exchangeability()
     cost = found.signs().loc["regret"]
     either, frame = p.loc["either"], judged(found)
-    above = [SIGNS[str(name)] for name in frame.index[frame.verdict.str.startswith("above")]]
+    above = [SIGNS[str(name)] for name in frame.index[frame.finding.str.startswith("above")]]
     return {
         "excess over the floor, overfitted / generalizing, points": (
             f"{excess.overfitted:+.1f} / {excess.generalizing:+.1f}"
@@ -190,7 +190,7 @@ def _beside(found: ur.Taxonomy, role: str) -> Row:
     }
     stds = {
         f"std over {shown} at m / floor": f"{floor[f'observed_std_over_{name}']:.1f} / "
-        f"{floor[f'floor_std_over_{name}']:.1f}"
+        f"{floor[f'noise_floor_std_over_{name}']:.1f}"
         for name, shown in (("labels", "classes"), ("units", "units"))
     }
     return {

@@ -71,12 +71,12 @@ def _of(case: Case) -> str:
 def judged(found: ur.Taxonomy) -> pd.DataFrame:
     """The signs that are 0 but for sampling where both splits are the same to a network."""
     frame = found.signs()
-    return frame[frame.verdict != ""]
+    return frame[frame.finding != ""]
 
 
 def _signs(found: ur.Taxonomy) -> str:
     frame = judged(found)
-    above = frame.verdict.str.startswith("above")
+    above = frame.finding.str.startswith("above")
     named = {
         side: "; ".join(_beside(str(name), row) for name, row in frame[rows].iterrows()) or "none"
         for side, rows in (("above", above), ("within", ~above))
@@ -136,7 +136,7 @@ def _order(found: ur.Taxonomy) -> str:
         f"from more units on train than on test, {percent(swaps)} from other units. n0/N on train "
         f"beyond test is {percent(longer.value)}, in random orders {percent(other)}"
     )
-    if longer.verdict.startswith("above") and other >= longer.value:
+    if longer.finding.startswith("above") and other >= longer.value:
         return f"{text}: it does not take an order by activity to find it."
     return f"{text}."
 
@@ -208,7 +208,7 @@ def _coverage(found: ur.Taxonomy) -> str:
 def _equal(case: Case) -> str:
     every, equal = (found.summary()["mean"] for found in case.results.values())
     loose = [found.sensitivity()["overfitted"] for found in case.results.values()]
-    first, second = (judged(found).verdict for found in case.results.values())
+    first, second = (judged(found).finding for found in case.results.values())
     changed = [signs.SIGNS[str(name)] for name in first.index if first[name] != second[name]]
     pairs = {role: (every[role], equal[role]) for role in ROLES}
     for rule in (LOOSE, "accuracy"):
@@ -224,7 +224,7 @@ def _equal(case: Case) -> str:
 
 def within_both(cases: list[Case]) -> list[str]:
     """The signs that no network shows above what sampling gives."""
-    frames = [judged(case.every).verdict.str.startswith("within") for case in cases]
+    frames = [judged(case.every).finding.str.startswith("within") for case in cases]
     return [signs.SIGNS[name] for name in frames[0].index if all(frame[name] for frame in frames)]
 
 

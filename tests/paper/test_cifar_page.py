@@ -111,7 +111,7 @@ def test_the_comparison_has_one_column_for_each_result(page, cases):
     p = [[f"{value:.3f}" for value in found.exchangeability().p] for found in results]
     name = "p (smallest 0.048), overfitted / generalizing / either"
     assert row(side_by_side, name) == [" / ".join(values) for values in p]
-    verdicts = [found.signs().verdict for found in results]
+    verdicts = [found.signs().finding for found in results]
     above = [", ".join(v.index[v.str.startswith("above")].map(SIGNS)) for v in verdicts]
     assert bool(above[0]) > bool(above[2])
     assert row(side_by_side, "above what sampling gives") == [text or "none" for text in above]

@@ -606,7 +606,7 @@ def test_the_shown_numbers_are_means_over_the_seeds(surely):
         rows.train_noise_floor >= rows.test_noise_floor, rows.train_low, rows.test_low
     ).mean()
     start = f"A core {mean['mean']:.1f} [{mean['low']:.1f}, {mean['high']:.1f}] "
-    floor = f"{mean['observed']:.1f} {mean['floor']:.1f} [{100 * low:.1f}, "
+    floor = f"{mean['observed']:.1f} {mean['noise_floor']:.1f} [{100 * low:.1f}, "
     assert " ".join(line.split()).startswith(start + floor)
 
 

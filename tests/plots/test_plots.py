@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from unitroles import plots, roles
 from unitroles.errors import InputError
+from unitroles.plots.style import ROLE_COLOURS
 from unitroles.results.dataset import SPLITS, dataset
 from unitroles.results.taxonomy import Taxonomy
 from unitroles.roles import ROLE_NAMES, ROLES
@@ -149,7 +150,7 @@ def test_the_losses_of_both_ends_stay_apart_where_they_are_alike() -> None:
         drawn(ax.figure)
         ablated, whole = (
             next(t for t in ax.texts if t.get_text().startswith(name)).get_window_extent()
-            for name in ("ablated", "whole")
+            for name in ("fully ablated", "whole")
         )
         assert max(ablated.y0, whole.y0) >= min(ablated.y1, whole.y1) - 0.01
         assert (ablated.y0 > whole.y0) == (last <= 1)
@@ -167,7 +168,7 @@ def test_role_curves_draw_each_split_in_its_own_order(name: str) -> None:
         strip = artist(strips, f"{split} roles")
         assert strip.get_extent()[:2] == [0, 64]
         expected = [
-            to_rgba(plots.ROLE_COLOURS[ROLE_NAMES[data.role.values[unit] - 1]])
+            to_rgba(ROLE_COLOURS[ROLE_NAMES[data.role.values[unit] - 1]])
             for unit in own.order.values
         ]
         np.testing.assert_array_equal(strip.get_array()[0], expected)
@@ -203,7 +204,7 @@ def test_the_legend_counts_every_role(name: str) -> None:
     expected = [f"{role} {count}" for role, count in zip(ROLE_NAMES, counts, strict=True)]
     assert legend_texts(legend) == expected
     colours = [patch.get_facecolor() for patch in legend.get_patches()]
-    assert colours == [to_rgba(plots.ROLE_COLOURS[role]) for role in ROLE_NAMES]
+    assert colours == [to_rgba(ROLE_COLOURS[role]) for role in ROLE_NAMES]
 
 
 def test_a_log_scale_only_for_losses_over_three_decades() -> None:
@@ -400,7 +401,7 @@ def test_shares_draw_the_distribution_over_the_units() -> None:
             np.testing.assert_allclose(widths / 0.88, fraction / widest)
         means = [line.get_ydata()[0] for line in ax.lines]
         np.testing.assert_allclose(means, [table.mean() for table in tables])
-        assert {bar.get_facecolor() for bar in ax.patches} == {to_rgba(plots.ROLE_COLOURS[role])}
+        assert {bar.get_facecolor() for bar in ax.patches} == {to_rgba(ROLE_COLOURS[role])}
     assert [tick.get_text() for tick in panels[3].get_xticklabels()] == list(MODELS)
     drawn(panels[0].figure)
 
@@ -455,5 +456,5 @@ def test_a_flat_panel_cannot_hold_three_dimensions() -> None:
 
 
 def test_every_role_has_a_colour_of_its_own() -> None:
-    assert tuple(plots.ROLE_COLOURS) == ROLE_NAMES
-    assert len(set(plots.ROLE_COLOURS.values())) == len(ROLE_NAMES)
+    assert tuple(ROLE_COLOURS) == ROLE_NAMES
+    assert len(set(ROLE_COLOURS.values())) == len(ROLE_NAMES)

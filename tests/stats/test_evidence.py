@@ -215,11 +215,11 @@ def test_signs_are_measured_by_one_rule_on_the_result_and_on_its_draws(taxonomy)
     again = np.percentile(data.regret_replicate.sel(split="test").mean("label"), [5, 95])
     np.testing.assert_allclose(signs.loc["regret", ["low", "high"]].to_list(), again)
     loose = taxonomy.sensitivity().loc["tolerance 0.01"]
-    np.testing.assert_allclose(signs.loose[:4], loose)
+    np.testing.assert_allclose(signs["at_tolerance_0.01"][:4], loose)
     above = signs.observed > signs.noise_floor_95
     for sign in ("overfitted", "generalizing", "n0_train_minus_test", "regret"):
-        assert signs.verdict[sign] == (ABOVE if above[sign] else WITHIN)
-    assert (signs.verdict[["core", "confusing", "core_std_over_classes"]] == "").all()
+        assert signs.finding[sign] == (ABOVE if above[sign] else WITHIN)
+    assert (signs.finding[["core", "confusing", "core_std_over_classes"]] == "").all()
     np.testing.assert_allclose(
         floors.noise_floor_std_over_labels,
         np.max(
@@ -306,7 +306,7 @@ def test_evidence_survives_a_file_and_is_printed(taxonomy, tmp_path):
     signs = again.signs()
     assert signs.sentence["overfitted"].startswith("overfitted share ")
     assert all(sentence in printed for sentence in signs.sentence)
-    assert set(signs.verdict) <= {ABOVE, WITHIN, ""}
+    assert set(signs.finding) <= {ABOVE, WITHIN, ""}
     training = again.train_only_signs()
     assert list(training.index) == ["n0/N", "unstable units"]
     assert (training.dtypes[["value", "low", "high"]] == np.float64).all()
@@ -403,7 +403,7 @@ def test_a_class_of_one_sample_has_no_floor():
     printed = text.report(found)
     assert "between sets of 0" not in printed
     assert "without 1 class of one sample in a split: 0" in printed
-    of_one_sided = found.signs().verdict[
+    of_one_sided = found.signs().finding[
         ["overfitted", "generalizing", "n0_train_minus_test", "regret"]
     ]
     assert (of_one_sided == TOO_FEW).all()  # 3 draws have no 95 % point

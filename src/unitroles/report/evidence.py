@@ -67,7 +67,7 @@ def _spreads(frame: pd.DataFrame) -> str:
     """Population std over classes and over units at the size of the floor; `frame` in %."""
     columns = {"std at that size": frame.index}
     for name, shown in (("labels", "classes"), ("units", "units")):
-        own, floor = frame[f"observed_std_over_{name}"], frame[f"floor_std_over_{name}"]
+        own, floor = frame[f"observed_std_over_{name}"], frame[f"noise_floor_std_over_{name}"]
         columns |= {f"over {shown}": own.map("{:.1f}".format)}
         columns |= {f"floor over {shown}": floor.map("{:.1f}".format)}
     return aligned(pd.DataFrame(columns))
