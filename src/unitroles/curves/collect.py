@@ -25,8 +25,9 @@ from unitroles.curves.store import Rows, Store, Stores
 from unitroles.data.samples import Batch, Samples
 from unitroles.engine.plan import FullPlan, Plan
 from unitroles.errors import InputError, PlanWarning
+from unitroles.model.calls import Place
 from unitroles.model.forward import Precision, batch_size, blamed, rows_of
-from unitroles.model.hooks import Place, output_of, run_body
+from unitroles.model.hooks import output_of, run_body
 from unitroles.model.memory import Pieces, slices
 
 SCORE_TILE = 4096

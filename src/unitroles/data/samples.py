@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import (
     DataLoader,
-    Dataset,
+    TensorDataset,
     default_collate,
 )
 
@@ -86,7 +85,7 @@ class Samples:
         padded = [np.append(c, np.repeat(c[:1], size - len(c))) for c in chunks]
         for chunk, start, (inputs, targets) in zip(chunks, starts, self._read(padded), strict=True):
             count = len(chunk)
-            changed = _differ(targets[:count], self.targets[start : start + count])
+            changed = differ(targets[:count], self.targets[start : start + count])
             if changed.any():
                 where = int(chunk[int(changed.nonzero()[0])])
                 raise InputError(
@@ -126,12 +125,19 @@ class Samples:
     def _read(self, chunks: Sequence[np.ndarray]) -> Iterator[tuple[Any, Tensor]]:
         if isinstance(self.source, Arrays):
             for chunk in chunks:
-                yield self.source.inputs[torch.from_numpy(chunk)], self.source.labels[chunk]
+                inputs, labels = self.source[torch.from_numpy(chunk)]
+                yield inputs, labels
             return
         for batch in self._batches(chunks):
             yield _split_batch(batch, self.name)
 
     def _batches(self, chunks: Sequence[np.ndarray]) -> Iterator[Any]:
+        """What the collate function makes of these samples.
+
+        Raises
+        ------
+        InputError : they do not fit into one batch, or are of a type that no batch is made of.
+        """
         loader = DataLoader(
             self.source,
             batch_sampler=[chunk.tolist() for chunk in chunks],  # pyright: ignore[reportArgumentType]
@@ -139,47 +145,25 @@ class Samples:
             num_workers=self.workers,
         )
         batches = iter(loader)
-        while True:
-            with _readable(self.name):
-                batch = next(batches, None)
-            if batch is None:
-                return
-            yield batch
+        try:
+            yield from batches
+        except (RuntimeError, TypeError) as error:
+            raise InputError(
+                f"the {self.name} samples cannot be put into one batch: {first_line(error)}; give "
+                "tensors of one shape, or a DataLoader with the collate function used in training"
+            ) from error
 
 
-@contextmanager
-def _readable(name: str) -> Iterator[None]:
-    """Samples that do not fit into one batch, or of a type that no batch is made of."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (RuntimeError, TypeError) as error:
-        raise InputError(
-            f"the {name} samples cannot be put into one batch: {first_line(error)}; give tensors "
-            "of one shape, or a DataLoader with the collate function used in training"
-        ) from error
-
-
-class Arrays(Dataset):
+class Arrays(TensorDataset):
     """A pair of arrays, read by whole batches."""
 
-    def __init__(self, inputs: Tensor, labels: Tensor) -> None:
-        self.inputs, self.labels = inputs, labels
 
-    def __len__(self) -> int:
-        return len(self.inputs)
-
-    def __getitem__(self, row: int) -> tuple[Tensor, Tensor]:
-        return self.inputs[row], self.labels[row]
-
-
-def _differ(one: Tensor, other: Tensor) -> Tensor:
-    """Which samples' labels differ; not-a-number equals itself."""
+def differ(one: Tensor, other: Tensor) -> Tensor:
+    """Which samples differ; not-a-number equals itself."""
     if one.shape != other.shape:
         return torch.ones(len(other), dtype=torch.bool)
-    differ = (one != other) & ~((one != one) & (other != other))
-    return differ.reshape(len(differ), -1).any(dim=1)
+    changed = (one != other) & ~((one != one) & (other != other))
+    return changed[..., None].flatten(1).any(dim=1)
 
 
 def as_tensor(value: Any) -> Tensor:

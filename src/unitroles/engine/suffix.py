@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from unitroles.engine.masks import AllButOne, Masks, Prefixes, Sets, Tree, for_all
 from unitroles.engine.plan import Order, points_of
 from unitroles.engine.sums import repeat
+from unitroles.model.calls import Place
 from unitroles.model.forward import Logits, flat, form_of
-from unitroles.model.hooks import Place, output_of
+from unitroles.model.hooks import output_of
 from unitroles.model.trace import Site
 from unitroles.rewrite.head import Head
 

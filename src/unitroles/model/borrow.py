@@ -15,7 +15,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
 from unitroles.errors import InputError
-from unitroles.model.forward import copied, with_channels_last
+from unitroles.model.forward import each, with_channels_last
 from unitroles.wording import first_line
 
 OWN = frozenset(vars(nn.Module()))
@@ -91,7 +91,7 @@ def inputs_kept(model: nn.Module, writes: bool) -> Iterator[None]:
         return
 
     def copy(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        return copied(args), copied(kwargs)
+        return each(args, torch.clone), each(kwargs, torch.clone)
 
     handle = model.register_forward_pre_hook(copy, with_kwargs=True, prepend=True)
     try:

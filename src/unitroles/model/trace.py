@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from contextlib import ExitStack
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from unitroles.errors import InputError, unknown
+from unitroles.model.calls import Place, watched
 from unitroles.model.forward import (
     FORWARD_ERRORS,
     answer_of,
     batch_size,
-    copied,
     describe,
+    each,
     forward,
     logits_of,
     rows_of,
-    versions,
+    tensors,
 )
 from unitroles.model.memory import out_of_memory, ran_out
 from unitroles.options import Layer
@@ -157,28 +157,30 @@ class _Record:
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
-        self._met: Counter[nn.Module] = Counter()
         self._axes: dict[int, int] = {}
         self._keep: list[Any] = []  # an identity means something only while its tensor lives
-        self._took: dict[nn.Module, tuple[tuple[int, int], ...]] = {}
+        self._took: dict[Place, list[tuple[Tensor, tuple[int, int]]]] = defaultdict(list)
 
-    def enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        """Before the call: a module may write to what it is given."""
-        self._took[module] = tuple(_identity(v) for v in args if isinstance(v, Tensor))
+    def note(self, place: Place, value: Any) -> None:
+        call = replace(place, argument=None)
+        if place.argument is None:
+            self._keep.append(value)
+            self.calls.append(self._call(place, value))
+        elif isinstance(value, Tensor):  # before the call: a module may write to what it is given
+            self._took[call].append((value, _identity(value)))
 
-    def note(self, path: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def _call(self, place: Place, output: Any) -> Call:
+        taken = self._took[place]
         shape, axis, guessed, dtype = None, None, False, None
         if isinstance(output, Tensor) and output.is_floating_point() and not output.is_nested:
             shape, dtype = tuple(output.shape), output.dtype
-            axis, guessed = _unit_axis(module, args, output, self._axes, self.calls)
+            args = [value for value, _ in taken]
+            axis, guessed = _unit_axis(place.module, args, output, self._axes, self.calls)
             if axis is not None and not guessed:
                 self._axes[id(output)] = axis
-        tensors = [value for value in args if isinstance(value, Tensor)]
-        self._keep.extend([output, *tensors])
-        took, index = self._took[module], self._met[module]
-        self._met[module] += 1
-        found = Call(path, index, module, shape, axis, guessed, _identity(output), took, dtype)
-        self.calls.append(found)
+        inputs = tuple(identity for _, identity in taken)
+        form = shape, axis, guessed, _identity(output), inputs, dtype
+        return Call(place.path, place.call, place.module, *form)
 
 
 def _identity(value: Any) -> tuple[int, int]:
@@ -189,12 +191,9 @@ def _identity(value: Any) -> tuple[int, int]:
 
 def _run(model: nn.Module, inputs: Any) -> Trace:
     record = _Record()
-    with ExitStack() as stack:
-        for path, module in model.named_modules():
-            stack.callback(module.register_forward_pre_hook(record.enter).remove)
-            stack.callback(module.register_forward_hook(partial(record.note, path)).remove)
-        given = copied(inputs)
-        before = versions(given)
+    with watched(model, model.named_modules(), record.note):
+        given = each(inputs, torch.clone)
+        before = list(map(_identity, tensors(given)))
         try:
             output = forward(model, given)
         except FORWARD_ERRORS as error:
@@ -204,12 +203,13 @@ def _run(model: nn.Module, inputs: Any) -> Trace:
                 f"the model cannot take a batch of {describe(inputs)}: {first_line(error)}; give "
                 "samples of the shape and type the model was trained with"
             ) from error
+    writes = list(map(_identity, tensors(given))) != before
     logits, shape = logits_of(output).clone(), tuple(answer_of(output).shape[1:])
-    return Trace(record.calls, logits, shape, inputs, versions(given) != before)
+    return Trace(record.calls, logits, shape, inputs, writes)
 
 
 def _unit_axis(
-    module: nn.Module, args: tuple[Any, ...], output: Tensor, axes: dict[int, int], past: list[Call]
+    module: nn.Module, args: Sequence[Any], output: Tensor, axes: dict[int, int], past: list[Call]
 ) -> tuple[int | None, bool]:
     """The unit axis from the kind of module, its input or its inside; True where it is a guess."""
     if output.ndim < 2:
@@ -225,8 +225,7 @@ def _unit_axis(
     inside = any(True for _ in module.children())
     for value in () if inside else args:
         axis = axes.get(id(value))
-        alike = axis is not None and value.shape == output.shape
-        if alike:
+        if axis is not None and value.shape == output.shape:
             # A module of one's own may have moved the axis to another of the same size.
             keeps = isinstance(module, KEEPING) or is_foreign_activation(module)
             return axis, not (whole or last or keeps)
