@@ -102,7 +102,7 @@ class Known:
     transform : makes the model's input of one PIL picture.
     tokenizer : folder or name of its tokenizer.
     tokens : how many a text may have.
-    numbers : class numbers by name; empty where ignore named the classes.
+    numbers : class numbers by name; empty where nobody named the classes.
     """
 
     transform: Callable[[Any], Any] | None = None
