@@ -19,10 +19,9 @@ from torch.utils.data import (
     default_collate,
 )
 
-from unitroles.data.samples import LABELS, Arrays, Samples, as_labels, as_tensor, differ
+from unitroles.data.samples import LABELS, Arrays, Samples, as_labels, as_numbers, differ
 from unitroles.errors import DataWarning, InputError
 from unitroles.model.forward import leaves
-from unitroles.wording import first_line
 
 
 def as_samples(data: Any, name: str, any_labels: bool = False) -> Samples:
@@ -119,7 +118,9 @@ def _is_array(value: Any) -> bool:
 
 
 def _pair(inputs: Any, labels: Any, name: str) -> Arrays:
-    inputs, labels = _as_inputs(inputs, name), as_labels(labels, name)
+    remedy = "turn texts into token numbers and tables into one array of numbers"
+    inputs = as_numbers(inputs, f"the {name} inputs", remedy)
+    labels = as_labels(labels, name)
     if len(inputs) != len(labels):
         raise InputError(
             f"the {name} data hold {len(inputs)} inputs but {len(labels)} labels; give one each"
@@ -130,16 +131,6 @@ def _pair(inputs: Any, labels: Any, name: str) -> Arrays:
             "exactly as in training"
         )
     return Arrays(inputs, labels)
-
-
-def _as_inputs(inputs: Any, name: str) -> Tensor:
-    try:
-        return as_tensor(inputs)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(
-            f"the {name} inputs are no numbers ({first_line(error)}); turn texts into token "
-            "numbers and tables into one array of numbers"
-        ) from error
 
 
 def _class_names(data: Any) -> tuple[str, ...] | None:

@@ -36,7 +36,7 @@ class Batch:
     count: int
 
     def described(self, name: str) -> str:
-        """Which samples of a split these are, for messages."""
+        """The numbers of these samples in their split, for messages."""
         return f"a batch with {name} samples {self.rows.min()} to {self.rows.max()}"
 
 
@@ -132,7 +132,7 @@ class Samples:
             yield _split_batch(batch, self.name)
 
     def _batches(self, chunks: Sequence[np.ndarray]) -> Iterator[Any]:
-        """What the collate function makes of these samples.
+        """These samples as the collate function puts them into batches.
 
         Raises
         ------
@@ -159,17 +159,11 @@ class Arrays(TensorDataset):
 
 
 def differ(one: Tensor, other: Tensor) -> Tensor:
-    """Which samples differ; not-a-number equals itself."""
+    """The samples that differ, True for each; not-a-number equals itself."""
     if one.shape != other.shape:
         return torch.ones(len(other), dtype=torch.bool)
     changed = (one != other) & ~((one != one) & (other != other))
     return changed[..., None].flatten(1).any(dim=1)
-
-
-def as_tensor(value: Any) -> Tensor:
-    # torch can neither wrap a read-only array without complaint nor one with negative strides.
-    plain = np.require(value, requirements=["C", "W"]) if isinstance(value, np.ndarray) else value
-    return torch.as_tensor(plain)
 
 
 def _split_batch(batch: Any, name: str) -> tuple[Any, Tensor]:
@@ -198,10 +192,20 @@ def _split_batch(batch: Any, name: str) -> tuple[Any, Tensor]:
 
 
 def as_labels(labels: Any, name: str) -> Tensor:
+    remedy = "give class numbers from 0 and the names with class_names"
+    return as_numbers(labels, f"the {name} labels", remedy).cpu()
+
+
+def as_numbers(value: Any, what: str, remedy: str) -> Tensor:
+    """A tensor of what may be an array, a list or a number.
+
+    Raises
+    ------
+    InputError : it holds something else than numbers.
+    """
+    # torch can neither wrap a read-only array without complaint nor one with negative strides.
+    plain = np.require(value, requirements=["C", "W"]) if isinstance(value, np.ndarray) else value
     try:
-        return as_tensor(labels).cpu()
+        return torch.as_tensor(plain)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(
-            f"the {name} labels are no numbers ({first_line(error)}); give class numbers from 0 "
-            "and the names with class_names"
-        ) from error
+        raise InputError(f"{what} are no numbers ({first_line(error)}); {remedy}") from error

@@ -1,4 +1,4 @@
-"""Run the user's model: what it takes, what it answers, in which precision."""
+"""Run the user's model: its inputs, its answer, its precision."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def forward(model: nn.Module, inputs: Any) -> Any:
 
 
 def answer_of(output: Any) -> Tensor:
-    """What counts in what a model returns: its logits, or what it returns first.
+    """The logits in what a model returns, or the first thing of it.
 
     Raises
     ------
@@ -93,7 +93,7 @@ def logits_of(output: Any) -> Float[Tensor, "samples labels"]:
 
 
 def no_logits(found: object) -> InputError:
-    """What is said of an output that holds no logits."""
+    """The error of an output that holds no logits."""
     return InputError(
         f"the model's output must hold logits of shape (samples, classes), got {found}; wrap the "
         "model in a module that returns them"
@@ -135,7 +135,7 @@ def form_of(inputs: Any) -> tuple[Any, ...]:
 
 
 def batch_size(inputs: Any) -> int:
-    """How many samples a batch of inputs holds."""
+    """The number of samples in a batch of inputs."""
     return next(tensor.shape[0] for tensor in tensors(inputs) if tensor.ndim)
 
 

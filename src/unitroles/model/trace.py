@@ -27,13 +27,13 @@ from unitroles.model.memory import out_of_memory, ran_out
 from unitroles.options import Layer
 from unitroles.wording import first_line
 
-_CHANNELS_FIRST = (
+_BY_CHANNEL = (
     *(getattr(nn, name) for name in nn.modules.pooling.__all__),
-    nn.modules.conv._ConvNd,
     nn.modules.batchnorm._NormBase,
     nn.GroupNorm,
 )
-ELEMENTWISE = (
+_CHANNELS_FIRST = (*_BY_CHANNEL, nn.modules.conv._ConvNd)
+KEEPING = (
     *(
         getattr(nn, name)
         for name in nn.modules.activation.__all__
@@ -41,14 +41,9 @@ ELEMENTWISE = (
     ),
     nn.modules.dropout._DropoutNd,
     nn.Identity,
+    *_BY_CHANNEL,
 )
-"""Modules that leave every unit on its axis; `KEEPING` adds norms and pooling."""
-KEEPING = (
-    *ELEMENTWISE,
-    *(getattr(nn, name) for name in nn.modules.pooling.__all__),
-    nn.modules.batchnorm._NormBase,
-    nn.GroupNorm,
-)
+"""Modules that leave every unit on its axis."""
 _CHANNELS_LAST = (nn.Linear, nn.LayerNorm, nn.Embedding)
 # Where other libraries keep activation functions of their own.
 _ACTIVATIONS_OF_OTHERS = ("transformers.activations", "timm.layers.activations")
@@ -83,7 +78,7 @@ class Call:
 
     @property
     def units(self) -> int:
-        """How many units the output carries; 0 = none."""
+        """The number of units that the output carries; 0 = none."""
         return 0 if self.shape is None or self.axis is None else self.shape[self.axis]
 
 
@@ -131,7 +126,7 @@ class Trace:
 
     @property
     def samples(self) -> int:
-        """How many samples the batch holds."""
+        """The number of samples in the batch."""
         return batch_size(self.inputs)
 
 
@@ -162,12 +157,11 @@ class _Record:
         self._took: dict[Place, list[tuple[Tensor, tuple[int, int]]]] = defaultdict(list)
 
     def note(self, place: Place, value: Any) -> None:
-        call = replace(place, argument=None)
         if place.argument is None:
             self._keep.append(value)
             self.calls.append(self._call(place, value))
         elif isinstance(value, Tensor):  # before the call: a module may write to what it is given
-            self._took[call].append((value, _identity(value)))
+            self._took[replace(place, argument=None)].append((value, _identity(value)))
 
     def _call(self, place: Place, output: Any) -> Call:
         taken = self._took[place]
@@ -178,13 +172,12 @@ class _Record:
             axis, guessed = _unit_axis(place.module, args, output, self._axes, self.calls)
             if axis is not None and not guessed:
                 self._axes[id(output)] = axis
-        inputs = tuple(identity for _, identity in taken)
-        form = shape, axis, guessed, _identity(output), inputs, dtype
-        return Call(place.path, place.call, place.module, *form)
+        made, inputs = _identity(output), tuple(identity for _, identity in taken)
+        return Call(place.path, place.call, place.module, shape, axis, guessed, made, inputs, dtype)
 
 
 def _identity(value: Any) -> tuple[int, int]:
-    """Which tensor it is, and how often it was written to: an addition in place makes another."""
+    """The tensor and the count of writes to it: an addition in place makes another."""
     counted = isinstance(value, Tensor) and not value.is_inference()
     return id(value), value._version if counted else 0
 

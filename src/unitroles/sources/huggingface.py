@@ -88,7 +88,7 @@ def label_numbers(model: nn.Module) -> dict[str, int]:
 
 
 def picture_transform(name: str) -> Callable[[Any], Any] | None:
-    """What the model's own image processor makes of a PIL picture; None where it has none."""
+    """The model's own image processor, for one PIL picture; None where it has none."""
     processor = _processor(name)
     if processor is None:
         return None
@@ -148,7 +148,7 @@ def token_shape(model: nn.Module) -> tuple[int, int]:
 
 
 def _kind(name: str, config: Any) -> str:
-    """What the model was saved as; else what transformers can make of its configuration."""
+    """The kind that the model was saved as; else one that its configuration is made for."""
     saved = [str(known) for known in getattr(config, "architectures", None) or ()]
     for kind, ending in KINDS.items():
         if any(known.endswith(ending) for known in saved):
@@ -189,7 +189,7 @@ def _check_weights(folder: Path) -> None:
 
 
 def _loaded(maker: Any, name: str, **options: Any) -> Any:
-    """What a class of transformers makes of a folder or a name, without foreign code."""
+    """The object that a class of transformers makes of a folder or a name, without foreign code."""
     here = Path(name).is_dir()  # it is complete or an error: nothing is looked up elsewhere
     with _quiet():
         return maker.from_pretrained(
@@ -221,7 +221,7 @@ def _reading(name: str) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """What matters of its messages is an error here, in one line; no bars."""
+    """No messages and no bars: what matters of them is an error here, in one line."""
     own = needed("transformers.utils.logging", "hf")
     loggers = [logging.getLogger(name) for name in ("transformers", "huggingface_hub")]
     levels, bars = [logger.level for logger in loggers], own.is_progress_bar_enabled()

@@ -22,13 +22,13 @@ SEPARATORS = {".csv": ",", ".tsv": "\t"}
 SAVED = ("state.json", "dataset_dict.json")
 """A folder with one of these was written by `save_to_disk` of Hugging Face datasets."""
 _ARROW = (ValueError, TypeError, NotImplementedError)
-"""What all errors of pyarrow are."""
+"""The kinds of all errors of pyarrow."""
 _REMEDY = "give a text file in UTF-8 with a label and a text in every line"
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of a table are read; None finds them by name or type."""
+    """The columns of a table that are read; None finds them by name or type."""
 
     label: str | None = None
     text: str | None = None

@@ -28,7 +28,7 @@ _FORMS = (
 
 @dataclass(frozen=True)
 class Pictures:
-    """How pictures become the model's input.
+    """Options for turning pictures into the model's input.
 
     Parameters
     ----------

@@ -26,7 +26,7 @@ _NO_LIMIT = 10**9
 
 @dataclass(frozen=True)
 class Tables:
-    """How the rows of a table become the model's input.
+    """Options for turning the rows of a table into the model's input.
 
     Parameters
     ----------
