@@ -12,7 +12,7 @@ from PIL import Image
 import tiny
 from unitroles.errors import DataWarning, InputError
 from unitroles.sources.factory import Known
-from unitroles.sources.records import Columns, Rows, is_table, read_rows, same_kind
+from unitroles.sources.records import Columns, Table, is_table, read_table, same_kind
 from unitroles.sources.splits import Pictures, load_groups, load_splits
 from unitroles.sources.tokens import Tables, number_labels
 
@@ -40,26 +40,26 @@ def write(path: Path, content: str) -> str:
     ],
 )
 def test_labels_and_texts(name: str, content: str, tmp_path: Path) -> None:
-    rows = read_rows(write(tmp_path / name, content), "train")
+    rows = read_table(write(tmp_path / name, content), "train")
     assert rows.labels == ["who", "where"]
     assert rows.texts == ["who is the king ?", "where is the city ?"]
 
 
 def test_chosen_columns(tmp_path: Path) -> None:
     spec = write(tmp_path / "a.csv", "id,label,kind,text,body\n1,a,b,c,d\n")
-    rows = read_rows(spec, "train", Columns("kind", "body"))
+    rows = read_table(spec, "train", Columns("kind", "body"))
     assert (rows.labels, rows.texts) == (["b"], ["d"])
-    rows = read_rows(spec, "train", Columns("kind"))
+    rows = read_table(spec, "train", Columns("kind"))
     assert (rows.labels, rows.texts) == (["b"], ["c"])
 
 
 def test_texts_stay_as_they_are(tmp_path: Path) -> None:
     lines = ['NA\tsay "cheese', "null\tNaN", "007\t 1.50 ", "a\t", "a\t'b, c'"]
-    rows = read_rows(write(tmp_path / "a.tsv", "\n".join(["label\ttext", *lines])), "train")
+    rows = read_table(write(tmp_path / "a.tsv", "\n".join(["label\ttext", *lines])), "train")
     assert rows.labels == ["NA", "null", "007", "a", "a"]
     assert rows.texts == ['say "cheese', "NaN", " 1.50 ", "", "'b, c'"]
     quoted = write(tmp_path / "a.csv", 'label,text\na,"b, ""c"""\n')
-    assert read_rows(quoted, "train").texts == ['b, "c"']
+    assert read_table(quoted, "train").texts == ['b, "c"']
 
 
 @pytest.mark.parametrize(
@@ -97,20 +97,20 @@ def test_tables_that_cannot_be_used(
     if content is not None:
         write(tmp_path / name, content)
     with pytest.raises(InputError, match=message):
-        read_rows(str(tmp_path / name), "train", columns)
+        read_table(str(tmp_path / name), "train", columns)
 
 
 def test_no_utf8(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(b"label,text\na,\xff\xfe\n")
     with pytest.raises(InputError, match="a.csv cannot be read: .*; give a text file in UTF-8"):
-        read_rows(str(tmp_path / "a.csv"), "train")
+        read_table(str(tmp_path / "a.csv"), "train")
 
 
 # --- numbers of the classes
 
 
-def rows(labels: list[Any], names: tuple[str, ...] | None = None) -> Rows:
-    return Rows("a.csv", labels, names, texts=[""] * len(labels))
+def rows(labels: list[Any], names: tuple[str, ...] | None = None) -> Table:
+    return Table("a.csv", labels, names, texts=[""] * len(labels))
 
 
 def numbered(
@@ -311,13 +311,13 @@ def test_texts_in_parquet(datasets: Any, tokenizer: str, tmp_path: Path) -> None
         assert (train.targets.tolist(), names) == (expected, ["who", "where"])
         assert train[0]["input_ids"].tolist() == [2, 4, 3]
     with pytest.raises(InputError, match="column 'number' of .*does not hold texts; name the one"):
-        read_rows(spec, "train", Columns("kind", "number"))
+        read_table(spec, "train", Columns("kind", "number"))
     with pytest.raises(InputError, match="column 'number' of .*does not hold pictures .*--image-c"):
-        read_rows(spec, "train", Columns("kind", image="number"))
+        read_table(spec, "train", Columns("kind", image="number"))
     with pytest.raises(InputError, match="no column 'label' or 'labels' among sentence, kind, num"):
-        read_rows(spec, "train")
+        read_table(spec, "train")
     with pytest.raises(InputError, match="unknown column of .*'nmber'; did you mean number?"):
-        read_rows(spec, "train", Columns("nmber"))
+        read_table(spec, "train", Columns("nmber"))
 
 
 @pytest.mark.parametrize(
@@ -331,7 +331,7 @@ def test_labels_that_are_none(labels: list[Any], message: str, datasets: Any, tm
     data = datasets.Dataset.from_dict({"label": labels, "text": ["a", "b"]})
     data.to_parquet(tmp_path / "a.parquet")
     with pytest.raises(InputError, match=message):
-        read_rows(str(tmp_path / "a.parquet"), "train")
+        read_table(str(tmp_path / "a.parquet"), "train")
 
 
 def test_unlabelled_rows_of_a_class_column(datasets: Any, tmp_path: Path) -> None:
@@ -343,7 +343,7 @@ def test_unlabelled_rows_of_a_class_column(datasets: Any, tmp_path: Path) -> Non
     )
     data.to_parquet(tmp_path / "a.parquet")
     with pytest.raises(InputError, match="a label in .* is -1, outside its 2 class names; remove"):
-        read_rows(str(tmp_path / "a.parquet"), "train")
+        read_table(str(tmp_path / "a.parquet"), "train")
 
 
 def test_texts_against_pictures(datasets: Any, tokenizer: str, tmp_path: Path) -> None:
@@ -356,14 +356,14 @@ def test_a_dictionary_of_splits_names_them(datasets: Any, tmp_path: Path) -> Non
     pair = datasets.DatasetDict(train=pictured(datasets), test=pictured(datasets))
     pair.save_to_disk(tmp_path / "saved")
     with pytest.raises(InputError, match="holds several splits; give one of them for train: .*tes"):
-        read_rows(str(tmp_path / "saved"), "train")
-    assert read_rows(str(tmp_path / "saved" / "test"), "test").labels == [1, 0, 1]
+        read_table(str(tmp_path / "saved"), "train")
+    assert read_table(str(tmp_path / "saved" / "test"), "test").labels == [1, 0, 1]
 
 
 def test_a_damaged_data_set(datasets: Any, tmp_path: Path) -> None:
     (tmp_path / "state.json").write_text(json.dumps({"_data_files": []}))
     with pytest.raises(InputError, match="train data .* cannot be read: .*; give a parquet file"):
-        read_rows(str(tmp_path), "train")
+        read_table(str(tmp_path), "train")
 
 
 # --- groups

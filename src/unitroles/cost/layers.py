@@ -18,7 +18,7 @@ from unitroles.graph.flops import Operations
 from unitroles.graph.ops import ROWS, is_norm, value_of
 from unitroles.model.borrow import device_of, untouched, unwrapped
 from unitroles.model.candidates import candidates, recommend
-from unitroles.model.forward import batch_size, copied, forward, logits_of, to_device
+from unitroles.model.forward import Precision, batch_size, each, forward, logits_of
 from unitroles.model.trace import Site, Trace, find_site, trace
 from unitroles.options import Layer
 from unitroles.rewrite.additive import recognise
@@ -65,7 +65,7 @@ def layers(model: nn.Module, example: Any) -> pd.DataFrame:
     if batch_size(example) < 2:
         raise InputError("give an example batch of at least two inputs")
     with unwrapped(model) as model, untouched(model):
-        example = to_device(example, device_of(model))
+        example = Precision(device_of(model)).place(example)
         seen = trace(model, example)
         best = recommend(seen.calls, seen.samples).path
         found = candidates(seen.calls, seen.samples)
@@ -94,7 +94,7 @@ def _seconds(model: nn.Module, example: Any) -> float:
     """Of the fastest of some forwards of the example: others share the machine."""
     found = []
     for _ in range(_FORWARDS):
-        given = copied(example)
+        given = each(example, torch.clone)
         started = time.perf_counter()
         logits_of(forward(model, given)).cpu()
         found.append(time.perf_counter() - started)

@@ -1,4 +1,4 @@
-"""Which columns of its samples a model takes."""
+"""The columns of its samples that a model takes."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def _column(inputs: Any, name: str) -> Any:
 
 
 def _parameters(model: nn.Module) -> list[str] | None:
-    """What the model's forward can be given by name; None = anything."""
+    """The names of what the model's forward can be given; None = anything."""
     found = inspect.signature(model.forward).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in found):
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -19,10 +19,9 @@ from torch.utils.data import (
     default_collate,
 )
 
-from unitroles.data.samples import LABELS, Arrays, Batch, Samples, as_labels, as_tensor
+from unitroles.data.samples import LABELS, Arrays, Samples, as_labels, as_numbers, differ
 from unitroles.errors import DataWarning, InputError
-from unitroles.model.forward import rows_of, same_tensors
-from unitroles.wording import first_line
+from unitroles.model.forward import leaves
 
 
 def as_samples(data: Any, name: str, any_labels: bool = False) -> Samples:
@@ -119,7 +118,9 @@ def _is_array(value: Any) -> bool:
 
 
 def _pair(inputs: Any, labels: Any, name: str) -> Arrays:
-    inputs, labels = _as_inputs(inputs, name), as_labels(labels, name)
+    remedy = "turn texts into token numbers and tables into one array of numbers"
+    inputs = as_numbers(inputs, f"the {name} inputs", remedy)
+    labels = as_labels(labels, name)
     if len(inputs) != len(labels):
         raise InputError(
             f"the {name} data hold {len(inputs)} inputs but {len(labels)} labels; give one each"
@@ -130,16 +131,6 @@ def _pair(inputs: Any, labels: Any, name: str) -> Arrays:
             "exactly as in training"
         )
     return Arrays(inputs, labels)
-
-
-def _as_inputs(inputs: Any, name: str) -> Tensor:
-    try:
-        return as_tensor(inputs)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(
-            f"the {name} inputs are no numbers ({first_line(error)}); turn texts into token "
-            "numbers and tables into one array of numbers"
-        ) from error
 
 
 def _class_names(data: Any) -> tuple[str, ...] | None:
@@ -156,7 +147,7 @@ def _class_names(data: Any) -> tuple[str, ...] | None:
 def _read_labels(samples: Samples) -> Tensor:
     """All labels; a `targets` list saves reading every input, and each read is checked later."""
     if isinstance(samples.source, Arrays):
-        return samples.source.labels
+        return samples.source.tensors[1]
     targets = getattr(samples.source, "targets", None)
     plain = getattr(samples.source, "target_transform", None) is None
     if targets is not None and plain and len(targets) == len(samples):
@@ -182,22 +173,14 @@ def warn_if_changing(samples: Samples) -> None:
     """
     few = np.linspace(0, len(samples) - 1, min(STABILITY_CHECK, len(samples))).astype(np.int64)
     first, second = (next(samples.take(few).batches(len(few))) for _ in range(2))
-    if same_tensors(first.inputs, second.inputs):
-        return
-    for row, one, two in _pairs(first, second):
-        if not same_tensors(one, two):
-            warnings.warn(
-                f"{samples.name} sample {row} differs between two reads: augmentation is on. Give "
-                "the data as the model sees them at test time, or roles and accuracy will be those "
-                "of random draws",
-                DataWarning,
-                stacklevel=3,
-            )
-            return
-
-
-def _pairs(first: Batch, second: Batch) -> Iterator[tuple[Any, Any, Any]]:
-    """Number and both reads of every sample."""
-    for place, row in enumerate(first.rows):
-        own = slice(place, place + 1)
-        yield row, rows_of(first.inputs, own), rows_of(second.inputs, own)
+    changed = torch.zeros(len(few), dtype=torch.bool)
+    for (_, one), (_, two) in zip(leaves(first.inputs), leaves(second.inputs), strict=True):
+        changed |= differ(one, two).cpu() if isinstance(one, Tensor) else bool(one != two)
+    if changed.any():
+        warnings.warn(
+            f"{samples.name} sample {few[int(changed.nonzero()[0])]} differs between two reads: "
+            "augmentation is on. Give the data as the model sees them at test time, or roles and "
+            "accuracy will be those of random draws",
+            DataWarning,
+            stacklevel=3,
+        )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import (
     DataLoader,
-    Dataset,
+    TensorDataset,
     default_collate,
 )
 
@@ -37,7 +36,7 @@ class Batch:
     count: int
 
     def described(self, name: str) -> str:
-        """Which samples of a split these are, for messages."""
+        """The numbers of these samples in their split, for messages."""
         return f"a batch with {name} samples {self.rows.min()} to {self.rows.max()}"
 
 
@@ -86,7 +85,7 @@ class Samples:
         padded = [np.append(c, np.repeat(c[:1], size - len(c))) for c in chunks]
         for chunk, start, (inputs, targets) in zip(chunks, starts, self._read(padded), strict=True):
             count = len(chunk)
-            changed = _differ(targets[:count], self.targets[start : start + count])
+            changed = differ(targets[:count], self.targets[start : start + count])
             if changed.any():
                 where = int(chunk[int(changed.nonzero()[0])])
                 raise InputError(
@@ -126,12 +125,19 @@ class Samples:
     def _read(self, chunks: Sequence[np.ndarray]) -> Iterator[tuple[Any, Tensor]]:
         if isinstance(self.source, Arrays):
             for chunk in chunks:
-                yield self.source.inputs[torch.from_numpy(chunk)], self.source.labels[chunk]
+                inputs, labels = self.source[torch.from_numpy(chunk)]
+                yield inputs, labels
             return
         for batch in self._batches(chunks):
             yield _split_batch(batch, self.name)
 
     def _batches(self, chunks: Sequence[np.ndarray]) -> Iterator[Any]:
+        """These samples as the collate function puts them into batches.
+
+        Raises
+        ------
+        InputError : they do not fit into one batch, or are of a type that no batch is made of.
+        """
         loader = DataLoader(
             self.source,
             batch_sampler=[chunk.tolist() for chunk in chunks],  # pyright: ignore[reportArgumentType]
@@ -139,53 +145,25 @@ class Samples:
             num_workers=self.workers,
         )
         batches = iter(loader)
-        while True:
-            with _readable(self.name):
-                batch = next(batches, None)
-            if batch is None:
-                return
-            yield batch
+        try:
+            yield from batches
+        except (RuntimeError, TypeError) as error:
+            raise InputError(
+                f"the {self.name} samples cannot be put into one batch: {first_line(error)}; give "
+                "tensors of one shape, or a DataLoader with the collate function used in training"
+            ) from error
 
 
-@contextmanager
-def _readable(name: str) -> Iterator[None]:
-    """Samples that do not fit into one batch, or of a type that no batch is made of."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (RuntimeError, TypeError) as error:
-        raise InputError(
-            f"the {name} samples cannot be put into one batch: {first_line(error)}; give tensors "
-            "of one shape, or a DataLoader with the collate function used in training"
-        ) from error
-
-
-class Arrays(Dataset):
+class Arrays(TensorDataset):
     """A pair of arrays, read by whole batches."""
 
-    def __init__(self, inputs: Tensor, labels: Tensor) -> None:
-        self.inputs, self.labels = inputs, labels
 
-    def __len__(self) -> int:
-        return len(self.inputs)
-
-    def __getitem__(self, row: int) -> tuple[Tensor, Tensor]:
-        return self.inputs[row], self.labels[row]
-
-
-def _differ(one: Tensor, other: Tensor) -> Tensor:
-    """Which samples' labels differ; not-a-number equals itself."""
+def differ(one: Tensor, other: Tensor) -> Tensor:
+    """The samples that differ, True for each; not-a-number equals itself."""
     if one.shape != other.shape:
         return torch.ones(len(other), dtype=torch.bool)
-    differ = (one != other) & ~((one != one) & (other != other))
-    return differ.reshape(len(differ), -1).any(dim=1)
-
-
-def as_tensor(value: Any) -> Tensor:
-    # torch can neither wrap a read-only array without complaint nor one with negative strides.
-    plain = np.require(value, requirements=["C", "W"]) if isinstance(value, np.ndarray) else value
-    return torch.as_tensor(plain)
+    changed = (one != other) & ~((one != one) & (other != other))
+    return changed[..., None].flatten(1).any(dim=1)
 
 
 def _split_batch(batch: Any, name: str) -> tuple[Any, Tensor]:
@@ -214,10 +192,20 @@ def _split_batch(batch: Any, name: str) -> tuple[Any, Tensor]:
 
 
 def as_labels(labels: Any, name: str) -> Tensor:
+    remedy = "give class numbers from 0 and the names with class_names"
+    return as_numbers(labels, f"the {name} labels", remedy).cpu()
+
+
+def as_numbers(value: Any, what: str, remedy: str) -> Tensor:
+    """A tensor of what may be an array, a list or a number.
+
+    Raises
+    ------
+    InputError : it holds something else than numbers.
+    """
+    # torch can neither wrap a read-only array without complaint nor one with negative strides.
+    plain = np.require(value, requirements=["C", "W"]) if isinstance(value, np.ndarray) else value
     try:
-        return as_tensor(labels).cpu()
+        return torch.as_tensor(plain)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(
-            f"the {name} labels are no numbers ({first_line(error)}); give class numbers from 0 "
-            "and the names with class_names"
-        ) from error
+        raise InputError(f"{what} are no numbers ({first_line(error)}); {remedy}") from error

@@ -1,4 +1,4 @@
-"""Which samples are analysed, and how they are classed."""
+"""The samples that are analysed, and their classes."""
 
 from __future__ import annotations
 

@@ -14,8 +14,8 @@ from unitroles.engine.masks import AllButOne, Masks, Prefixes, Tree
 from unitroles.engine.plan import Rows
 from unitroles.engine.suffix import TILE_BYTES, SuffixPlan
 from unitroles.engine.sums import Sums, rows_per_tile
+from unitroles.model.calls import Place
 from unitroles.model.forward import Logits
-from unitroles.model.hooks import Place
 from unitroles.model.trace import Site
 from unitroles.rewrite.additive import Additive
 

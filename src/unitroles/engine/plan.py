@@ -15,8 +15,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from unitroles.engine.masks import Masks
+from unitroles.model.calls import Place
 from unitroles.model.forward import Logits, Precision, batch_size
-from unitroles.model.hooks import Place, output_of, run_masked
+from unitroles.model.hooks import output_of, run_masked
 from unitroles.model.trace import Site
 
 Rows = tuple[Tensor, ...]

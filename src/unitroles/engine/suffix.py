@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from unitroles.engine.masks import Masks, Tree
 from unitroles.engine.plan import Rows
 from unitroles.engine.sums import repeat
+from unitroles.model.calls import Place
 from unitroles.model.forward import Logits, flat, form_of
-from unitroles.model.hooks import Place, output_of
+from unitroles.model.hooks import output_of
 from unitroles.model.memory import slices
 from unitroles.model.trace import Site
 from unitroles.rewrite.head import Head

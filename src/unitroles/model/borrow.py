@@ -15,7 +15,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
 from unitroles.errors import InputError
-from unitroles.model.forward import copied, with_channels_last
+from unitroles.model.forward import each, with_channels_last
 from unitroles.wording import first_line
 
 OWN = frozenset(vars(nn.Module()))
@@ -86,18 +86,16 @@ def device_of(model: nn.Module) -> torch.device:
 @contextmanager
 def inputs_kept(model: nn.Module, writes: bool) -> Iterator[None]:
     """Let a model that writes to its inputs write to copies, so that a batch can be run again."""
-    if not writes:
-        yield
-        return
 
     def copy(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        return copied(args), copied(kwargs)
+        return each(args, torch.clone), each(kwargs, torch.clone)
 
-    handle = model.register_forward_pre_hook(copy, with_kwargs=True, prepend=True)
-    try:
+    with ExitStack() as stack:
+        if writes:
+            stack.enter_context(
+                model.register_forward_pre_hook(copy, with_kwargs=True, prepend=True)
+            )
         yield
-    finally:
-        handle.remove()
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -115,10 +113,8 @@ def fingerprint(model: nn.Module) -> str:
 @contextmanager
 def memory_format(model: nn.Module, channels_last: bool) -> Iterator[None]:
     """Convolution weights with their channels last, for as long as the block runs."""
-    if not channels_last:
-        yield
-        return
-    given = [(tensor, tensor.data) for tensor in model.parameters() if tensor.ndim == 4]
+    weights = [tensor for tensor in model.parameters() if channels_last and tensor.ndim == 4]
+    given = [(tensor, tensor.data) for tensor in weights]
     try:
         for tensor, data in given:
             tensor.data = with_channels_last(data)
@@ -178,7 +174,7 @@ def unwrapped(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def inside(model: nn.Module) -> nn.Module:
-    """What a wrapper wraps; anything else as it is."""
+    """The module inside a wrapper; anything else as it is."""
     while True:
         if isinstance(model, (DataParallel, DistributedDataParallel)):
             model = model.module

@@ -1,4 +1,4 @@
-"""Which layers have units, which one is recommended, and which one a name means."""
+"""The layers that have units, the one that is recommended, and the one that a name means."""
 
 from __future__ import annotations
 
@@ -85,9 +85,7 @@ def resolve(model: nn.Module, layer: str | nn.Module | Layer | None, seen: Trace
 
 def _plain(path: str, model: nn.Module) -> str:
     """A path without what wrappers put into it."""
-    if path in dict(model.named_modules()):
-        return path
-    for wrappers in (("_orig_mod",), ("_orig_mod", "module")):
+    for wrappers in ((), ("_orig_mod",), ("_orig_mod", "module")):
         plain = ".".join(part for part in path.split(".") if part not in wrappers)
         if plain in dict(model.named_modules()):
             return plain

@@ -1,8 +1,8 @@
-"""Run the user's model: what it takes, what it answers, in which precision."""
+"""Run the user's model: its inputs, its answer, its precision."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -26,16 +26,31 @@ FORWARD_ERRORS = (
 )
 
 
-def to_device(inputs: Any, device: torch.device | str) -> Any:
-    """Move a tensor, or the tensors of a sequence or mapping, to a device."""
-    if isinstance(inputs, Tensor):
-        return inputs.to(device)
+def each(inputs: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same batch with every tensor changed: mappings become dicts, sequences tuples."""
     if isinstance(inputs, Mapping):
         # One order of the names for all batches: a graph takes its inputs by position.
-        return {name: to_device(inputs[name], device) for name in sorted(inputs, key=str)}
+        return {name: each(inputs[name], change) for name in sorted(inputs, key=str)}
     if isinstance(inputs, (tuple, list)):
-        return tuple(to_device(value, device) for value in inputs)
-    return inputs
+        return tuple(each(value, change) for value in inputs)
+    return change(inputs) if isinstance(inputs, Tensor) else inputs
+
+
+def leaves(inputs: Any, name: Any = None) -> Iterator[tuple[Any, Any]]:
+    """Every value of a batch, in the order of `each`, with the name of its column or None."""
+    if isinstance(inputs, Mapping):
+        for key in sorted(inputs, key=str):
+            yield from leaves(inputs[key], key)
+    elif isinstance(inputs, (tuple, list)):
+        for value in inputs:
+            yield from leaves(value, name)
+    else:
+        yield name, inputs
+
+
+def tensors(inputs: Any) -> list[Tensor]:
+    """The tensors of a batch."""
+    return [value for _, value in leaves(inputs) if isinstance(value, Tensor)]
 
 
 def forward(model: nn.Module, inputs: Any) -> Any:
@@ -48,7 +63,7 @@ def forward(model: nn.Module, inputs: Any) -> Any:
 
 
 def answer_of(output: Any) -> Tensor:
-    """What counts in what a model returns: its logits, or what it returns first.
+    """The logits in what a model returns, or the first thing of it.
 
     Raises
     ------
@@ -78,7 +93,7 @@ def logits_of(output: Any) -> Float[Tensor, "samples labels"]:
 
 
 def no_logits(found: object) -> InputError:
-    """What is said of an output that holds no logits."""
+    """The error of an output that holds no logits."""
     return InputError(
         f"the model's output must hold logits of shape (samples, classes), got {found}; wrap the "
         "model in a module that returns them"
@@ -103,49 +118,25 @@ def blamed(what: str) -> Iterator[None]:
         ) from error
 
 
-def copied(inputs: Any) -> Any:
-    """The same batch in tensors of its own."""
-    if isinstance(inputs, Tensor):
-        return inputs.clone()
-    if isinstance(inputs, Mapping):
-        return {name: copied(value) for name, value in inputs.items()}
-    if isinstance(inputs, (tuple, list)):
-        return tuple(copied(value) for value in inputs)
-    return inputs
-
-
-def versions(inputs: Any) -> list[int]:
-    """How often each tensor of a batch was written to."""
-    return [-1 if tensor.is_inference() else tensor._version for tensor in _tensors(inputs)]
-
-
-def _tensors(inputs: Any) -> list[Tensor]:
-    if isinstance(inputs, Tensor):
-        return [inputs]
-    if isinstance(inputs, Mapping):
-        inputs = tuple(inputs.values())
-    return [t for value in inputs for t in _tensors(value)] if isinstance(inputs, tuple) else []
-
-
 def rows_of(inputs: Any, rows: slice) -> Any:
-    """Some samples of a batch; what is no tensor stays."""
-    if isinstance(inputs, Mapping):
-        return {name: rows_of(value, rows) for name, value in inputs.items()}
-    if isinstance(inputs, (tuple, list)):
-        return tuple(rows_of(value, rows) for value in inputs)
-    return inputs[rows] if isinstance(inputs, Tensor) else inputs
+    """Some samples of a batch."""
+    return each(inputs, lambda value: value[rows])
+
+
+def repeated(inputs: Any, times: int) -> Any:
+    """All samples several times, one whole batch after the other."""
+    return each(inputs, lambda value: value.repeat(times, *(1 for _ in value.shape[1:])))
 
 
 def form_of(inputs: Any) -> tuple[Any, ...]:
     """Names, types and shapes of a batch's inputs but for the first axis, the samples."""
-    names = tuple(map(str, inputs)) if isinstance(inputs, Mapping) else ()
-    tensors = _tensors(inputs)
-    return names, tuple((str(tensor.dtype), *tensor.shape[1:]) for tensor in tensors)
+    names = tuple(str(name) for name, _ in leaves(inputs))
+    return names, tuple((str(tensor.dtype), *tensor.shape[1:]) for tensor in tensors(inputs))
 
 
 def batch_size(inputs: Any) -> int:
-    """How many samples a batch of inputs holds."""
-    return next(tensor.shape[0] for tensor in _tensors(inputs) if tensor.ndim)
+    """The number of samples in a batch of inputs."""
+    return next(tensor.shape[0] for tensor in tensors(inputs) if tensor.ndim)
 
 
 def describe(inputs: Any) -> str:
@@ -181,52 +172,18 @@ class Precision:
 
     def place(self, inputs: Any) -> Any:
         """A batch where and as the model takes it."""
-        if self.device.type == "cuda":
-            inputs = _each(inputs, self._send)
-        inputs = to_device(inputs, self.device)
-        return _each(inputs, with_channels_last) if self.channels_last else inputs
+        return each(inputs, self._place)
 
-    def _send(self, value: Tensor) -> Tensor:
-        pinned = value if value.is_cuda else value.pin_memory()
-        return pinned.to(self.device, non_blocking=True)
-
-
-def _each(inputs: Any, change: Any) -> Any:
-    if isinstance(inputs, Tensor):
-        return change(inputs)
-    if isinstance(inputs, dict):
-        return {name: _each(value, change) for name, value in inputs.items()}
-    if isinstance(inputs, (tuple, list)):
-        return tuple(_each(value, change) for value in inputs)
-    return inputs
+    def _place(self, value: Tensor) -> Tensor:
+        on_gpu = self.device.type == "cuda"
+        if on_gpu and not value.is_cuda:
+            value = value.pin_memory()
+        value = value.to(self.device, non_blocking=on_gpu)
+        return with_channels_last(value) if self.channels_last else value
 
 
 def with_channels_last(value: Tensor) -> Tensor:
     return value.contiguous(memory_format=torch.channels_last) if value.ndim == 4 else value
-
-
-def repeated(inputs: Any, times: int) -> Any:
-    """All samples several times, one whole batch after the other; what is no tensor stays."""
-    if isinstance(inputs, Tensor):
-        return inputs.repeat(times, *(1 for _ in inputs.shape[1:]))
-    if isinstance(inputs, dict):
-        return {name: repeated(value, times) for name, value in inputs.items()}
-    if isinstance(inputs, (tuple, list)):
-        return tuple(repeated(value, times) for value in inputs)
-    return inputs
-
-
-def same_tensors(one: Any, two: Any) -> bool:
-    if isinstance(one, Tensor):
-        if one.shape != two.shape:
-            return False
-        same = one == two
-        return bool((same | ((one != one) & (two != two))).all())
-    if isinstance(one, Mapping):
-        return all(same_tensors(value, two[name]) for name, value in one.items())
-    if isinstance(one, (tuple, list)):
-        return all(same_tensors(a, b) for a, b in zip(one, two, strict=True))
-    return bool(one == two)
 
 
 def flat(inputs: Any) -> tuple[Any, ...]:
@@ -236,31 +193,27 @@ def flat(inputs: Any) -> tuple[Any, ...]:
     return tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
 
 
-def require_rows(inputs: Any, count: int, name: str, where: str = "inputs") -> None:
+def require_rows(inputs: Any, count: int, name: str) -> None:
     """Refuse a batch of inputs whose tensors do not hold one row for every sample.
 
     Raises
     ------
     InputError : a value that is no tensor, or one with another number of rows.
     """
-    if isinstance(inputs, Mapping):
-        for key, value in inputs.items():
-            require_rows(value, count, name, f"column {key!r}")
-    elif isinstance(inputs, (tuple, list)):
-        for value in inputs:
-            require_rows(value, count, name, where)
-    elif isinstance(inputs, Tensor):
-        if inputs.ndim == 0 or len(inputs) != count:
+    for column, value in leaves(inputs):
+        where = "inputs" if column is None else f"column {column!r}"
+        if isinstance(value, Tensor):
+            if value.ndim == 0 or len(value) != count:
+                raise InputError(
+                    f"the {where} of {count} {name} samples is a tensor of shape "
+                    f"{tuple(value.shape)}; its first axis must count the samples: fix the collate "
+                    "function"
+                )
+        elif value is not None and not isinstance(value, (bool, int, float)):
             raise InputError(
-                f"the {where} of {count} {name} samples is a tensor of shape "
-                f"{tuple(inputs.shape)}; its first axis must count the samples: fix the collate "
-                "function"
+                f"the {where} of the {name} samples holds {type(value).__name__} values, which no "
+                "model takes; turn them into tensors in the data set or in its collate function"
             )
-    elif inputs is not None and not isinstance(inputs, (bool, int, float)):
-        raise InputError(
-            f"the {where} of the {name} samples holds {type(inputs).__name__} values, which no "
-            "model takes; turn them into tensors in the data set or in its collate function"
-        )
 
 
 Logits = Float[Tensor, "masks samples labels"]

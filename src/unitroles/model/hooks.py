@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from functools import partial
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -14,6 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from unitroles.errors import InputError
+from unitroles.model.calls import Place, watched
 from unitroles.model.forward import forward, logits_of
 from unitroles.model.trace import Site
 
@@ -22,48 +21,19 @@ class _Stop(BaseException):
     """Leaves a forward at the layer; no `except Exception` of a user's model may catch it."""
 
 
-@contextmanager
 def hooked(
     model: nn.Module, site: Site, change: Callable[[Tensor], Tensor | None]
-) -> Iterator[Callable[[], int]]:
+) -> AbstractContextManager[Counter[nn.Module]]:
     """Apply `change` to the output of the site's call in every forward of the model.
 
-    Yields a function that tells how often the module was called in the last forward.
+    The block is given the number of calls of the module in the last forward.
     """
-    count = 0
+    wanted = output_of(site)
 
-    def restart(module: nn.Module, args: Any) -> None:
-        nonlocal count
-        count = 0
+    def tell(place: Place, value: Any) -> Tensor | None:
+        return change(value) if place == wanted else None
 
-    def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
-        nonlocal count
-        count += 1
-        return change(output) if count == site.call + 1 else None
-
-    handles = [model.register_forward_pre_hook(restart), site.module.register_forward_hook(hook)]
-    try:
-        yield lambda: count
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@dataclass(frozen=True)
-class Place:
-    """A value that a module takes or gives.
-
-    Parameters
-    ----------
-    path, module : the module.
-    call : 0-based number of its call within one forward.
-    argument : which positional argument; None = its output.
-    """
-
-    path: str = field(compare=False)
-    module: nn.Module
-    call: int
-    argument: int | None = None
+    return watched(model, [(site.path, site.module)], tell)
 
 
 def output_of(site: Site) -> Place:
@@ -79,37 +49,19 @@ def listening(model: nn.Module, say: Callable[[Tensor, int], object]) -> Iterato
     """
     places: list[Place] = []
     known: dict[tuple[int, int], Tensor] = {}  # an identity means something while its tensor lives
-    calls: Counter[nn.Module] = Counter()
 
-    def tell(value: Any, place: Place) -> None:
+    def tell(place: Place, value: Any) -> None:
         if isinstance(value, Tensor) and (id(value), value._version) not in known:
             known[id(value), value._version] = value
             say(value, len(places))
             places.append(place)
 
-    def restart(module: nn.Module, args: Any) -> None:
+    def begin() -> None:
         places.clear()
         known.clear()
-        calls.clear()
 
-    # The module that a hook is given may be a copy that an export made of it.
-    def before(path: str, mine: nn.Module, module: nn.Module, args: tuple[Any, ...]) -> None:
-        for i, value in enumerate(args):
-            tell(value, Place(path, mine, calls[mine], i))
-
-    def after(
-        path: str, mine: nn.Module, module: nn.Module, args: tuple[Any, ...], output: Any
-    ) -> None:
-        tell(output, Place(path, mine, calls[mine]))
-        calls[mine] += 1
-
-    with ExitStack() as stack:
-        stack.callback(model.register_forward_pre_hook(restart, prepend=True).remove)
-        for path, module in model.named_modules():
-            if path:
-                hooks = partial(before, path, module), partial(after, path, module)
-                stack.callback(module.register_forward_pre_hook(hooks[0]).remove)
-                stack.callback(module.register_forward_hook(hooks[1]).remove)
+    modules = [(path, module) for path, module in model.named_modules() if path]
+    with watched(model, modules, tell, begin):
         yield places
 
 
@@ -124,7 +76,6 @@ def run_body(model: nn.Module, places: Sequence[Place], inputs: Any) -> list[Ten
     """
     caught: dict[Place, Tensor] = {}
     wanted = set(places)
-    calls: Counter[nn.Module] = Counter()
 
     def catch(place: Place, value: Any) -> None:
         if place in wanted and isinstance(value, Tensor):
@@ -133,24 +84,8 @@ def run_body(model: nn.Module, places: Sequence[Place], inputs: Any) -> list[Ten
             if last:
                 raise _Stop
 
-    def restart(module: nn.Module, args: Any) -> None:
-        calls.clear()
-        caught.clear()
-
-    def before(path: str, module: nn.Module, args: tuple[Any, ...]) -> None:
-        for i, value in enumerate(args):
-            catch(Place(path, module, calls[module], i), value)
-
-    def after(path: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        call = calls[module]
-        calls[module] += 1
-        catch(Place(path, module, call), output)
-
-    with ExitStack() as stack:
-        stack.callback(model.register_forward_pre_hook(restart, prepend=True).remove)
-        for module, path in {place.module: place.path for place in places}.items():
-            stack.callback(module.register_forward_pre_hook(partial(before, path)).remove)
-            stack.callback(module.register_forward_hook(partial(after, path)).remove)
+    modules = {place.module: (place.path, place.module) for place in places}
+    with watched(model, modules.values(), catch):
         try:
             forward(model, inputs)
         except _Stop:
@@ -176,10 +111,10 @@ def run_masked(
     """
     with hooked(model, site, lambda output: apply_mask(output, mask, site.axis, baseline)) as calls:
         logits = logits_of(forward(model, inputs))
-    if calls() != site.calls:
+    if calls[site.module] != site.calls:
         raise InputError(
-            f"layer {site.path!r} is called {calls()} times for some samples and {site.calls} "
-            "times for others; give samples of one length, or wrap the model"
+            f"layer {site.path!r} is called {calls[site.module]} times for some samples and "
+            f"{site.calls} times for others; give samples of one length, or wrap the model"
         )
     return logits
 

@@ -24,7 +24,7 @@ def ran_out(error: BaseException) -> bool:
 
 
 def out_of_memory(what: str, rows: int) -> InputError:
-    """What is said where memory runs out and no smaller piece is left to try."""
+    """The error where memory runs out and no smaller piece is left to try."""
     many = "a single sample" if rows == 1 else f"{rows} samples at once"
     return InputError(
         f"memory ran out in {what} with {many}; use a smaller model, another device or smaller "

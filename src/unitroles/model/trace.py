@@ -2,38 +2,38 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from contextlib import ExitStack
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from unitroles.errors import InputError, unknown
+from unitroles.model.calls import Place, watched
 from unitroles.model.forward import (
     FORWARD_ERRORS,
     answer_of,
     batch_size,
-    copied,
     describe,
+    each,
     forward,
     logits_of,
     rows_of,
-    versions,
+    tensors,
 )
 from unitroles.model.memory import out_of_memory, ran_out
 from unitroles.options import Layer
 from unitroles.wording import first_line
 
-_CHANNELS_FIRST = (
+_BY_CHANNEL = (
     *(getattr(nn, name) for name in nn.modules.pooling.__all__),
-    nn.modules.conv._ConvNd,
     nn.modules.batchnorm._NormBase,
     nn.GroupNorm,
 )
-ELEMENTWISE = (
+_CHANNELS_FIRST = (*_BY_CHANNEL, nn.modules.conv._ConvNd)
+KEEPING = (
     *(
         getattr(nn, name)
         for name in nn.modules.activation.__all__
@@ -41,14 +41,9 @@ ELEMENTWISE = (
     ),
     nn.modules.dropout._DropoutNd,
     nn.Identity,
+    *_BY_CHANNEL,
 )
-"""Modules that leave every unit on its axis; `KEEPING` adds norms and pooling."""
-KEEPING = (
-    *ELEMENTWISE,
-    *(getattr(nn, name) for name in nn.modules.pooling.__all__),
-    nn.modules.batchnorm._NormBase,
-    nn.GroupNorm,
-)
+"""Modules that leave every unit on its axis."""
 _CHANNELS_LAST = (nn.Linear, nn.LayerNorm, nn.Embedding)
 # Where other libraries keep activation functions of their own.
 _ACTIVATIONS_OF_OTHERS = ("transformers.activations", "timm.layers.activations")
@@ -83,7 +78,7 @@ class Call:
 
     @property
     def units(self) -> int:
-        """How many units the output carries; 0 = none."""
+        """The number of units that the output carries; 0 = none."""
         return 0 if self.shape is None or self.axis is None else self.shape[self.axis]
 
 
@@ -131,7 +126,7 @@ class Trace:
 
     @property
     def samples(self) -> int:
-        """How many samples the batch holds."""
+        """The number of samples in the batch."""
         return batch_size(self.inputs)
 
 
@@ -157,44 +152,41 @@ class _Record:
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
-        self._met: Counter[nn.Module] = Counter()
         self._axes: dict[int, int] = {}
         self._keep: list[Any] = []  # an identity means something only while its tensor lives
-        self._took: dict[nn.Module, tuple[tuple[int, int], ...]] = {}
+        self._took: dict[Place, list[tuple[Tensor, tuple[int, int]]]] = defaultdict(list)
 
-    def enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        """Before the call: a module may write to what it is given."""
-        self._took[module] = tuple(_identity(v) for v in args if isinstance(v, Tensor))
+    def note(self, place: Place, value: Any) -> None:
+        if place.argument is None:
+            self._keep.append(value)
+            self.calls.append(self._call(place, value))
+        elif isinstance(value, Tensor):  # before the call: a module may write to what it is given
+            self._took[replace(place, argument=None)].append((value, _identity(value)))
 
-    def note(self, path: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def _call(self, place: Place, output: Any) -> Call:
+        taken = self._took[place]
         shape, axis, guessed, dtype = None, None, False, None
         if isinstance(output, Tensor) and output.is_floating_point() and not output.is_nested:
             shape, dtype = tuple(output.shape), output.dtype
-            axis, guessed = _unit_axis(module, args, output, self._axes, self.calls)
+            args = [value for value, _ in taken]
+            axis, guessed = _unit_axis(place.module, args, output, self._axes, self.calls)
             if axis is not None and not guessed:
                 self._axes[id(output)] = axis
-        tensors = [value for value in args if isinstance(value, Tensor)]
-        self._keep.extend([output, *tensors])
-        took, index = self._took[module], self._met[module]
-        self._met[module] += 1
-        found = Call(path, index, module, shape, axis, guessed, _identity(output), took, dtype)
-        self.calls.append(found)
+        made, inputs = _identity(output), tuple(identity for _, identity in taken)
+        return Call(place.path, place.call, place.module, shape, axis, guessed, made, inputs, dtype)
 
 
 def _identity(value: Any) -> tuple[int, int]:
-    """Which tensor it is, and how often it was written to: an addition in place makes another."""
+    """The tensor and the count of writes to it: an addition in place makes another."""
     counted = isinstance(value, Tensor) and not value.is_inference()
     return id(value), value._version if counted else 0
 
 
 def _run(model: nn.Module, inputs: Any) -> Trace:
     record = _Record()
-    with ExitStack() as stack:
-        for path, module in model.named_modules():
-            stack.callback(module.register_forward_pre_hook(record.enter).remove)
-            stack.callback(module.register_forward_hook(partial(record.note, path)).remove)
-        given = copied(inputs)
-        before = versions(given)
+    with watched(model, model.named_modules(), record.note):
+        given = each(inputs, torch.clone)
+        before = list(map(_identity, tensors(given)))
         try:
             output = forward(model, given)
         except FORWARD_ERRORS as error:
@@ -204,12 +196,13 @@ def _run(model: nn.Module, inputs: Any) -> Trace:
                 f"the model cannot take a batch of {describe(inputs)}: {first_line(error)}; give "
                 "samples of the shape and type the model was trained with"
             ) from error
+    writes = list(map(_identity, tensors(given))) != before
     logits, shape = logits_of(output).clone(), tuple(answer_of(output).shape[1:])
-    return Trace(record.calls, logits, shape, inputs, versions(given) != before)
+    return Trace(record.calls, logits, shape, inputs, writes)
 
 
 def _unit_axis(
-    module: nn.Module, args: tuple[Any, ...], output: Tensor, axes: dict[int, int], past: list[Call]
+    module: nn.Module, args: Sequence[Any], output: Tensor, axes: dict[int, int], past: list[Call]
 ) -> tuple[int | None, bool]:
     """The unit axis from the kind of module, its input or its inside; True where it is a guess."""
     if output.ndim < 2:
@@ -225,8 +218,7 @@ def _unit_axis(
     inside = any(True for _ in module.children())
     for value in () if inside else args:
         axis = axes.get(id(value))
-        alike = axis is not None and value.shape == output.shape
-        if alike:
+        if axis is not None and value.shape == output.shape:
             # A module of one's own may have moved the axis to another of the same size.
             keeps = isinstance(module, KEEPING) or is_foreign_activation(module)
             return axis, not (whole or last or keeps)

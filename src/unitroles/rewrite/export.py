@@ -21,8 +21,9 @@ from torch import Tensor, fx, nn
 
 from unitroles.graph.cut import CannotCut, constants_of, is_tap, prune, take_boundaries
 from unitroles.model.borrow import OWN, fingerprint
+from unitroles.model.calls import Place
 from unitroles.model.forward import flat, form_of, logits_of
-from unitroles.model.hooks import Place, hooked, listening
+from unitroles.model.hooks import hooked, listening
 from unitroles.model.trace import Site
 from unitroles.rewrite.functional import make_functional, writes
 from unitroles.rewrite.head import Head, divide

@@ -15,7 +15,7 @@ from torch import Tensor, fx
 
 from unitroles.graph.cut import CannotCut, Cut, ancestors, require_rows_first
 from unitroles.graph.ops import value_of
-from unitroles.model.hooks import Place
+from unitroles.model.calls import Place
 from unitroles.rewrite.owners import owners
 
 _aten = torch.ops.aten

@@ -95,14 +95,14 @@ def trained_model(spec: str, weights: str | os.PathLike[str] | None = None) -> n
 
 @dataclass(frozen=True)
 class Known:
-    """What a model by name says of its inputs and classes.
+    """The inputs and classes of a model by name, as far as it knows them.
 
     Parameters
     ----------
     transform : makes the model's input of one PIL picture.
     tokenizer : folder or name of its tokenizer.
     tokens : how many a text may have.
-    numbers : class numbers by name; empty where ignore named the classes.
+    numbers : class numbers by name; empty where nobody named the classes.
     """
 
     transform: Callable[[Any], Any] | None = None
@@ -112,7 +112,7 @@ class Known:
 
 
 def known_of(spec: str, model: nn.Module) -> Known:
-    """What MODEL says of its inputs and classes beside its weights.
+    """The inputs and classes of MODEL, as far as it knows them.
 
     Parameters
     ----------

@@ -41,20 +41,14 @@ def hub_model(name: str, bare: bool = False) -> nn.Module:
     transformers = needed("transformers", "hf")
     config = hub_config(name)
     maker = getattr(transformers, f"AutoModel{KINDS[_kind(name, config)]}")
-    with _quiet(), _reading(name):
-        if bare:
+    if bare:
+        with _quiet(), _reading(name):
             return maker.from_config(config, trust_remote_code=False).float()
     if Path(name).is_dir():
         _check_weights(Path(name))
-    with _quiet(), _reading(name):
-        model, found = maker.from_pretrained(
-            name,
-            config=config,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=False,
-            **_local(name),
+    with _reading(name):
+        model, found = _loaded(
+            maker, name, config=config, use_safetensors=True, output_loading_info=True
         )
     if missing := sorted(found["missing_keys"]):
         raise InputError(
@@ -75,10 +69,8 @@ def hub_config(name: str) -> Any:
             )
     elif folder.is_absolute() or name.startswith(("./", "../", "~")) or name.count("/") > 1:
         raise InputError(f"there is no folder {name}; give one written by save_pretrained")
-    with _quiet(), _reading(name):
-        return transformers.AutoConfig.from_pretrained(
-            name, trust_remote_code=False, **_local(name)
-        )
+    with _reading(name):
+        return _loaded(transformers.AutoConfig, name)
 
 
 def kind_of(model: nn.Module) -> str | None:
@@ -88,7 +80,7 @@ def kind_of(model: nn.Module) -> str | None:
 
 
 def label_numbers(model: nn.Module) -> dict[str, int]:
-    """The class numbers by name in the model's configuration; {} where ignore gave names."""
+    """The class numbers by name in the model's configuration; {} where nobody gave names."""
     numbers = getattr(getattr(model, "config", None), "label2id", None) or {}
     if all(re.fullmatch(r"LABEL_\d+", str(label)) for label in numbers):
         return {}
@@ -96,7 +88,7 @@ def label_numbers(model: nn.Module) -> dict[str, int]:
 
 
 def picture_transform(name: str) -> Callable[[Any], Any] | None:
-    """What the model's own image processor makes of a PIL picture; None where it has none."""
+    """The model's own image processor, for one PIL picture; None where it has none."""
     processor = _processor(name)
     if processor is None:
         return None
@@ -118,10 +110,7 @@ def picture_shape(name: str, model: nn.Module) -> tuple[int, ...]:
 def _processor(name: str) -> Any:
     transformers = needed("transformers", "hf")
     try:
-        with _quiet():
-            return transformers.AutoImageProcessor.from_pretrained(
-                name, trust_remote_code=False, **_local(name)
-            )
+        return _loaded(transformers.AutoImageProcessor, name)
     except (OSError, ValueError):
         return None
 
@@ -139,10 +128,7 @@ def tokenizer_of(name: str) -> Any:
     """The tokenizer in a folder, or of a name on the hub."""
     transformers = needed("transformers", "hf")
     try:
-        with _quiet():
-            return transformers.AutoTokenizer.from_pretrained(
-                name, trust_remote_code=False, **_local(name)
-            )
+        return _loaded(transformers.AutoTokenizer, name)
     except Exception as error:  # every kind of tokenizer fails in its own way
         raise InputError(
             f"there is no tokenizer in {name} ({first_line(error)}); give the folder or the name "
@@ -162,7 +148,7 @@ def token_shape(model: nn.Module) -> tuple[int, int]:
 
 
 def _kind(name: str, config: Any) -> str:
-    """What the model was saved as; else what transformers can make of its configuration."""
+    """The kind that the model was saved as; else one that its configuration is made for."""
     saved = [str(known) for known in getattr(config, "architectures", None) or ()]
     for kind, ending in KINDS.items():
         if any(known.endswith(ending) for known in saved):
@@ -202,9 +188,13 @@ def _check_weights(folder: Path) -> None:
     )
 
 
-def _local(name: str) -> dict[str, Any]:
-    """A folder is complete or an error: nothing is looked up elsewhere."""
-    return {"local_files_only": True} if Path(name).is_dir() else {}
+def _loaded(maker: Any, name: str, **options: Any) -> Any:
+    """The object that a class of transformers makes of a folder or a name, without foreign code."""
+    here = Path(name).is_dir()  # it is complete or an error: nothing is looked up elsewhere
+    with _quiet():
+        return maker.from_pretrained(
+            name, trust_remote_code=False, local_files_only=here, **options
+        )
 
 
 @contextmanager
@@ -231,7 +221,7 @@ def _reading(name: str) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """What matters of its messages is an error here, in one line; no bars."""
+    """No messages and no bars: what matters of them is an error here, in one line."""
     own = needed("transformers.utils.logging", "hf")
     loggers = [logging.getLogger(name) for name in ("transformers", "huggingface_hub")]
     levels, bars = [logger.level for logger in loggers], own.is_progress_bar_enabled()

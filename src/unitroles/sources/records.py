@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -21,13 +22,13 @@ SEPARATORS = {".csv": ",", ".tsv": "\t"}
 SAVED = ("state.json", "dataset_dict.json")
 """A folder with one of these was written by `save_to_disk` of Hugging Face datasets."""
 _ARROW = (ValueError, TypeError, NotImplementedError)
-"""What all errors of pyarrow are."""
+"""The kinds of all errors of pyarrow."""
 _REMEDY = "give a text file in UTF-8 with a label and a text in every line"
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of a table are read; None finds them by name or type."""
+    """The columns of a table that are read; None finds them by name or type."""
 
     label: str | None = None
     text: str | None = None
@@ -51,16 +52,24 @@ class Pictured:
                 f"row {row} of {self.file} holds the path of a picture, not the picture; save the "
                 "data set with its pictures embedded"
             )
-        try:
-            with Image.open(BytesIO(content)) as picture:
-                return ImageOps.exif_transpose(picture).convert("RGB")
-        except (OSError, SyntaxError, ValueError) as error:
-            what = f"the picture in row {row} of {self.file} cannot be read ({first_line(error)})"
-            raise InputError(f"{what}; repair or remove it") from error
+        with (
+            reading_picture(f"the picture in row {row} of {self.file} cannot be read"),
+            Image.open(BytesIO(content)) as picture,
+        ):
+            return ImageOps.exif_transpose(picture).convert("RGB")
+
+
+@contextmanager
+def reading_picture(failed: str) -> Iterator[None]:
+    """One sentence for all that a damaged file may raise."""
+    try:
+        yield
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InputError(f"{failed} ({first_line(error)}); repair or remove it") from error
 
 
 @dataclass(frozen=True)
-class Rows:
+class Table:
     """One split of a table.
 
     Parameters
@@ -87,7 +96,7 @@ def is_table(spec: str) -> bool:
     return path.suffix.lower() in (*SEPARATORS, ".parquet")
 
 
-def read_rows(spec: str, split: str, columns: Columns = Columns()) -> Rows:
+def read_table(spec: str, split: str, columns: Columns = Columns()) -> Table:
     """Labels, and texts or pictures, of one split.
 
     Parameters
@@ -104,15 +113,15 @@ def read_rows(spec: str, split: str, columns: Columns = Columns()) -> Rows:
     if Path(spec).suffix.lower() in SEPARATORS and not Path(spec).is_dir():
         if columns.image is not None:
             raise InputError("--image-column is for parquet files; leave it out for text files")
-        rows = _separated(spec, split, columns)
+        table = _separated(spec, split, columns)
     else:
-        rows = _arrow(spec, split, columns)
-    if not rows.labels:
+        table = _arrow(spec, split, columns)
+    if not table.labels:
         raise InputError(f"the {split} data in {spec} hold no rows; give samples of each class")
-    empty = next((row for row, label in enumerate(rows.labels) if label in ("", None)), None)
+    empty = next((row for row, label in enumerate(table.labels) if label in ("", None)), None)
     if empty is not None:
         raise InputError(f"sample {empty} in {spec} has no label; add it, or remove the row")
-    return rows
+    return table
 
 
 def read_column(spec: str, split: str, name: str) -> list[Any]:
@@ -155,7 +164,7 @@ def _complete(values: list[Any], name: str, spec: str) -> list[Any]:
     return values
 
 
-def _separated(spec: str, split: str, columns: Columns) -> Rows:
+def _separated(spec: str, split: str, columns: Columns) -> Table:
     lines = _lines(spec, split)
     header = [cell.strip() for cell in lines[0]]
     named = {cell.lower() for cell in header} & {*LABELS, *TEXTS}
@@ -171,7 +180,7 @@ def _separated(spec: str, split: str, columns: Columns) -> Rows:
             "one, or give two columns, label and text"
         )
     labels, texts = ([cells[place] for cells in lines] for place in places)
-    return Rows(spec, [label.strip() for label in labels], texts=texts)
+    return Table(spec, [label.strip() for label in labels], texts=texts)
 
 
 def _lines(spec: str, split: str) -> list[list[str]]:
@@ -203,7 +212,7 @@ def _lines(spec: str, split: str) -> list[list[str]]:
     return [cells for _, cells in lines]
 
 
-def _arrow(spec: str, split: str, columns: Columns) -> Rows:
+def _arrow(spec: str, split: str, columns: Columns) -> Table:
     data = _data_set(spec, split)
     names = data.column_names
     label = _label_column(columns, names, spec)
@@ -220,7 +229,7 @@ def _arrow(spec: str, split: str, columns: Columns) -> Rows:
                 f"column {text!r} of {spec} does not hold texts; name the one that does with "
                 "--text-column, or the pictures with --image-column"
             )
-        return Rows(spec, labels, known, texts=texts)
+        return Table(spec, labels, known, texts=texts)
     picture = needed("datasets", "hf").Image(decode=False)
     try:
         encoded = data.select_columns([image]).cast_column(image, picture)
@@ -229,7 +238,7 @@ def _arrow(spec: str, split: str, columns: Columns) -> Rows:
             f"column {image!r} of {spec} does not hold pictures ({first_line(error)}); name the "
             "one that does with --image-column"
         ) from error
-    return Rows(spec, labels, known, pictures=Pictured(spec, encoded, image))
+    return Table(spec, labels, known, pictures=Pictured(spec, encoded, image))
 
 
 def _data_set(spec: str, split: str) -> Any:

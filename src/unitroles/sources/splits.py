@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from unitroles.errors import DataWarning, InputError
-from unitroles.sources.records import is_table, read_column, same_kind
+from unitroles.sources.records import is_table, read_column, reading_picture, same_kind
 from unitroles.sources.tokens import Tables, by_number, load_tables
 from unitroles.sources.vision import needed
 from unitroles.wording import few, first_line
@@ -28,7 +28,7 @@ _FORMS = (
 
 @dataclass(frozen=True)
 class Pictures:
-    """How pictures become the model's input.
+    """Options for turning pictures into the model's input.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ def load_splits(
     Parameters
     ----------
     train, test : a folder of class folders; "file.npz" or "file.npz::train", see `load_npz`; or a
-        table, see `read_rows`.
+        table, see `read_table`.
 
     Raises
     ------
@@ -146,25 +146,26 @@ def _npz_group(spec: str, split: str, name: str) -> list[Any]:
 def _load_pictures(
     specs: dict[str, str], pictures: Pictures, numbers: Mapping[str, int]
 ) -> tuple[Any, Any, list[str] | None]:
-    folders = {name: Path(spec) for name, spec in specs.items() if Path(spec).is_dir()}
+    folders = [Path(spec) for spec in specs.values() if Path(spec).is_dir()]
     if len(folders) == 2 and pictures.scale:
         raise InputError("--scale is for uint8 images in npz files; leave it out for folders")
     if not folders and (pictures.size or pictures.transform):
         raise InputError("--image-size and --transform are for folders; npz files need none")
-    inside = [path for folder in folders.values() for path in folder.iterdir() if path.is_dir()]
+    inside = [path for folder in folders for path in folder.iterdir() if path.is_dir()]
     classes = {path.name for path in inside if not path.name.startswith(".")}
     classes = _ordered(sorted(classes), numbers)
-    found, names = [], {}
-    for name, spec in specs.items():
-        if name in folders:
-            data, names[name] = _folder(folders[name], name, classes, pictures), classes
-        else:
-            data, names[name] = load_npz(spec, name, pictures)
-        found.append(data)
-    if names["train"] and names["test"] and names["train"] != names["test"]:
-        said = ", ".join(f"{name} classes {few(names[name])}" for name in specs)
-        raise InputError(f"{said}; give both splits the same class names")
-    return found[0], found[1], names["train"] or names["test"] or by_number(numbers)
+    (train, names), (test, others) = (
+        _folder(Path(spec), name, classes, pictures)
+        if Path(spec).is_dir()
+        else load_npz(spec, name, pictures)
+        for name, spec in specs.items()
+    )
+    if names and others and names != others:
+        raise InputError(
+            f"train classes {few(names)}, test classes {few(others)}; give both splits the same "
+            "class names"
+        )
+    return train, test, names or others or by_number(numbers)
 
 
 def _ordered(classes: list[str], numbers: Mapping[str, int]) -> list[str]:
@@ -271,7 +272,9 @@ def _normalized(images: Tensor, pictures: Pictures, what: str) -> Tensor:
     return images.sub_(mean).div_(std)
 
 
-def _folder(folder: Path, name: str, classes: list[str], pictures: Pictures) -> Any:
+def _folder(
+    folder: Path, name: str, classes: list[str], pictures: Pictures
+) -> tuple[Any, list[str]]:
     needed("torchvision.datasets", "vision")
     from torchvision.datasets import ImageFolder
     from torchvision.datasets.folder import default_loader
@@ -284,13 +287,11 @@ def _folder(folder: Path, name: str, classes: list[str], pictures: Pictures) -> 
             return classes, {label: number for number, label in enumerate(classes)}
 
     def read(path: str) -> Any:
-        try:
+        with reading_picture(f"{path} cannot be read as a picture"):
             return default_loader(path)
-        except (OSError, SyntaxError, ValueError) as error:
-            what = f"{path} cannot be read as a picture ({first_line(error)})"
-            raise InputError(f"{what}; repair or remove it") from error
 
-    return ClassFolders(folder, _transform(pictures, folder), loader=read, allow_empty=True)
+    change = _transform(pictures, folder)
+    return ClassFolders(folder, change, loader=read, allow_empty=True), classes
 
 
 def _transform(pictures: Pictures, folder: Path) -> Callable[[Any], Any]:

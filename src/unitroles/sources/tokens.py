@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch.utils.data import Dataset
 from unitroles.errors import DataWarning, InputError
 from unitroles.sources.factory import Known
 from unitroles.sources.huggingface import tokenizer_of
-from unitroles.sources.records import Columns, Pictured, Rows, is_whole, read_rows
+from unitroles.sources.records import Columns, Pictured, Table, is_whole, read_table
 from unitroles.wording import few, first_line
 
 _NO_LIMIT = 10**9
@@ -25,7 +26,7 @@ _NO_LIMIT = 10**9
 
 @dataclass(frozen=True)
 class Tables:
-    """How the rows of a table become the model's input.
+    """Options for turning the rows of a table into the model's input.
 
     Parameters
     ----------
@@ -57,13 +58,13 @@ class Sentences(Dataset):
     """Tokens of texts, all padded to one length, with their labels."""
 
     def __init__(self, tokens: Mapping[str, Tensor], labels: Int[np.ndarray, " samples"]) -> None:
-        self.tokens, self.targets = dict(tokens), labels
+        self.tokens, self.targets = tokens, labels
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        found: dict[str, Any] = {name: values[row] for name, values in self.tokens.items()}
+        found = {name: values[row] for name, values in self.tokens.items()}
         return {**found, "label": int(self.targets[row])}
 
 
@@ -73,8 +74,8 @@ class Gallery(Dataset):
     def __init__(
         self,
         pictures: Pictured,
-        labels: Int[np.ndarray, " samples"],
         transform: Callable[[Any], Any],
+        labels: Int[np.ndarray, " samples"],
     ) -> None:
         self.pictures, self.targets, self.transform = pictures, labels, transform
 
@@ -95,7 +96,7 @@ def load_tables(
 
     Parameters
     ----------
-    specs : DATA of "train" and "test", see `read_rows`.
+    specs : DATA of "train" and "test", see `read_table`.
     picture_options : those that were given; texts have no use for them.
     transform : gives what makes the model's input of a PIL picture; asked for pictures only.
 
@@ -103,14 +104,14 @@ def load_tables(
     ------
     InputError : the data cannot be read, the splits differ in kind, or the model lacks a label.
     """
-    splits = [read_rows(spec, name, tables.columns) for name, spec in specs.items()]
-    (train, test) = splits
-    if (train.texts is None) != (test.texts is None):
+    splits = [read_table(spec, name, tables.columns) for name, spec in specs.items()]
+    pictures = [table.pictures for table in splits if table.pictures is not None]
+    if len(pictures) == 1:
         raise InputError(
             "one of train and test holds texts, the other pictures; choose columns of one kind "
             "with --text-column or --image-column"
         )
-    if train.pictures is not None and test.pictures is not None:
+    if pictures:
         if tables.tokenizer or tables.max_length:
             raise InputError(
                 "--tokenizer and --max-length are for texts; leave them out for pictures"
@@ -118,25 +119,25 @@ def load_tables(
         if "--scale" in picture_options:
             raise InputError("--scale is for uint8 images in npz files; leave it out for tables")
         change = transform()
-        labels, names = number_labels(splits, tables.known.numbers)
-        pictures = (train.pictures, test.pictures)
-        first, second = (Gallery(p, own, change) for p, own in zip(pictures, labels, strict=True))
-        return first, second, names
-    if picture_options:
-        raise InputError(f"{', '.join(picture_options)} is for pictures; leave it out for texts")
-    tokens = tokenise([rows.texts or [] for rows in splits], tables)
+        makers = [partial(Gallery, own, change) for own in pictures]
+    else:
+        if picture_options:
+            said = ", ".join(picture_options)
+            raise InputError(f"{said} is for pictures; leave it out for texts")
+        tokens = tokenise([table.texts or [] for table in splits], tables)
+        makers = [partial(Sentences, found) for found in tokens]
     labels, names = number_labels(splits, tables.known.numbers)
-    first, second = (Sentences(found, own) for found, own in zip(tokens, labels, strict=True))
+    first, second = (make(own) for make, own in zip(makers, labels, strict=True))
     return first, second, names
 
 
 def number_labels(
-    splits: Sequence[Rows], numbers: Mapping[str, int]
+    splits: Sequence[Table], numbers: Mapping[str, int]
 ) -> tuple[list[Int[np.ndarray, " samples"]], list[str] | None]:
     """Class numbers of all splits, and the class names by number.
 
-    The model's own numbers where it has names; else whole numbers as they are; else the place of
-    the label among all labels of both splits, sorted.
+    The model's own numbers where it has names; else those of a column that has class names; else
+    whole numbers as they are; else the place of the label among all labels of both splits, sorted.
 
     Parameters
     ----------
@@ -146,24 +147,24 @@ def number_labels(
     -----
     DataWarning : the order of the names gave the numbers.
     """
-    names = [rows.names for rows in splits]
-    if names[0] != names[1]:
-        said = ", ".join(f"{rows.file} {few(list(rows.names or ['numbers']))}" for rows in splits)
+    names, others = (table.names for table in splits)
+    if names != others:
+        said = ", ".join(f"{t.file} {few(list(t.names or ['numbers']))}" for t in splits)
         raise InputError(f"the classes differ: {said}; give both splits the same class names")
-    if names[0] and not numbers:
-        return [np.array(rows.labels, dtype=np.int64) for rows in splits], list(names[0])
-    labels = [[rows.names[n] if rows.names else str(n) for n in rows.labels] for rows in splits]
+    labels = [[names[n] if names else str(n) for n in table.labels] for table in splits]
     found = sorted({label for split in labels for label in split})
-    own = by_number(numbers)
+    if names and not numbers:
+        numbers = {name: number for number, name in enumerate(names)}
     absent = [label for label in found if label not in numbers]
+    own = by_number(numbers)
     if absent and all(map(is_whole, found)):
-        return [np.array(split, dtype=np.int64) for split in labels], own
-    if absent and numbers:
+        numbers = {label: int(label) for label in found}
+    elif absent and numbers:
         raise InputError(
             f"the model has no class {few([repr(label) for label in absent])}; its classes are "
             f"{few(own or [])}; give these names, or the numbers of the classes"
         )
-    if absent:
+    elif absent:
         numbers = {label: number for number, label in enumerate(found)}
         own = found
         warnings.warn(

@@ -58,13 +58,13 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
 
 def conversion(path: Path, target: Path) -> str:
-    """How a file of Python objects that is trusted becomes one of tensors."""
+    """The way from a file of Python objects that is trusted to one of tensors."""
     files = f"{shlex.quote(str(path))} {shlex.quote(str(target))}"
     return f'if you trust it, convert it once with: python -c "{_CONVERT}" {files}'
 
 
 def _read(path: Path) -> Any:
-    """What the file holds, read without running anything in it."""
+    """The content of the file, read without running anything in it."""
     with path.open("rb") as file:
         head = file.read(9)
     try:
