@@ -183,7 +183,7 @@ def test_one_export_serves_all_layers_and_nothing_is_folded(monkeypatch):
         raise AssertionError("folding costs a pass of the weights")
 
     monkeypatch.setattr(survey, "export", count)
-    monkeypatch.setattr(additive, "_fold", never)
+    monkeypatch.setattr(additive, "fold", never)
     toy = networks.toy("transformer")
     found = ur.layers(toy.model, toy.train[0][:2])
     assert len(calls) == 1
@@ -196,7 +196,7 @@ def test_operations_are_those_of_a_forward(name, batch):
     toy = networks.toy(name)
     example = toy.train[0][:batch]
     with untouched(toy.model):
-        counted = Operations().of(export(toy.model, [], example).program.graph_module)
+        counted = Operations().of(export(toy.model, [], example).module)
         # The fused kernel of the processor is not counted.
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
             toy.model(example[:ROWS])

@@ -19,7 +19,7 @@ import unitroles as ur
 from unitroles.engine import choice
 from unitroles.engine.choice import Choice, choose_plans
 from unitroles.engine.masks import AllButOne, Own, Prefixes
-from unitroles.graph.cut import CannotCut
+from unitroles.graph.extract import CannotCut
 from unitroles.model.borrow import untouched
 from unitroles.model.forward import Precision
 from unitroles.model.hooks import run_body

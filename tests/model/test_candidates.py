@@ -155,7 +155,7 @@ def test_exactly_one_layer_is_recommended_and_taken_by_default():
 
 
 def test_the_cost_falls_towards_the_output_and_counts_the_masks(monkeypatch):
-    monkeypatch.setattr(layers, "recognise", refuse)
+    monkeypatch.setattr(layers, "running_sum", refuse)
     toy = networks.toy("mlp")
     rows = table(toy.model, toy.train[0][:2])
     assert {row["plan"] for row in rows.values()} == {"suffix"}
@@ -171,7 +171,7 @@ def test_the_cost_falls_towards_the_output_and_counts_the_masks(monkeypatch):
 def test_a_running_sum_costs_less_than_masked_copies(name, monkeypatch):
     toy = networks.toy(name)
     sums = table(toy.model, toy.train[0][:2])
-    monkeypatch.setattr(layers, "recognise", refuse)
+    monkeypatch.setattr(layers, "running_sum", refuse)
     copies = table(toy.model, toy.train[0][:2])
     assert {row["plan"] for row in copies.values()} == {"suffix"}
     additive = [layer for layer, row in sums.items() if row["plan"] == "additive"]

@@ -13,7 +13,7 @@ from torch import nn
 import networks
 import unitroles as ur
 from unitroles.engine import choice
-from unitroles.graph.cut import CannotCut
+from unitroles.graph.extract import CannotCut
 from unitroles.model.borrow import untouched
 from unitroles.model.candidates import resolve
 from unitroles.model.trace import Site, Trace, trace
@@ -34,7 +34,6 @@ def force(patch: pytest.MonkeyPatch, plan: str) -> None:
     if plan == "suffix":
         patch.setattr(choice, "recognise", refuse)
     if plan == "full":
-        patch.setattr(choice, "recall", lambda *args: None)
         patch.setattr(choice, "export", refuse)
 
 
@@ -68,7 +67,7 @@ def quietly(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
 
 @cache
 def one_copy(name: str, dtype: torch.dtype, logit_scale: float = 1.0) -> networks.Toy:
-    """A toy that several tests share, none of which may change it; its export is remembered."""
+    """A toy that several tests share, none of which may change it."""
     return networks.toy(name, dtype, logit_scale)
 
 

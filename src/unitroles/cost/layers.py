@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from unitroles.engine.choice import additive_reason, suffix_reason
 from unitroles.errors import InputError
-from unitroles.graph.cut import CannotCut
+from unitroles.graph.extract import CannotCut
 from unitroles.graph.flops import Operations
 from unitroles.graph.ops import ROWS, is_norm, value_of
 from unitroles.model.borrow import device_of, untouched, unwrapped
@@ -21,7 +21,7 @@ from unitroles.model.candidates import candidates, recommend
 from unitroles.model.forward import Precision, batch_size, each, forward, logits_of
 from unitroles.model.trace import Site, Trace, find_site, trace
 from unitroles.options import Layer
-from unitroles.rewrite.additive import recognise
+from unitroles.rewrite.additive import can_fold, running_sum
 from unitroles.rewrite.export import export
 from unitroles.rewrite.head import Head
 from unitroles.wording import first_line
@@ -125,7 +125,7 @@ def _costs(model: nn.Module, sites: list[Site], seen: Trace) -> list[_Cost]:
     except CannotCut as error:
         return [_full(site, str(error)) for site in sites]
     count = Operations()
-    whole = max(count.of(exported.program.graph_module), 1)
+    whole = max(count.of(exported.module), 1)
     found = []
     for place, site in enumerate(sites):
         try:
@@ -143,13 +143,13 @@ def _full(site: Site, reason: str) -> _Cost:
 def _cost(head: Head, labels: int, count: Operations, whole: int) -> _Cost:
     after = count.of(head.after) / whole
     try:
-        form = recognise(head, (), fold=False)
+        form = running_sum(head)
     except CannotCut as error:
         cost = 1 + (head.units + 1 + 1) * after
         return _Cost("suffix", suffix_reason(error), cost, _kept(head))
     units, features, width = form.add.shape
     tail = count.of(form.tail) / whole
-    if form.folded:
+    if can_fold(form):
         normed = any(map(is_norm, form.tail.graph.nodes))
         # Two operations for every multiply-add, and for as many samples as are counted.
         steps = 2 * ROWS * units * features * (labels + width * normed) / whole

@@ -14,12 +14,12 @@ from unitroles.engine.additive import AdditivePlan
 from unitroles.engine.check import Definition, SelfCheck, define, self_check
 from unitroles.engine.plan import FullPlan, Plan
 from unitroles.engine.suffix import SuffixPlan
-from unitroles.graph.cut import CannotCut
+from unitroles.graph.extract import CannotCut
 from unitroles.model.forward import Precision
 from unitroles.model.hooks import run_body
 from unitroles.model.trace import Site, Trace
 from unitroles.rewrite.additive import recognise
-from unitroles.rewrite.export import Exported, export, recall
+from unitroles.rewrite.export import Exported, export
 from unitroles.rewrite.head import Head
 from unitroles.wording import first_line
 
@@ -57,11 +57,6 @@ def choose_plans(
     InputError : the model gives other logits each time for the same samples.
     """
     definitions = [define(model, site, seen, precision) for site in sites]
-    remembered = recall(model, sites, seen.inputs)
-    if remembered is not None:
-        chosen = _chosen(model, sites, remembered, definitions, budget, precision)
-        if all(choice.at_once for choice in chosen):
-            return chosen
     try:
         exported = export(model, sites, seen.inputs)
     except CannotCut as error:

@@ -1,13 +1,57 @@
-"""What ATen operations are, and how the arguments of a node are read."""
+"""The operations of an exported graph: what each does, and how its arguments are read.
+
+A new operation is a name in `_ROWS`. What is not known of one stands nowhere: units meet in it,
+nothing moves past it, and it is folded into nothing.
+"""
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx.node import has_side_effect
 
 _aten = torch.ops.aten
+
+ROWS = 2
+"""The samples that operations are counted for."""
+
+
+@torch.library.custom_op(
+    "unitroles::tap", mutates_args=(), schema="(Tensor value, int mark) -> Tensor"
+)
+def _tap(value: Tensor, mark: int) -> Tensor:
+    return value.clone()
+
+
+@torch.library.custom_op(
+    "unitroles::boundary", mutates_args=(), schema="(Tensor value, int mark) -> Tensor"
+)
+def _boundary(value: Tensor, mark: int) -> Tensor:
+    return value.clone()
+
+
+@_tap.register_fake
+def _(value: Tensor, mark: int) -> Tensor:
+    return torch.empty_like(value)
+
+
+@_boundary.register_fake
+def _(value: Tensor, mark: int) -> Tensor:
+    return torch.empty_like(value)
+
+
+# Its result is not used: it only tells which value of a graph a module took or gave.
+has_side_effect(torch.ops.unitroles.boundary.default)
+
+
+def is_tap(node: fx.Node) -> bool:
+    return node.target is torch.ops.unitroles.tap.default
 
 
 def value_of(node: Any) -> Any:
@@ -20,25 +64,13 @@ def args_of(node: fx.Node) -> tuple[Any, ...]:
     return node.args
 
 
-def is_pointwise_convolution(module: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether a convolution sees one position at a time: 1 x 1, stride 1, no padding, no groups."""
-    weight = node.args[1]
-    if not isinstance(weight, fx.Node) or weight.op != "get_attr" or node.kwargs:
-        return False
-    defaults: tuple[Any, ...] = (None, None, None, [1], [0], [1], 1)
-    stride, padding, _, groups = (*args_of(node), *defaults[len(node.args) :])[3:]
-    kernel = getattr(module, str(weight.target)).shape[2:]
-    plain = set(kernel) == {1} and set(stride) == {1} and set(padding) == {0}
-    return plain and bool(groups == 1)
-
-
-def is_norm(node: fx.Node) -> bool:
-    """Whether an op is a layer norm or an RMS norm."""
-    return node.target is _aten.layer_norm.default or node.target is _aten.rms_norm.default
-
-
-ROWS = 2
-"""The samples that operations are counted for."""
+def argument(node: fx.Node, name: str) -> Any:
+    """An argument of an ATen op by its name there, its default where it is not given."""
+    target: Any = node.target
+    (place,) = (i for i, one in enumerate(target._schema.arguments) if one.name == name)
+    if place < len(node.args):
+        return node.args[place]
+    return node.kwargs.get(name, target._schema.arguments[place].default_value)
 
 
 def map_values(value: Any, change: Any) -> Any:
@@ -56,3 +88,202 @@ def plain(size: Any) -> Any:
         return size
     expression: Any = size.node.expr
     return int(expression.subs(dict.fromkeys(expression.free_symbols, ROWS)))
+
+
+class Kind(Enum):
+    """What an op does with the units of what it takes."""
+
+    MOVE = auto()  # gives the same numbers in other places
+    PAD = auto()
+    POINTWISE = auto()  # makes every number of those in the same place
+    BATCH_NORM = auto()
+    REDUCTION = auto()
+    POOL = auto()
+    LINEAR = auto()
+    CONVOLUTION = auto()
+    LAYER_NORM = auto()
+    RMS_NORM = auto()
+    NEW = auto()  # takes only the kind and place of numbers from its first argument
+    UNKNOWN = auto()
+
+
+Axes = dict[int, list[int]] | None
+
+
+def _nowhere(node: fx.Node, axes: list[int]) -> Axes:
+    return None
+
+
+def _same(node: fx.Node, axes: list[int]) -> Axes:
+    return {0: axes}
+
+
+def _permuted(node: fx.Node, axes: list[int]) -> Axes:
+    order = [axis % len(args_of(node)[1]) for axis in args_of(node)[1]]
+    return {0: [order[axis] for axis in axes]} if order[0] == 0 else None
+
+
+def _transposed(node: fx.Node, axes: list[int]) -> Axes:
+    one, two = (axis % value_of(node).ndim for axis in args_of(node)[1:3])
+    swap = {one: two, two: one}
+    return {0: [swap.get(axis, axis) for axis in axes]} if 0 not in swap else None
+
+
+def _without_features(node: fx.Node, axes: list[int]) -> Axes:
+    return {0: axes} if max(axes) < value_of(node).ndim - 1 else None
+
+
+def _without_normalised(node: fx.Node, axes: list[int]) -> Axes:
+    return {0: axes} if max(axes) < value_of(node).ndim - len(args_of(node)[1]) else None
+
+
+def _positions(node: fx.Node, axes: list[int]) -> Axes:
+    batched = set(axes) <= {2, 3} and value_of(node).ndim == 4
+    return {0: axes} if batched and is_pointwise_convolution(node) else None
+
+
+def _broadcast(node: fx.Node, axes: list[int]) -> Axes:
+    """The operands that have these axes; the others stay as they are."""
+    if node.kwargs and set(node.kwargs) != {"alpha"}:
+        return None
+    found: dict[int, list[int]] = {}
+    for place, operand in enumerate(node.args[:2]):
+        if isinstance(operand, (int, float)):
+            continue
+        value = value_of(operand)
+        if not isinstance(value, Tensor):
+            return None
+        shift = value_of(node).ndim - value.ndim
+        sizes = [value.shape[axis - shift] if axis >= shift else 1 for axis in axes]
+        if all(size == 1 for size in sizes):
+            continue
+        if any(size == 1 for size in sizes):
+            return None
+        found[place] = [axis - shift for axis in axes]
+    return found or None
+
+
+def _never(node: fx.Node) -> bool:
+    return False
+
+
+def _always(node: fx.Node) -> bool:
+    return True
+
+
+def _constant_weights(node: fx.Node) -> bool:
+    given, *weights = node.all_input_nodes
+    return node.args[0] is given and all(weight.op == "get_attr" for weight in weights)
+
+
+def _one_factor(node: fx.Node) -> bool:
+    factors = [one for one in node.args if isinstance(one, fx.Node)]  # a square has two
+    return sum(one.op != "get_attr" for one in factors) == 1
+
+
+def _by_a_number(node: fx.Node) -> bool:
+    return not isinstance(node.args[1], fx.Node) and _one_factor(node)
+
+
+def _fixed_statistics(node: fx.Node) -> bool:
+    return not argument(node, "training") and argument(node, "running_mean") is not None
+
+
+@dataclass(frozen=True)
+class Op:
+    """What is known of an operation.
+
+    Parameters
+    ----------
+    kind : what it does with units.
+    axes : (node, axes of its result) -> by operand the axes on which that may be sliced instead of
+        the result; None where it may not.
+    means : the operands, one or several together, whose mean over such axes gives that of the
+        result.
+    affine : whether a node is affine in what comes from the units, alike for all samples.
+    renames : whether it may give back the very tensor it was given, which its schema does not say.
+    """
+
+    kind: Kind = Kind.UNKNOWN
+    axes: Callable[[fx.Node, list[int]], Axes] = _nowhere
+    means: tuple[tuple[int, ...], ...] = ()
+    affine: Callable[[fx.Node], bool] = _never
+    renames: bool = False
+
+
+_FIRST = ((0,),)
+
+_ROWS = [
+    (Op(Kind.MOVE, _same, _FIRST, _always), "alias clone contiguous"),
+    (Op(Kind.MOVE, _same, _FIRST, _always, renames=True), "dropout"),
+    (Op(Kind.MOVE, _permuted, _FIRST, _always), "permute"),
+    (Op(Kind.MOVE, _transposed, _FIRST, _always), "transpose.int"),
+    (
+        Op(Kind.MOVE, affine=_always),
+        """flatten.using_ints reshape select.int squeeze squeeze.dim squeeze.dims unsqueeze
+        view""",
+    ),
+    (
+        Op(Kind.MOVE),
+        """cat channel_shuffle chunk detach expand flip movedim.int pixel_shuffle repeat roll
+        slice.Tensor split.Tensor split_with_sizes stack unbind.int unflatten.int""",
+    ),
+    (Op(Kind.PAD), "constant_pad_nd pad"),
+    (Op(Kind.POINTWISE, _same, _FIRST, _always), "neg"),
+    (Op(Kind.POINTWISE, _broadcast, ((0,), (1,), (0, 1)), _always), "add.Tensor sub.Tensor"),
+    (Op(Kind.POINTWISE, _broadcast, ((0,), (1,)), _one_factor), "mul.Tensor"),
+    (Op(Kind.POINTWISE, _broadcast, _FIRST, _by_a_number), "div.Tensor"),
+    (
+        Op(Kind.POINTWISE, _same),
+        """abs elu gelu hardsigmoid hardswish hardtanh leaky_relu mish relu relu6 sigmoid silu
+        softplus tanh""",
+    ),
+    (
+        Op(Kind.POINTWISE),
+        """add.Scalar clamp clamp.Tensor clamp_max clamp_min div.Scalar erf exp log log1p
+        log_sigmoid maximum minimum mul.Scalar pow.Tensor_Scalar reciprocal rsqrt rsub.Scalar
+        rsub.Tensor selu sqrt square sub.Scalar threshold""",
+    ),
+    (Op(Kind.BATCH_NORM, affine=_fixed_statistics), "batch_norm"),
+    (Op(Kind.BATCH_NORM), "_native_batch_norm_legit_no_training"),
+    (Op(Kind.REDUCTION), "mean.dim sum.dim_IntList amax amin"),
+    (
+        Op(Kind.POOL),
+        """adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d avg_pool1d avg_pool2d
+        avg_pool3d max_pool1d max_pool2d max_pool3d""",
+    ),
+    (Op(Kind.LINEAR, _without_features, _FIRST, _constant_weights), "linear"),
+    (Op(Kind.CONVOLUTION, _positions, _FIRST), "conv2d"),
+    (Op(Kind.LAYER_NORM, _without_normalised), "layer_norm"),
+    (Op(Kind.RMS_NORM), "rms_norm"),
+    (Op(Kind.NEW), "new_full new_ones new_zeros"),
+    (Op(renames=True), "alpha_dropout feature_dropout type_as"),
+]
+
+
+def _aten_op(name: str) -> Any:
+    packet, _, overload = name.partition(".")
+    return getattr(getattr(_aten, packet), overload or "default")
+
+
+_OPS: dict[Any, Op] = {_aten_op(name): op for op, names in _ROWS for name in names.split()}
+_OPS[operator.getitem] = Op(Kind.MOVE, renames=True)
+
+
+def op_of(node: fx.Node) -> Op:
+    """What is known of a node's operation."""
+    return _OPS.get(node.target, Op())
+
+
+def is_norm(node: fx.Node) -> bool:
+    """Whether an op is a layer norm or an RMS norm."""
+    return op_of(node).kind in (Kind.LAYER_NORM, Kind.RMS_NORM)
+
+
+def is_pointwise_convolution(node: fx.Node) -> bool:
+    """Whether a convolution sees one position at a time: 1 x 1, stride 1, no padding, no groups."""
+    weight = node.args[1]
+    if not isinstance(weight, fx.Node) or weight.op != "get_attr":
+        return False
+    plain = set(value_of(weight).shape[2:]) == set(argument(node, "stride")) == {1}
+    return plain and set(argument(node, "padding")) == {0} and argument(node, "groups") == 1

@@ -19,29 +19,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, fx
 
-from unitroles.graph.cut import CannotCut
-from unitroles.graph.ops import args_of, is_norm, is_pointwise_convolution, value_of
+from unitroles.graph.extract import CannotCut, extract
+from unitroles.graph.ops import (
+    Kind,
+    args_of,
+    argument,
+    is_norm,
+    is_pointwise_convolution,
+    op_of,
+    value_of,
+)
 from unitroles.rewrite.head import Head
 
 _aten = torch.ops.aten
-
-_AFFINE = {
-    _aten.alias.default,
-    _aten.clone.default,
-    _aten.contiguous.default,
-    _aten.dropout.default,
-    _aten.flatten.using_ints,
-    _aten.neg.default,
-    _aten.permute.default,
-    _aten.reshape.default,
-    _aten.select.int,
-    _aten.squeeze.default,
-    _aten.squeeze.dim,
-    _aten.squeeze.dims,
-    _aten.transpose.int,
-    _aten.unsqueeze.default,
-    _aten.view.default,
-}
 
 
 @dataclass(frozen=True)
@@ -84,57 +74,79 @@ class Additive:
     mix: fx.GraphModule
     tail: fx.GraphModule
     add: Float[Tensor, "units features outputs"]
-    folded: bool
-    norm: Norm | None
+    folded: bool = False
+    norm: Norm | None = None
 
 
-def recognise(head: Head, around: tuple[Tensor, ...], fold: bool = True) -> Additive:
-    """The additive form of a head.
+def recognise(head: Head, around: tuple[Tensor, ...]) -> Additive:
+    """The additive form of a head, folded where it can be.
 
     Parameters
     ----------
     around : what flows around the layer for a few samples.
-    fold : whether what follows the sum is folded where it can be; else `folded` only says so, the
-        form cannot be run, and `around` is not looked at.
 
     Raises
     ------
     CannotCut : the head has no such form, and why.
     """
-    graph = head.after.graph
-    places = [node for node in graph.nodes if node.op == "placeholder"]
-    (output,) = (node for node in graph.nodes if node.op == "output")
-    if head.edges != 1:
-        raise CannotCut("units leave the layer on more than one way")
-    edge = places[0]
-    users = [user for user in edge.users if user.target is not _aten.sym_size.int]
-    if len(users) != 1:
-        raise CannotCut("the units reach more than one op that mixes them")
-    (mix,) = users
-    direct = mix is output or (is_norm(mix) and mix.args[0] is edge and _whole_row(mix))
-    if direct:
-        weight, axis = _identity(head)
-    else:
-        weight, axis = _weight(head.after, mix, edge)
+    form = running_sum(head)
+    if not can_fold(form):
+        return form
+    # Nothing here depends on the samples: one of each value around stands for all.
+    pairs = zip(around, head.repeats, strict=True)
+    return fold(form, tuple(value[:1] if per_row else value for value, per_row in pairs))
+
+
+def running_sum(head: Head) -> Additive:
+    """The sum of the first op that mixes units, nothing folded.
+
+    Raises
+    ------
+    CannotCut : there is no such op or it is not linear, and why.
+    """
+    edge, mix = _mixing_op(head)
+    direct = mix.op == "output" or (is_norm(mix) and mix.args[0] is edge and _whole_row(mix))
+    matrix, axis = _identity(head) if direct else _matrix(head.after, mix, edge)
     owners = head.owners[0]
     if owners.axis != axis and not (owners.axis is None and len(owners.shape) == 0):
         raise CannotCut("the units are not spread over the features of the op that mixes them")
     features = _features(owners.index, head.units)
-    rows = _rows(weight, features)
     h = edge if direct else mix
-    tail = _between(head.after, h, places[1:], output)
-    base = Additive(features, axis, _mixing(head.after, edge, h), tail, rows, False, None)
-    positions = [size for place, size in enumerate(owners.shape, 1) if place != axis]
-    folded = all(size == 1 for size in positions) and _foldable(tail) is not None
-    if direct and not folded:
+    around = _places(head.after)[1:]
+    form = Additive(
+        features=features,
+        axis=axis,
+        mix=extract(head.after, [edge], h),
+        tail=extract(head.after, [h, *around], _result(head.after)),
+        add=_rows(matrix, features),
+    )
+    if direct and not can_fold(form):
         raise CannotCut("units meet in a norm before an op that is not linear")
-    if not fold:
-        return replace(base, folded=folded)
-    # Nothing here depends on the samples: one of each value around stands for all.
-    given = [
-        value[:1] if per_row else value for value, per_row in zip(around, head.repeats, strict=True)
-    ]
-    return _fold(base, tuple(given)) if folded else base
+    return form
+
+
+def _places(module: fx.GraphModule) -> list[fx.Node]:
+    return module.graph.find_nodes(op="placeholder")
+
+
+def _result(module: fx.GraphModule) -> fx.Node:
+    return module.graph.output_node().all_input_nodes[0]
+
+
+def _mixing_op(head: Head) -> tuple[fx.Node, fx.Node]:
+    """The value that the units leave on, and the one op that takes it."""
+    if head.edges != 1:
+        raise CannotCut("units leave the layer on more than one way")
+    edge = _places(head.after)[0]
+    users = _users(edge)
+    if len(users) != 1:
+        raise CannotCut("the units reach more than one op that mixes them")
+    return edge, users[0]
+
+
+def _users(node: fx.Node) -> list[fx.Node]:
+    """The ops that take more of a value than its number of rows."""
+    return [user for user in node.users if user.target is not _aten.sym_size.int]
 
 
 def _rows(
@@ -157,7 +169,7 @@ def _identity(head: Head) -> tuple[Tensor, int]:
     return torch.eye(head.owners[0].shape[axis - 1], dtype=head.dtype), axis
 
 
-def _weight(
+def _matrix(
     module: fx.GraphModule, mix: fx.Node, edge: fx.Node
 ) -> tuple[Float[Tensor, "features outputs"], int]:
     """The matrix of a linear op and the axis of its input that counts features."""
@@ -167,10 +179,10 @@ def _weight(
         raise CannotCut(f"units meet in an op that is not linear ({kind})")
     weight: Any = mix.args[1] if len(mix.args) > 1 else None
     constant = isinstance(weight, fx.Node) and weight.op == "get_attr"
-    if mix.target is _aten.linear.default and constant:
+    if op_of(mix).kind is Kind.LINEAR and constant:
         return getattr(module, str(weight.target)).t(), value.ndim - 1
-    if mix.target is _aten.conv2d.default and constant:
-        if not is_pointwise_convolution(module, mix):
+    if op_of(mix).kind is Kind.CONVOLUTION and constant:
+        if not is_pointwise_convolution(mix):
             raise CannotCut("units meet in a convolution over positions")
         return getattr(module, str(weight.target)).flatten(1).t(), 1
     raise CannotCut(f"units meet in an op that is not linear ({kind})")
@@ -188,104 +200,56 @@ def _features(owner: Int[Tensor, " inputs"], units: int) -> Int[Tensor, "units f
     return found
 
 
-def _mixing(module: fx.GraphModule, edge: fx.Node, h: fx.Node) -> fx.GraphModule:
-    graph = fx.Graph()
-    copies = {edge: graph.placeholder("edge")}
-    if h is not edge:
-        for node in h.all_input_nodes:
-            if node is not edge:
-                copies[node] = graph.node_copy(node)
-        copies[h] = graph.node_copy(h, copies.__getitem__)
-    graph.output(copies[h])
-    return fx.GraphModule(module, graph)
+def can_fold(form: Additive) -> bool:
+    """Whether only affine ops and at most one norm follow a sum without positions."""
+    sizes = value_of(_places(form.mix)[0]).shape[1:]
+    chain = _chain(form.tail)
+    if chain is None or any(size != 1 for place, size in enumerate(sizes, 1) if place != form.axis):
+        return False
+    norms = [node for node in chain if is_norm(node)]
+    others = [node for node in chain if not is_norm(node)]
+    return (
+        len(norms) <= 1
+        and all(map(_whole_row, norms))
+        and all(op_of(node).affine(node) for node in others)
+    )
 
 
-def _between(
-    module: fx.GraphModule, h: fx.Node, around: list[fx.Node], output: fx.Node
-) -> fx.GraphModule:
-    graph = fx.Graph()
-    copies = {h: graph.placeholder("h")}
-    copies[h].meta = dict(h.meta)
-    for node in around:
-        copies[node] = graph.node_copy(node)
-    rows = graph.call_function(_aten.sym_size.int, (copies[h], 0))
-    edge = next(iter(module.graph.nodes))
-    for node in module.graph.nodes:
-        if node in copies or node is edge:
-            continue
-        if node.target is _aten.sym_size.int and node.args == (edge, 0):
-            copies[node] = rows
-        elif node is output:
-            graph.output(copies[output.all_input_nodes[0]])
-        else:
-            copies[node] = graph.node_copy(node, copies.__getitem__)
-    graph.eliminate_dead_code()
-    return fx.GraphModule(module, graph)
-
-
-def _fold(form: Additive, around: tuple[Tensor, ...]) -> Additive:
+def fold(form: Additive, around: tuple[Tensor, ...]) -> Additive:
     """The same form with what follows the sum taken into its rows."""
-    found = _foldable(form.tail)
-    assert found is not None
-    chain, norms = found
+    tail = extract(form.tail, _places(form.tail), _result(form.tail))  # a copy, to be changed
     rows = form.add.flatten(0, 1).to(torch.float64)
-    if not norms:
-        folded = _linear_part(form.tail, rows, around).to(form.add.dtype)
-        return _with(form, folded, None)
-    return _fold_norm(form, chain, norms[0], rows, around)
-
-
-def _foldable(tail: fx.GraphModule) -> tuple[list[fx.Node], list[int]] | None:
-    """The ops after the sum and the places of norms among them; None = they cannot be folded."""
-    chain = _chain(tail)
-    if chain is None:
-        return None
-    norms = [i for i, node in enumerate(chain) if is_norm(node)]
-    if any(not _is_affine(node) for i, node in enumerate(chain) if i not in norms):
-        return None
-    if len(norms) > 1 or (norms and not _whole_row(chain[norms[0]])):
-        return None
-    return chain, norms
-
-
-def _fold_norm(
-    form: Additive,
-    chain: list[fx.Node],
-    place: int,
-    rows: Float[Tensor, "features outputs"],
-    around: tuple[Tensor, ...],
-) -> Additive:
-    node = chain[place]
-    centered = node.target is _aten.layer_norm.default
-    start, finish = _cut_at(form.tail, node)
+    node = next((node for node in _chain(tail) or () if is_norm(node)), None)
+    if node is None:
+        logits = _linear_part(tail, rows, around)
+        return replace(form, add=_by_unit(logits, form), folded=True)
+    h, *others = _places(tail)
+    _take_gain_out(node)
+    start = extract(tail, [h, *others], args_of(node)[0])
+    finish = extract(tail, [node, *others], _result(tail))
+    centered = op_of(node).kind is Kind.LAYER_NORM
     add = _linear_part(start, rows, around)
     if centered:
         add = add - add.mean(dim=1, keepdim=True)
-    norm = Norm(start, _split(add, form), centered, _eps(node), finish)
-    return _with(form, _linear_part(finish, add, around).to(form.add.dtype), norm)
+    norm = Norm(start, _by_unit(add, form), centered, _eps(node), finish)
+    logits = _linear_part(finish, add, around)
+    return replace(form, add=_by_unit(logits, form), folded=True, norm=norm)
 
 
-def _with(form: Additive, add: Tensor, norm: Norm | None) -> Additive:
-    fields = {name: getattr(form, name) for name in ("features", "axis", "mix", "tail")}
-    return Additive(**fields, add=_split(add, form), folded=True, norm=norm)
-
-
-def _split(rows: Tensor, form: Additive) -> Tensor:
+def _by_unit(rows: Tensor, form: Additive) -> Tensor:
     return rows.to(form.add.dtype).unflatten(0, form.add.shape[:2])
 
 
 def _chain(tail: fx.GraphModule) -> list[fx.Node] | None:
     """The ops between h and the logits, where they are a chain."""
-    place = next(iter(tail.graph.nodes))
-    found = []
-    while True:
-        users = [user for user in place.users if user.target is not _aten.sym_size.int]
-        if len(users) != 1:
-            return None
-        (place,) = users
-        if place.op == "output":
+    found, users = [], _users(_places(tail)[0])
+    while len(users) == 1:
+        (node,) = users
+        if node.op == "output":
             return found
-        found.append(place)
+        found.append(node)
+        users = _users(node)
+    return None
 
 
 def _whole_row(node: fx.Node) -> bool:
@@ -296,32 +260,8 @@ def _whole_row(node: fx.Node) -> bool:
 
 
 def _eps(node: fx.Node) -> float:
-    layer = node.target is _aten.layer_norm.default
-    place = 4 if layer else 3
-    default = 1e-5 if layer else torch.finfo(value_of(node).dtype).eps
-    given: Any = node.args[place] if len(node.args) > place else node.kwargs.get("eps")
-    return float(default if given is None else given)
-
-
-def _is_affine(node: fx.Node) -> bool:
-    """Whether an op is affine in what comes along the chain, alike for all samples."""
-    if node.target in _AFFINE:
-        return True
-    if node.target is _aten.linear.default:
-        weights = node.all_input_nodes[1:]
-        return node.args[0] is node.all_input_nodes[0] and all(
-            weight.op == "get_attr" for weight in weights
-        )
-    if node.target in (_aten.add.Tensor, _aten.sub.Tensor):
-        return True
-    if node.target in (_aten.mul.Tensor, _aten.div.Tensor):
-        first_only = node.target is _aten.mul.Tensor or not isinstance(node.args[1], fx.Node)
-        factors = [one for one in node.args if isinstance(one, fx.Node)]  # a square has two
-        others = [one for one in factors if one.op == "get_attr"]
-        return first_only and len(others) + 1 == len(factors)
-    if node.target is _aten.batch_norm.default:
-        return not node.args[5] and node.args[3] is not None
-    return False
+    given = argument(node, "eps")
+    return float(torch.finfo(value_of(node).dtype).eps if given is None else given)
 
 
 def _linear_part(
@@ -344,31 +284,13 @@ def _linear_part(
     return torch.where(whole == constant, 0.0, whole - constant)
 
 
-def _cut_at(tail: fx.GraphModule, norm: fx.Node) -> tuple[fx.GraphModule, fx.GraphModule]:
-    """(h, *around) -> what is normalised, and (the normalised value, *around) -> logits."""
-    places = [node for node in tail.graph.nodes if node.op == "placeholder"]
-    first, second = fx.Graph(), fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    for node in tail.graph.nodes:
-        if node is norm:
-            first.output(copies[args_of(norm)[0]])
-            break
-        copies[node] = first.node_copy(node, copies.__getitem__)
-    first.eliminate_dead_code()
-    start = value = second.placeholder("normalised")
-    start.meta = dict(norm.meta)
-    copies = {node: second.node_copy(node) for node in places[1:]}
-    gain = norm.args[2:4] if norm.target is _aten.layer_norm.default else norm.args[2:3]
-    for op, weight in zip((_aten.mul.Tensor, _aten.add.Tensor), gain, strict=False):
-        if isinstance(weight, fx.Node):
-            value = second.call_function(op, (value, second.node_copy(weight)))
-    copies[norm] = value
-    for node in tail.graph.nodes:
-        if node.target is _aten.sym_size.int and node.args == (places[0], 0):
-            copies[node] = second.call_function(_aten.sym_size.int, (start, 0))
-        elif node.op == "output":
-            second.output(copies[node.all_input_nodes[0]])
-        elif node not in (*copies, places[0]) and set(node.all_input_nodes) <= copies.keys():
-            copies[node] = second.node_copy(node, copies.__getitem__)
-    second.eliminate_dead_code()
-    return fx.GraphModule(tail, first), fx.GraphModule(tail, second)
+def _take_gain_out(norm: fx.Node) -> None:
+    """Let ops of their own multiply with the weight of a norm and add its bias."""
+    users, value = list(norm.users), norm
+    gain = norm.args[2:4] if op_of(norm).kind is Kind.LAYER_NORM else norm.args[2:3]
+    with norm.graph.inserting_before(norm.next):
+        for op, weight in zip((_aten.mul.Tensor, _aten.add.Tensor), gain, strict=False):
+            if isinstance(weight, fx.Node):
+                value = norm.graph.call_function(op, (value, weight))
+    for user in users:
+        user.replace_input_with(norm, value)

@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, fx
 
-from unitroles.graph.cut import CannotCut, Cut, ancestors, require_rows_first
+from unitroles.graph.cut import Cut, require_rows_first
+from unitroles.graph.extract import CannotCut, ancestors, extract
 from unitroles.graph.ops import value_of
 from unitroles.model.calls import Place
 from unitroles.rewrite.owners import owners
@@ -107,9 +108,9 @@ def divide(cut: Cut, sources: tuple[int | Place, ...]) -> Head:
     """
     run = cut.run
     nodes = list(run.graph.nodes)
-    place = nodes[0]
-    (output,) = (node for node in nodes if node.op == "output")
-    (logits,) = output.all_input_nodes
+    inputs = run.graph.find_nodes(op="placeholder")
+    place, *live = inputs
+    (logits,) = nodes[-1].all_input_nodes
     owner = owners(run, place, cut.axis)
     dependent = _dependent(place)
     mixed = dependent - owner.keys()
@@ -125,11 +126,10 @@ def divide(cut: Cut, sources: tuple[int | Place, ...]) -> Head:
     ]
     for node in around:
         require_rows_first(node, place)
-    live = [node for node in nodes if node.op == "placeholder" and node is not place]
     joined = ancestors(*edge) & set(live)
     return Head(
-        before=_before(run, edge + around),
-        after=_after(run, edge + around, logits),
+        before=extract(run, inputs, (*edge, *around)),
+        after=extract(run, [*edge, *around], logits),
         context=cut.context,
         sources=sources,
         owners=tuple(Owners.of(owner[node]) for node in edge),
@@ -165,53 +165,3 @@ def _from_samples(run: fx.GraphModule, place: fx.Node) -> set[fx.Node]:
         ):
             found.add(node)
     return {node for node in found if isinstance(value_of(node), Tensor)}
-
-
-def _before(run: fx.GraphModule, values: list[fx.Node]) -> fx.GraphModule:
-    """The graph from the placeholders to `values`."""
-    graph = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    wanted = ancestors(*values)
-    for node in run.graph.nodes:
-        if node in wanted or node.op == "placeholder":
-            copies[node] = graph.node_copy(node, copies.__getitem__)
-    graph.output(tuple(copies[node] for node in values))
-    return fx.GraphModule(run, graph)
-
-
-def _after(run: fx.GraphModule, values: list[fx.Node], logits: fx.Node) -> fx.GraphModule:
-    """The graph from `values` to the logits; the number of rows is that of the first value."""
-    graph = fx.Graph()
-    copies = {node: graph.placeholder(f"value_{i}") for i, node in enumerate(values)}
-    for node, copy in copies.items():
-        copy.meta = dict(node.meta)
-    rows = graph.call_function(_aten.sym_size.int, (copies[values[0]], 0))
-    rows.meta["val"] = value_of(values[0]).shape[0]
-    wanted = _ancestors_until(logits, set(values))
-    for node in run.graph.nodes:
-        if node in copies or node not in wanted:
-            continue
-        if node.target is _aten.sym_size.int and _counts_rows(node):
-            copies[node] = rows
-        else:
-            copies[node] = graph.node_copy(node, copies.__getitem__)
-    graph.output(copies[logits])
-    graph.eliminate_dead_code()
-    return fx.GraphModule(run, graph)
-
-
-def _ancestors_until(logits: fx.Node, stop: set[fx.Node]) -> set[fx.Node]:
-    found, todo = set(), [logits]
-    while todo:
-        node = todo.pop()
-        if node not in found and node not in stop:
-            found.add(node)
-            # Rows are counted again, whatever they were counted on.
-            if not (node.target is _aten.sym_size.int and _counts_rows(node)):
-                todo.extend(node.all_input_nodes)
-    return found
-
-
-def _counts_rows(node: fx.Node) -> bool:
-    value, dim = node.args[0], node.args[1]
-    return bool(dim == 0) and isinstance(value_of(value).shape[0], torch.SymInt)

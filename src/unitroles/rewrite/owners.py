@@ -7,7 +7,7 @@ more: the op mixes units. Two rows with numbers of their own show that samples s
 
 from __future__ import annotations
 
-import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,105 +15,19 @@ from jaxtyping import Int
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
-from unitroles.graph.ops import ROWS, plain, value_of
+from unitroles.graph.ops import ROWS, Kind, argument, op_of, plain, value_of
 
 _aten = torch.ops.aten
 NOBODY = -1
 """The owner of an element that depends on no unit."""
 
-_MOVES = {
-    _aten.alias.default,
-    _aten.cat.default,
-    _aten.channel_shuffle.default,
-    _aten.chunk.default,
-    _aten.clone.default,
-    _aten.contiguous.default,
-    _aten.detach.default,
-    _aten.dropout.default,
-    _aten.expand.default,
-    _aten.flatten.using_ints,
-    _aten.flip.default,
-    _aten.movedim.int,
-    _aten.permute.default,
-    _aten.pixel_shuffle.default,
-    _aten.repeat.default,
-    _aten.reshape.default,
-    _aten.roll.default,
-    _aten.select.int,
-    _aten.slice.Tensor,
-    _aten.split.Tensor,
-    _aten.split_with_sizes.default,
-    _aten.squeeze.default,
-    _aten.squeeze.dim,
-    _aten.squeeze.dims,
-    _aten.stack.default,
-    _aten.transpose.int,
-    _aten.unbind.int,
-    _aten.unflatten.int,
-    _aten.unsqueeze.default,
-    _aten.view.default,
-    operator.getitem,
-}
-_POINTWISE = {
-    getattr(packet, name)
-    for packet, names in {
-        _aten.abs: ["default"],
-        _aten.add: ["Tensor", "Scalar"],
-        _aten.clamp: ["default", "Tensor"],
-        _aten.clamp_max: ["default"],
-        _aten.clamp_min: ["default"],
-        _aten.div: ["Tensor", "Scalar"],
-        _aten.elu: ["default"],
-        _aten.erf: ["default"],
-        _aten.exp: ["default"],
-        _aten.gelu: ["default"],
-        _aten.hardsigmoid: ["default"],
-        _aten.hardswish: ["default"],
-        _aten.hardtanh: ["default"],
-        _aten.leaky_relu: ["default"],
-        _aten.log: ["default"],
-        _aten.log1p: ["default"],
-        _aten.log_sigmoid: ["default"],
-        _aten.maximum: ["default"],
-        _aten.minimum: ["default"],
-        _aten.mish: ["default"],
-        _aten.mul: ["Tensor", "Scalar"],
-        _aten.neg: ["default"],
-        _aten.pow: ["Tensor_Scalar"],
-        _aten.reciprocal: ["default"],
-        _aten.relu: ["default"],
-        _aten.relu6: ["default"],
-        _aten.rsqrt: ["default"],
-        _aten.rsub: ["Scalar", "Tensor"],
-        _aten.selu: ["default"],
-        _aten.sigmoid: ["default"],
-        _aten.silu: ["default"],
-        _aten.softplus: ["default"],
-        _aten.sqrt: ["default"],
-        _aten.square: ["default"],
-        _aten.sub: ["Tensor", "Scalar"],
-        _aten.tanh: ["default"],
-        _aten.threshold: ["default"],
-    }.items()
-    for name in names
-}
-_REDUCTIONS = {_aten.mean.dim, _aten.sum.dim_IntList, _aten.amax.default, _aten.amin.default}
 # As max pools, which show the largest and the smallest owner in every window, and the number of
 # axes that makes them pools over positions: one fewer is read as no batch.
+_AS_MAX = [("adaptive_avg_pool", "adaptive_max_pool"), ("avg_pool", "max_pool"), ("max_pool",) * 2]
 _POOLS: dict[Any, tuple[Any, int]] = {
-    _aten.adaptive_avg_pool1d.default: (_aten.adaptive_max_pool1d.default, 3),
-    _aten.adaptive_avg_pool2d.default: (_aten.adaptive_max_pool2d.default, 4),
-    _aten.adaptive_avg_pool3d.default: (_aten.adaptive_max_pool3d.default, 5),
-    _aten.avg_pool1d.default: (_aten.max_pool1d.default, 3),
-    _aten.avg_pool2d.default: (_aten.max_pool2d.default, 4),
-    _aten.avg_pool3d.default: (_aten.max_pool3d.default, 5),
-    _aten.max_pool1d.default: (_aten.max_pool1d.default, 3),
-    _aten.max_pool2d.default: (_aten.max_pool2d.default, 4),
-    _aten.max_pool3d.default: (_aten.max_pool3d.default, 5),
-}
-_NORMS = {
-    _aten.batch_norm.default,
-    _aten._native_batch_norm_legit_no_training.default,
+    getattr(_aten, f"{pool}{n}d").default: (getattr(_aten, f"{as_max}{n}d").default, n + 2)
+    for pool, as_max in _AS_MAX
+    for n in (1, 2, 3)
 }
 
 
@@ -181,36 +95,59 @@ def _shape(node: Any) -> list[int]:
 
 def _follow(node: fx.Node, known: dict[fx.Node, Any]) -> Any:
     """The owners of an op's result."""
-    target: Any = node.target
     args = _plain(map_arg(node.args, lambda one: _argument(one, known)))
     kwargs = _plain(map_arg(node.kwargs, lambda one: _argument(one, known)))
-    if target in _MOVES:
-        return target(*args, **kwargs)
-    if target is _aten.constant_pad_nd.default or (
-        target is _aten.pad.default and (list(args[2:3]) or ["constant"]) == ["constant"]
-    ):
-        return _aten.constant_pad_nd.default(args[0], args[1], NOBODY)
-    if target in _POINTWISE:
-        parts = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-        return _join(parts, _shape(node))
-    if node.all_input_nodes[0] not in known or args[0] is None:
-        raise _UnitsMeet
-    if target in _NORMS:
-        training = target is _aten.batch_norm.default and bool(args[5])
-        if training or args[3] is None:
-            raise _UnitsMeet
-        return args[0] if target is _aten.batch_norm.default else (args[0], None, None)
-    if target in _REDUCTIONS and len(args) > 1:
-        return _single(args[0], lambda value: value.amax(*args[1:3], **_keepdim(kwargs)))
-    if target in _POOLS:
-        return _pooled(target, args, kwargs)
-    if target is _aten.linear.default or (target is _aten.layer_norm.default and len(args[1]) == 1):
-        # All that is summed belongs to one unit: features of a token mixer, for one.
-        owner = _single(args[0], lambda value: value.amax(dim=-1, keepdim=True))
-        return owner.expand(_shape(node)).clone()
-    if target is _aten.conv2d.default:
-        return _grouped(node, args)
+    kind = op_of(node).kind
+    if kind in _OF_ALL:
+        return _OF_ALL[kind](node, args, kwargs)
+    if kind in _OF_FIRST and node.all_input_nodes[0] in known and args[0] is not None:
+        return _OF_FIRST[kind](node, args, kwargs)
     raise _UnitsMeet
+
+
+def _moved(node: fx.Node, args: Any, kwargs: Any) -> Any:
+    target: Any = node.target
+    return target(*args, **kwargs)
+
+
+def _padded(node: fx.Node, args: Any, kwargs: Any) -> Tensor:
+    if (list(args[2:3]) or ["constant"]) != ["constant"] and node.target is _aten.pad.default:
+        raise _UnitsMeet
+    return _aten.constant_pad_nd.default(args[0], args[1], NOBODY)
+
+
+def _pointwise(node: fx.Node, args: Any, kwargs: Any) -> Tensor:
+    """The owner of an element is that of all elements which it is made of."""
+    owner = torch.full(_shape(node), NOBODY)
+    for part in (*args, *kwargs.values()):
+        if isinstance(part, Tensor):
+            other = part.expand(owner.shape)
+            if bool(((owner >= 0) & (other >= 0) & (owner != other)).any()):
+                raise _UnitsMeet
+            owner = torch.maximum(owner, other)
+    return owner
+
+
+def _normed(node: fx.Node, args: Any, kwargs: Any) -> Any:
+    training = node.target is _aten.batch_norm.default and bool(args[5])
+    if training or args[3] is None:
+        raise _UnitsMeet
+    return args[0] if node.target is _aten.batch_norm.default else (args[0], None, None)
+
+
+def _reduced(node: fx.Node, args: Any, kwargs: Any) -> Tensor:
+    if len(args) < 2:
+        raise _UnitsMeet
+    keeps = argument(node, "keepdim")
+    return _single(args[0], lambda value: value.amax(args[1], keepdim=keeps))
+
+
+def _summed(node: fx.Node, args: Any, kwargs: Any) -> Tensor:
+    """All that is summed belongs to one unit: features of a token mixer, for one."""
+    if op_of(node).kind is Kind.LAYER_NORM and len(args[1]) != 1:
+        raise _UnitsMeet
+    owner = _single(args[0], lambda value: value.amax(dim=-1, keepdim=True))
+    return owner.expand(_shape(node)).clone()
 
 
 def _argument(node: fx.Node, known: dict[fx.Node, Any]) -> Any:
@@ -231,20 +168,6 @@ def _plain(value: Any) -> Any:
     return {k: _plain(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
-def _keepdim(kwargs: Any) -> dict[str, bool]:
-    return {"keepdim": True} if kwargs.get("keepdim") else {}
-
-
-def _join(parts: list[Tensor], shape: list[int]) -> Tensor:
-    owner = torch.full(shape, NOBODY)
-    for part in parts:
-        other = part.expand(shape)
-        if bool(((owner >= 0) & (other >= 0) & (owner != other)).any()):
-            raise _UnitsMeet
-        owner = torch.maximum(owner, other)
-    return owner
-
-
 def _single(value: Tensor, largest: Any) -> Tensor:
     """The one owner of what `largest` takes together; ignore counts for nothing."""
     high = largest(value)
@@ -254,12 +177,12 @@ def _single(value: Tensor, largest: Any) -> Tensor:
     return high
 
 
-def _pooled(target: Any, args: Any, kwargs: Any) -> Tensor:
-    pool, axes = _POOLS[target]
+def _pooled(node: fx.Node, args: Any, kwargs: Any) -> Tensor:
+    pool, axes = _POOLS[node.target]
     if args[0].ndim != axes or kwargs:
         raise _UnitsMeet
     rest = tuple(args[1:])
-    if "avg_pool" in str(target) and "adaptive" not in str(target):
+    if "avg_pool" in str(node.target) and "adaptive" not in str(node.target):
         stride, padding, ceil = (*rest[1:4], *([], 0, False)[len(rest[1:4]) :])
         rest = (rest[0], stride, padding, 1, ceil)
 
@@ -268,21 +191,34 @@ def _pooled(target: Any, args: Any, kwargs: Any) -> Tensor:
         found = found[0] if isinstance(found, tuple) else found
         return found.clamp(min=-1e15).to(torch.int64)
 
-    high = largest(args[0])
-    low = -largest(torch.where(args[0] < 0, torch.tensor(-(10**15)), -args[0]))
-    if bool(((high >= 0) & (high != low)).any()):
-        raise _UnitsMeet
-    return high
+    return _single(args[0], largest)
 
 
-def _grouped(node: fx.Node, args: Any) -> Tensor:
+def _grouped(node: fx.Node, args: Any, kwargs: Any) -> Tensor:
     """A convolution whose every group sees the channels of one unit, as a depthwise one does."""
-    groups = args[6] if len(args) > 6 else 1
+    groups = argument(node, "groups")
     value, shape = args[0], _shape(node)
-    if value.ndim != 4 or node.kwargs or shape[1] % groups:
+    if value.ndim != 4 or shape[1] % groups:
         raise _UnitsMeet
     by_group = value.unflatten(1, (groups, -1)).flatten(2)
     owner = _single(by_group, lambda grouped: grouped.amax(dim=2))
     return (
         owner.repeat_interleave(shape[1] // groups, dim=1)[:, :, None, None].expand(shape).clone()
     )
+
+
+_Rule = Callable[[fx.Node, Any, Any], Any]
+_OF_ALL: dict[Kind, _Rule] = {
+    Kind.MOVE: _moved,
+    Kind.PAD: _padded,
+    Kind.POINTWISE: _pointwise,
+}
+_OF_FIRST: dict[Kind, _Rule] = {
+    Kind.BATCH_NORM: _normed,
+    Kind.REDUCTION: _reduced,
+    Kind.POOL: _pooled,
+    Kind.LINEAR: _summed,
+    Kind.LAYER_NORM: _summed,
+    Kind.CONVOLUTION: _grouped,
+}
+"""Ops that have owners only where those come with their first argument."""
