@@ -20,10 +20,21 @@ settings.register_profile(
     max_examples=50,
     suppress_health_check=[HealthCheck.too_slow],
 )
-settings.load_profile("unitroles")
+# `make torture`: many more examples, other ones at every seed.
+settings.register_profile(
+    "torture", settings.get_profile("unitroles"), derandomize=False, max_examples=1000
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "unitroles"))
 
 # Must come before the first import of the package: it rewrites modules as they are imported.
 install_import_hook("unitroles", "beartype.beartype")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the property tests, whose examples `make torture` multiplies."""
+    for item in items:
+        if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
+            item.add_marker("property")
 
 
 @pytest.fixture(scope="session")
