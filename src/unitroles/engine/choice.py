@@ -59,49 +59,32 @@ def choose_plans(
     definitions = [define(model, site, seen, precision) for site in sites]
     remembered = recall(model, sites, seen.inputs)
     if remembered is not None:
-        chosen = _chosen(model, sites, remembered, definitions, budget, precision)
+        chosen = _chosen(remembered, definitions, budget)
         if all(choice.at_once for choice in chosen):
             return chosen
     try:
         exported = export(model, sites, seen.inputs)
     except CannotCut as error:
         reason = str(error)
-        return [
-            _full(model, d, s, reason, precision) for s, d in zip(sites, definitions, strict=True)
-        ]
-    return _chosen(model, sites, exported, definitions, budget, precision)
+        return [_full(definition, reason) for definition in definitions]
+    return _chosen(exported, definitions, budget)
 
 
-def _chosen(
-    model: nn.Module,
-    sites: list[Site],
-    exported: Exported,
-    definitions: list[Definition],
-    budget: int,
-    precision: Precision,
-) -> list[Choice]:
+def _chosen(exported: Exported, definitions: list[Definition], budget: int) -> list[Choice]:
     chosen = []
-    for place, (site, definition) in enumerate(zip(sites, definitions, strict=True)):
+    for place, definition in enumerate(definitions):
         try:
-            found = _cheapest(model, site, exported.head(place), definition, budget, precision)
+            found = _cheapest(exported.head(place), definition, budget)
         except Exception as error:  # whatever a graph stumbles over, the definition still runs
             found = first_line(error)
-        if isinstance(found, str):
-            found = _full(model, definition, site, found, precision)
-        chosen.append(found)
+        chosen.append(_full(definition, found) if isinstance(found, str) else found)
     return chosen
 
 
-def _cheapest(
-    model: nn.Module,
-    site: Site,
-    head: Head,
-    definition: Definition,
-    budget: int,
-    precision: Precision,
-) -> Choice | str:
+def _cheapest(head: Head, definition: Definition, budget: int) -> Choice | str:
     """Additive or suffix with its check, or why neither may be used."""
-    suffix = suffix_plan(model, site, head, definition.seen.inputs, budget, precision)
+    model, site, inputs = definition.model, definition.site, definition.seen.inputs
+    suffix = suffix_plan(model, site, head, inputs, budget, definition.precision)
     plans: list[Plan] = []
     try:
         plans.append(additive_plan(suffix, definition.seen.logits.shape[1]))
@@ -164,16 +147,10 @@ def suffix_reason(error: CannotCut) -> str:
     return f"{error}; masked copies run through the rest"
 
 
-def _full(
-    model: nn.Module,
-    definition: Definition,
-    site: Site,
-    reason: str,
-    precision: Precision,
-    baseline: Float[Tensor, " units"] | None = None,
-) -> Choice:
+def _full(definition: Definition, reason: str) -> Choice:
     notes = [f"plan full (N+1 runs of the whole model): {reason}"]
-    plan = FullPlan(model, site, reason, baseline, precision)
+    site, baseline = definition.site, definition.baseline
+    plan = FullPlan(definition.model, site, reason, baseline, definition.precision)
     check = self_check(plan, definition)
     if not check.independent:
         notes.append(
@@ -188,15 +165,15 @@ def recheck(choice: Choice, baseline: Float[Tensor, " units"], precision: Precis
 
     Its notes are those that the baseline adds.
     """
-    site, model = choice.plan.site, choice.plan.model
-    definition = define(model, site, choice.seen, precision, baseline)
-    plans = choice.plan.ablated(baseline)
-    if not choice.plan.keeps_rows:  # the definition itself
+    given, seen = choice.plan, choice.seen
+    definition = define(given.model, given.site, seen, precision, baseline)
+    plans = given.ablated(baseline)
+    if not given.keeps_rows:  # the definition itself
         check = self_check(plans[0], definition)
-        return Choice(plans[0], check, tuple(_effect(site, check)), choice.seen, False)
+        return Choice(plans[0], check, tuple(_effect(given.site, check)), seen, False)
     found = _first_that_agrees(plans, definition)
     if isinstance(found, str):
-        return _full(model, definition, site, f"with mean activations {found}", precision, baseline)
+        return _full(definition, f"with mean activations {found}")
     return found
 
 

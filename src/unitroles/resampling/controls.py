@@ -97,8 +97,7 @@ def other_roles(
     order, point, accuracy : of the analysis itself.
     seed : of the random order.
     """
-    samples = np.stack([np.bincount(layer_run.classes(split)) for split in (0, 1)])
-    drawn = order_units(random_scores(order.shape, seed), samples, layer_run.order)
+    drawn = order_units(random_scores(order.shape, seed), layer_run.counts, layer_run.order)
     own = roles_at(order, point)
     found = {}
     for name, other in (("random order", drawn), ("reversed order", order[..., ::-1])):

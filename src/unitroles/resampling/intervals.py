@@ -45,7 +45,7 @@ class LossObserver:
     _waiting: dict[int, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._classes = self.layer_run.classes(self.split)
+        self._classes = self.layer_run.classes[self.split]
         self._missing = np.bincount(self._classes, minlength=len(self.layer_run.labels))
 
     def __call__(
@@ -98,7 +98,7 @@ def regrets(
     """What the other split's active set costs in every replicate, both sets as given."""
     found = []
     for split, (own, other) in enumerate(zip(observers, swapped, strict=True)):
-        classes = own.layer_run.classes(split)
+        classes = own.layer_run.classes[split]
         weights = own.draws.weights[split][:, split]
         row = []
         for label in range(len(own.layer_run.labels)):
