@@ -181,7 +181,7 @@ def test_the_call_is_the_verdict_of_the_library():
         found = ur.analyze(planted.model, *data, layer=LAYER, progress=False, evidence=asked)
         mine, signs = called(found.data.noise_floor_proportion.values), found.signs()
         for role in (OVERFITTED, GENERALIZING):
-            above = signs.verdict[role.name.lower()] == "above what sampling gives"
+            above = signs.finding[role.name.lower()] == "above what sampling gives"
             assert mine[role - 1] == above
             verdicts.append(bool(above))
         mine = excess(found.data.noise_floor_proportion.values)
