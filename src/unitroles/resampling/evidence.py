@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from unitroles.curves.retrieval import Observer, ignore
+from unitroles.curves.retrieval import Observer, ignore, widened
 from unitroles.options import Evidence
 from unitroles.progress import Track
 from unitroles.resampling.controls import Variables, other_roles, what_sets_do
@@ -194,14 +194,13 @@ def _full(
     blocks = list(_redone(measurement, "bootstrap", draws))
     role = np.concatenate([block.role[:, 0] for block in blocks])
     curve = np.concatenate([block.curve[:, 0] for block in blocks])
-    low, high = (np.full((*curve.shape[1:3], layer_run.units + 1), np.nan) for _ in range(2))
-    low[..., layer_run.points], high[..., layer_run.points] = interval(curve, level)
+    points, units = layer_run.points, layer_run.units
+    low, high = (widened(bound, points, units) for bound in interval(curve, level))
     chance = np.stack([(role == value).mean(axis=0) for value in ROLES], axis=-1)
-    points = np.concatenate([block.point[:, 0] for block in blocks])
     return {
         "loss_low": low,
         "loss_high": high,
-        "turning_point_replicate": points,
+        "turning_point_replicate": np.concatenate([block.point[:, 0] for block in blocks]),
         "regret_replicate": np.concatenate([block.regret[:, 0] for block in blocks]),
         "proportion_replicate": role_proportions(role),
         "std_over_units_replicate": std_over_units(role),
