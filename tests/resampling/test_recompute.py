@@ -238,7 +238,7 @@ def test_nothing_of_the_analysis_itself_changes_with_evidence():
         np.testing.assert_array_equal(plain.data[name].values, asked.data[name].values)
 
 
-def test_replicates_do_not_hang_on_how_many_run_together():
+def test_replicates_do_not_depend_on_how_many_run_together():
     toy = one_copy(SMALL[0], torch.float32)
     seen = []
     for budget in ("1GiB", "60KB"):
@@ -258,7 +258,7 @@ def test_replicates_do_not_hang_on_how_many_run_together():
 
 
 def split_of(classes):
-    """A split whose masks ignore runs, as a watch sees it."""
+    """A split whose masks ignore runs, as an observer sees it."""
     samples = Samples("train", None, np.arange(len(classes)), classes, torch.from_numpy(classes))
     plan = FullPlan(torch.nn.Identity(), SITE, "")
     return Kept(plan, samples, 1, Precision(torch.device("cpu")))

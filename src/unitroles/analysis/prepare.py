@@ -31,7 +31,7 @@ from unitroles.data.columns import fitted
 from unitroles.data.reading import warn_if_changing
 from unitroles.data.samples import Samples
 from unitroles.data.selection import choose
-from unitroles.engine.choice import Choice, choose_plans, recheck
+from unitroles.engine.choice import Choice, choose_plans, exported_or_reason, recheck
 from unitroles.engine.plan import FullPlan
 from unitroles.errors import InputError, LayerHint, PlanWarning, own_warnings
 from unitroles.model.borrow import (
@@ -157,11 +157,12 @@ def prepared(request: Request) -> Iterator[Ready]:
         splits, labels = choose(sides, request.sample, names)
         for samples in splits:
             warn_if_changing(samples)
-        choices = choose_plans(model, sites, seen, compute.bytes, precision)
+        exported = exported_or_reason(model, sites, seen.inputs)
+        choices = choose_plans(model, sites, seen, compute.bytes, precision, exported)
         if not all(choice.check.conclusive for choice in choices):
             more = _more(model, sides[0], seen, compute.batch_size, precision)
             if more is not None:
-                choices = choose_plans(model, sites, more, compute.bytes, precision)
+                choices = choose_plans(model, sites, more, compute.bytes, precision, exported)
         _warn_of(choices)
         planned(1)
         ready = Ready(

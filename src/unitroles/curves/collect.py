@@ -73,11 +73,6 @@ class Kept:
     places: list[np.ndarray] = field(default_factory=list)
     scores: Store | None = None
 
-    @property
-    def where(self) -> str:
-        """Where the rows are: "memory", "disk" or "recompute"."""
-        return "recompute" if self.store is None else self.store.where
-
     def tiles(self) -> Iterator[Tile]:
         """All samples, some at a time; neither tiles nor bits depend on where the rows are."""
         if not self.plan.keeps_rows:

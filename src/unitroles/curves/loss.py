@@ -82,7 +82,8 @@ def losses(margin: Float[Tensor, "*rest"]) -> Float[Tensor, "*rest"]:
     return F.softplus(margin.cpu().to(torch.float64), threshold=50.0)
 
 
-_Answers = tuple[Float[Tensor, "masks samples"], Bool[Tensor, "masks samples"]]
+Answers = tuple[Float[Tensor, "masks samples"], Bool[Tensor, "masks samples"]]
+"""A number for every mask and sample, and whether the answer is right."""
 
 
 @runtime_checkable
@@ -92,7 +93,7 @@ class Criterion(Protocol):
     @property
     def scored(self) -> bool: ...
 
-    def evaluate(self, outputs: Logits, targets: Tensor, masks: slice = slice(None)) -> _Answers:
+    def evaluate(self, outputs: Logits, targets: Tensor, masks: slice = slice(None)) -> Answers:
         """One number for every mask and sample, and whether the answer is right.
 
         `masks` tells which ones of all masks these are.
@@ -110,7 +111,7 @@ class CrossEntropy:
 
     scored: bool = True
 
-    def evaluate(self, outputs: Logits, targets: Tensor, masks: slice = slice(None)) -> _Answers:
+    def evaluate(self, outputs: Logits, targets: Tensor, masks: slice = slice(None)) -> Answers:
         return margins(outputs, targets)
 
     def losses(self, numbers: Float[Tensor, "masks samples"]) -> Float[Tensor, "masks samples"]:
@@ -135,7 +136,7 @@ class OwnLoss:
     shape: tuple[int, ...]
     scored: bool
 
-    def evaluate(self, outputs: Logits, targets: Tensor, masks: slice = slice(None)) -> _Answers:
+    def evaluate(self, outputs: Logits, targets: Tensor, masks: slice = slice(None)) -> Answers:
         many, samples = outputs.shape[:2]
         # A copy: the function may write to it, and the running sums go on from here.
         rows = outputs.flatten(0, 1).clone().unflatten(1, self.shape or (1,))

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from unitroles.curves.collect import Kept, Tile
-from unitroles.curves.loss import Criterion
+from unitroles.curves.loss import Answers, Criterion
 from unitroles.data.samples import Samples
 from unitroles.engine.masks import Own, Prefixes
 from unitroles.engine.plan import Plan
@@ -34,9 +34,6 @@ Observer = Callable[[Int[np.ndarray, " samples"], Float[Tensor, "masks samples"]
 
 def ignore(places: Int[np.ndarray, " samples"], losses: Float[Tensor, "masks samples"]) -> None:
     """An observer that does not look."""
-
-
-_Answers = tuple[Float[Tensor, "masks samples"], Bool[Tensor, "masks samples"]]
 
 
 @dataclass(frozen=True)
@@ -112,7 +109,7 @@ def tile_losses(
     masks: int,
     run: Run,
     pieces: Pieces,
-) -> _Answers:
+) -> Answers:
     """The losses of some samples under every mask, in float64, and whether the answer is right.
 
     Raises
@@ -122,7 +119,7 @@ def tile_losses(
     filled = _filled(tile, classes)
     targets = _filled(tile, kept.samples.targets[torch.from_numpy(tile.places)])
 
-    def evaluate(part: slice) -> _Answers:
+    def evaluate(part: slice) -> Answers:
         rows = tile.kept if part == slice(0, len(filled)) else tile.rows(part)
         found = run(tile.plan, rows, filled[part])
         return _answers(kept.criterion, found, targets[part], masks)
@@ -138,7 +135,7 @@ def tile_losses(
 
 def _answers(
     criterion: Criterion, found: Iterator[tuple[slice, Logits]], targets: Tensor, masks: int
-) -> _Answers:
+) -> Answers:
     """What the criterion sees in every sample under every mask, and whether its answer is right."""
     number = torch.zeros(masks, len(targets), dtype=torch.float64)
     right = torch.zeros(masks, len(targets), dtype=torch.bool)
@@ -199,9 +196,17 @@ def rof_curve(
         return plan.run(rows, Prefixes(order, wanted.tolist()))
 
     sums = mask_sums(kept, labels, len(wanted), run, done, observe)
-    loss, correct = (np.full((len(labels), order.shape[1] + 1), np.nan) for _ in range(2))
-    loss[:, wanted], correct[:, wanted] = sums.loss, sums.correct
+    loss, correct = (widened(s, wanted, order.shape[1]) for s in (sums.loss, sums.correct))
     return CurveSums(loss, correct, sums.count)
+
+
+def widened(
+    values: Float[np.ndarray, "*rest masks"], points: Int[np.ndarray, " masks"], units: int
+) -> Float[np.ndarray, "*rest retrieved"]:
+    """Values at the n that were evaluated as values at all n; not a number at the others."""
+    whole = np.full((*values.shape[:-1], units + 1), np.nan)
+    whole[..., points] = values
+    return whole
 
 
 def at_points(

@@ -105,7 +105,9 @@ class DiskStore:
             if self._folder is None:
                 self._folder = Path(tempfile.mkdtemp(prefix="unitroles-"))
             file = self._folder / f"{len(self._files):06d}.safetensors"
-            save_file({f"{i:03d}": block.contiguous() for i, block in enumerate(blocks)}, file)
+            # Copies: blocks that share memory are refused.
+            copies = [block.clone(memory_format=torch.contiguous_format) for block in blocks]
+            save_file({f"{i:03d}": block for i, block in enumerate(copies)}, file)
         except (OSError, SafetensorError) as error:
             raise InputError(
                 f"what is kept of the samples cannot be written to {tempfile.gettempdir()}: "

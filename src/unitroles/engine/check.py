@@ -66,6 +66,8 @@ class Definition:
 
     Parameters
     ----------
+    precision : of the model's forwards.
+    baseline : what ablated units give; None = zero.
     seen : the samples and their logits without a mask.
     order : an order of the units for every sample.
     points : how many units were retrieved in each row of `masked`.
@@ -76,6 +78,10 @@ class Definition:
         numbers of the layer and the logits.
     """
 
+    model: nn.Module
+    site: Site
+    precision: Precision
+    baseline: Float[Tensor, " units"] | None
     seen: Trace
     order: Int[Tensor, "samples units"]
     points: tuple[int, ...]
@@ -137,7 +143,8 @@ def define(
     size = max(_size(clean), 1e-30)
     allowed = max(_TOLERANCE.get(kind, _HALF_TOLERANCE) for kind in kinds) * size
     noise = max(_NOISE.get(kind, _HALF_NOISE) for kind in kinds) * size
-    found = Definition(seen, order, points, torch.stack(masked), removed, without, allowed, noise)
+    given = model, site, precision, baseline, seen
+    found = Definition(*given, order, points, torch.stack(masked), removed, without, allowed, noise)
     off = _largest(_differences(found.masked[-1], clean))
     if off > allowed:
         with precision.on():

@@ -31,18 +31,29 @@ class Choice:
     Parameters
     ----------
     seen : the samples it was compared on.
-    at_once : whether the first plan that could be made equalled the definition.
     """
 
     plan: Plan
     check: SelfCheck
     notes: tuple[str, ...]
     seen: Trace
-    at_once: bool = True
+
+
+def exported_or_reason(model: nn.Module, sites: list[Site], inputs: Any) -> Exported | str:
+    """The model exported with its layers marked, or why it cannot be."""
+    try:
+        return export(model, sites, inputs)
+    except CannotCut as error:
+        return str(error)
 
 
 def choose_plans(
-    model: nn.Module, sites: list[Site], seen: Trace, budget: int, precision: Precision
+    model: nn.Module,
+    sites: list[Site],
+    seen: Trace,
+    budget: int,
+    precision: Precision,
+    exported: Exported | str | None = None,
 ) -> list[Choice]:
     """The cheapest plan for every layer that equals the definition, from one export.
 
@@ -51,52 +62,31 @@ def choose_plans(
     seen : a forward of a few samples, at least two.
     budget : bytes for masked copies.
     precision : of the model's own forwards.
+    exported : of these layers, with samples of this form; None = made here.
 
     Raises
     ------
     InputError : the model gives other logits each time for the same samples.
     """
     definitions = [define(model, site, seen, precision) for site in sites]
-    try:
-        exported = export(model, sites, seen.inputs)
-    except CannotCut as error:
-        reason = str(error)
-        return [
-            _full(model, d, s, reason, precision) for s, d in zip(sites, definitions, strict=True)
-        ]
-    return _chosen(model, sites, exported, definitions, budget, precision)
-
-
-def _chosen(
-    model: nn.Module,
-    sites: list[Site],
-    exported: Exported,
-    definitions: list[Definition],
-    budget: int,
-    precision: Precision,
-) -> list[Choice]:
+    if exported is None:
+        exported = exported_or_reason(model, sites, seen.inputs)
+    if isinstance(exported, str):
+        return [_full(definition, exported) for definition in definitions]
     chosen = []
-    for place, (site, definition) in enumerate(zip(sites, definitions, strict=True)):
+    for place, definition in enumerate(definitions):
         try:
-            found = _cheapest(model, site, exported.head(place), definition, budget, precision)
+            found = _cheapest(exported.head(place), definition, budget)
         except Exception as error:  # whatever a graph stumbles over, the definition still runs
             found = first_line(error)
-        if isinstance(found, str):
-            found = _full(model, definition, site, found, precision)
-        chosen.append(found)
+        chosen.append(_full(definition, found) if isinstance(found, str) else found)
     return chosen
 
 
-def _cheapest(
-    model: nn.Module,
-    site: Site,
-    head: Head,
-    definition: Definition,
-    budget: int,
-    precision: Precision,
-) -> Choice | str:
+def _cheapest(head: Head, definition: Definition, budget: int) -> Choice | str:
     """Additive or suffix with its check, or why neither may be used."""
-    suffix = suffix_plan(model, site, head, definition.seen.inputs, budget, precision)
+    model, site, inputs = definition.model, definition.site, definition.seen.inputs
+    suffix = suffix_plan(model, site, head, inputs, budget, definition.precision)
     plans: list[Plan] = []
     try:
         plans.append(additive_plan(suffix, definition.seen.logits.shape[1]))
@@ -115,7 +105,7 @@ def _first_that_agrees(plans: Sequence[Plan], definition: Definition) -> Choice 
         if check.agrees:
             notes = [f"plan {plan.name}, not {text}" for text in failed]
             found = (*notes, *_effect(plan.site, check))
-            return Choice(plan, check, found, definition.seen, not failed)
+            return Choice(plan, check, found, definition.seen)
         failed.append(
             f"{plan.name}: the exported head differs from the model by {check.difference:.1e}"
         )
@@ -159,23 +149,17 @@ def suffix_reason(error: CannotCut) -> str:
     return f"{error}; masked copies run through the rest"
 
 
-def _full(
-    model: nn.Module,
-    definition: Definition,
-    site: Site,
-    reason: str,
-    precision: Precision,
-    baseline: Float[Tensor, " units"] | None = None,
-) -> Choice:
+def _full(definition: Definition, reason: str) -> Choice:
     notes = [f"plan full (N+1 runs of the whole model): {reason}"]
-    plan = FullPlan(model, site, reason, baseline, precision)
+    site, baseline = definition.site, definition.baseline
+    plan = FullPlan(definition.model, site, reason, baseline, definition.precision)
     check = self_check(plan, definition)
     if not check.independent:
         notes.append(
             "a sample's output depends on the others in its batch (batch norm without running "
             "statistics?): results depend on batch_size"
         )
-    return Choice(plan, check, (*notes, *_effect(site, check)), definition.seen, False)
+    return Choice(plan, check, (*notes, *_effect(site, check)), definition.seen)
 
 
 def recheck(choice: Choice, baseline: Float[Tensor, " units"], precision: Precision) -> Choice:
@@ -183,15 +167,15 @@ def recheck(choice: Choice, baseline: Float[Tensor, " units"], precision: Precis
 
     Its notes are those that the baseline adds.
     """
-    site, model = choice.plan.site, choice.plan.model
-    definition = define(model, site, choice.seen, precision, baseline)
-    plans = choice.plan.ablated(baseline)
-    if not choice.plan.keeps_rows:  # the definition itself
+    given, seen = choice.plan, choice.seen
+    definition = define(given.model, given.site, seen, precision, baseline)
+    plans = given.ablated(baseline)
+    if not given.keeps_rows:  # the definition itself
         check = self_check(plans[0], definition)
-        return Choice(plans[0], check, tuple(_effect(site, check)), choice.seen, False)
+        return Choice(plans[0], check, tuple(_effect(given.site, check)), seen)
     found = _first_that_agrees(plans, definition)
     if isinstance(found, str):
-        return _full(model, definition, site, f"with mean activations {found}", precision, baseline)
+        return _full(definition, f"with mean activations {found}")
     return found
 
 

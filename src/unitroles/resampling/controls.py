@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from unitroles.curves.collect import Kept
-from unitroles.curves.loss import Criterion, CrossEntropy, losses, margins
+from unitroles.curves.loss import Answers, Criterion, CrossEntropy, losses, margins
 from unitroles.curves.retrieval import mask_sums, rof_curve
 from unitroles.engine.masks import Sets
 from unitroles.engine.plan import Plan
@@ -49,9 +49,7 @@ class OneVsRest:
     def scored(self) -> bool:
         return self.criterion.scored
 
-    def evaluate(
-        self, outputs: Logits, targets: Tensor, masks: slice = slice(None)
-    ) -> tuple[Float[Tensor, "masks samples"], Bool[Tensor, "masks samples"]]:
+    def evaluate(self, outputs: Logits, targets: Tensor, masks: slice = slice(None)) -> Answers:
         numbers, _ = self.criterion.evaluate(outputs, targets)
         named = outputs.argmax(dim=2) == self.named[masks, None].to(outputs.device)
         return numbers, named.to(numbers.device)
@@ -67,9 +65,7 @@ class Scaled:
     temperature: float
     scored: bool = False
 
-    def evaluate(
-        self, outputs: Logits, targets: Tensor, masks: slice = slice(None)
-    ) -> tuple[Float[Tensor, "masks samples"], Bool[Tensor, "masks samples"]]:
+    def evaluate(self, outputs: Logits, targets: Tensor, masks: slice = slice(None)) -> Answers:
         return margins(outputs / self.temperature, targets)
 
     def losses(self, numbers: Float[Tensor, "masks samples"]) -> Float[Tensor, "masks samples"]:
@@ -97,8 +93,7 @@ def other_roles(
     order, point, accuracy : of the analysis itself.
     seed : of the random order.
     """
-    samples = np.stack([np.bincount(layer_run.classes(split)) for split in (0, 1)])
-    drawn = order_units(random_scores(order.shape, seed), samples, layer_run.order)
+    drawn = order_units(random_scores(order.shape, seed), layer_run.counts, layer_run.order)
     own = roles_at(order, point)
     found = {}
     for name, other in (("random order", drawn), ("reversed order", order[..., ::-1])):
@@ -114,14 +109,8 @@ def other_roles(
         found["accuracy"] = roles_at(order, at)
     role = np.stack(list(found.values()))
     variables["control_proportion"] = ("control", "label", "role_name"), role_proportions(role)
-    variables["control_agreement"] = ("control", "label"), _same(role, own)
+    variables["control_agreement"] = ("control", "label"), (role == own).mean(axis=-1)
     return variables, list(found)
-
-
-def _same(
-    role: UInt8[np.ndarray, "control label unit"], own: UInt8[np.ndarray, "label unit"]
-) -> Float[np.ndarray, "control label"]:
-    return (role == own).mean(axis=-1)
 
 
 def _points(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from unitroles.curves.retrieval import Observer, ignore
+from unitroles.curves.retrieval import Observer, ignore, widened
 from unitroles.options import Evidence
 from unitroles.progress import Track
 from unitroles.resampling.controls import Variables, other_roles, what_sets_do
@@ -94,19 +94,10 @@ def start(layer_run: LayerRun, evidence: Evidence, bars: Track) -> Measurement:
             )
     rows = [kept.samples.rows for kept in layer_run.kept]
     shape = (len(layer_run.labels), evidence.draws, evidence.seed)
-    draws = reweighted(_classes(layer_run), rows, *shape)
+    draws = reweighted(layer_run.classes, rows, *shape)
     observers = tuple(LossObserver(layer_run, split, draws, evidence) for split in (0, 1))
     swapped = tuple(SwapObserver(np.full(len(mine), np.nan)) for mine in rows)
     return Measurement(layer_run, evidence, bars, observers, swapped)
-
-
-def _classes(layer_run: LayerRun) -> list[Int[np.ndarray, " _"]]:
-    return [layer_run.classes(split) for split in (0, 1)]
-
-
-def _samples(layer_run: LayerRun) -> Int[np.ndarray, "split label"]:
-    """Samples by split and class."""
-    return np.stack([np.bincount(classes) for classes in _classes(layer_run)])
 
 
 def findings(
@@ -137,8 +128,9 @@ def findings(
         found |= _floors(measurement)
     if evidence.resplits:
         shape = (len(layer_run.labels), evidence.resplits, evidence.seed)
-        shares = _shares(measurement, "new splits", resplits(_classes(layer_run), *shape))
-        found["resplit_proportion"] = ("resplit", *_BY_LABEL), shares[:, 0]
+        blocks = _redone(measurement, "new splits", resplits(layer_run.classes, *shape))
+        shares = np.concatenate([role_proportions(block.role[:, 0]) for block in blocks])
+        found["resplit_proportion"] = ("resplit", *_BY_LABEL), shares
     if evidence.controls:
         of_roles, names = other_roles(
             layer_run, order, point, accuracy, evidence.seed, measurement.bars
@@ -154,18 +146,11 @@ def _redone(measurement: Measurement, name: str, draws: Draws) -> Iterator[Redon
     return redo(measurement.layer_run, draws, done)
 
 
-def _shares(
-    measurement: Measurement, name: str, draws: Draws
-) -> Float[np.ndarray, "replicate pair label role"]:
-    blocks = [role_proportions(block.role) for block in _redone(measurement, name, draws)]
-    return np.concatenate(blocks)
-
-
 def _floors(measurement: Measurement) -> Variables:
     """Roles inside the training set, inside the test set, and of both, all at the same size."""
     layer_run, evidence = measurement.layer_run, measurement.evidence
     shape = (len(layer_run.labels), evidence.floors, evidence.seed)
-    draws, found = halves(_classes(layer_run), *shape), []
+    draws, found = halves(layer_run.classes, *shape), []
     for block in _redone(measurement, "noise floors", draws):  # whose curves are not kept
         found.append((role_proportions(block.role), std_over_units(block.role), block.regret))
     # The pair of parts, from which roles and regret are, comes first.
@@ -177,7 +162,7 @@ def _floors(measurement: Measurement) -> Variables:
         "noise_floor_proportion": ((*drawn, *_BY_LABEL), share),
         "noise_floor_std_over_units": ((*drawn, "role_name"), spread),
         "noise_floor_regret": ((*drawn, "half", "label"), regret),
-        "noise_floor_samples": (("label",), half_size(_samples(layer_run)).astype(np.int64)),
+        "noise_floor_samples": (("label",), half_size(layer_run.counts).astype(np.int64)),
     }
 
 
@@ -209,14 +194,13 @@ def _full(
     blocks = list(_redone(measurement, "bootstrap", draws))
     role = np.concatenate([block.role[:, 0] for block in blocks])
     curve = np.concatenate([block.curve[:, 0] for block in blocks])
-    low, high = (np.full((*curve.shape[1:3], layer_run.units + 1), np.nan) for _ in range(2))
-    low[..., layer_run.points], high[..., layer_run.points] = interval(curve, level)
+    points, units = layer_run.points, layer_run.units
+    low, high = (widened(bound, points, units) for bound in interval(curve, level))
     chance = np.stack([(role == value).mean(axis=0) for value in ROLES], axis=-1)
-    points = np.concatenate([block.point[:, 0] for block in blocks])
     return {
         "loss_low": low,
         "loss_high": high,
-        "turning_point_replicate": points,
+        "turning_point_replicate": np.concatenate([block.point[:, 0] for block in blocks]),
         "regret_replicate": np.concatenate([block.regret[:, 0] for block in blocks]),
         "proportion_replicate": role_proportions(role),
         "std_over_units_replicate": std_over_units(role),

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from unitroles.curves.retrieval import widened
 from unitroles.options import Evidence
 from unitroles.resampling.recompute import LayerRun
 from unitroles.roles import roles_at
@@ -45,7 +46,7 @@ class LossObserver:
     _waiting: dict[int, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._classes = self.layer_run.classes(self.split)
+        self._classes = self.layer_run.classes[self.split]
         self._missing = np.bincount(self._classes, minlength=len(self.layer_run.labels))
 
     def __call__(
@@ -98,7 +99,7 @@ def regrets(
     """What the other split's active set costs in every replicate, both sets as given."""
     found = []
     for split, (own, other) in enumerate(zip(observers, swapped, strict=True)):
-        classes = own.layer_run.classes(split)
+        classes = own.layer_run.classes[split]
         weights = own.draws.weights[split][:, split]
         row = []
         for label in range(len(own.layer_run.labels)):
@@ -117,8 +118,12 @@ def with_fixed_ranking(
     """Intervals and coverage as arrays by name, as far as they are not redone by "full"."""
     layer_run = observers[0].layer_run
     labels = range(len(layer_run.labels))
+
+    def at_all(rows: list[list[np.ndarray]]) -> Float[np.ndarray, "split label retrieved"]:
+        return widened(np.array(rows), layer_run.points, layer_run.units)
+
     weighed = [[split.found[label] for label in labels] for split in observers]
-    error = _wide(layer_run, [[mine.paired_error for mine in split] for split in weighed])
+    error = at_all([[mine.paired_error for mine in split] for split in weighed])
     if observers[0].evidence.bootstrap == "full":  # all else is redone
         return {"paired_error": error}
     points = np.array([[mine.point for mine in split] for split in weighed])
@@ -126,8 +131,8 @@ def with_fixed_ranking(
     share = np.stack([proportions_at(order[:, k], points[:, k]) for k in labels], axis=1)
     return {
         "paired_error": error,
-        "loss_low": _wide(layer_run, [[mine.low for mine in split] for split in weighed]),
-        "loss_high": _wide(layer_run, [[mine.high for mine in split] for split in weighed]),
+        "loss_low": at_all([[mine.low for mine in split] for split in weighed]),
+        "loss_high": at_all([[mine.high for mine in split] for split in weighed]),
         "turning_point_replicate": at,
         "proportion_replicate": share,
         "std_over_units_replicate": _std_over_units(order, at),
@@ -158,11 +163,3 @@ def _coverage(
         [[split.iterated[k].covered.mean(axis=0) for k in labels] for split in observers]
     )
     return np.array([*covered.mean(axis=(0, 1)), *np.mean(held, axis=0)])
-
-
-def _wide(layer_run: LayerRun, rows: list[list[np.ndarray]]) -> Float[np.ndarray, "split label n"]:
-    """Values at the n that were evaluated; not a number at the others."""
-    found = np.array(rows)
-    whole = np.full((*found.shape[:2], layer_run.units + 1), np.nan)
-    whole[..., layer_run.points] = found
-    return whole

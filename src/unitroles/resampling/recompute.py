@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -55,9 +56,15 @@ class LayerRun:
         """Of both splits."""
         return sum(len(kept.samples) for kept in self.kept)
 
-    def classes(self, split: int) -> Int[np.ndarray, " samples"]:
-        """The place of every sample's class."""
-        return np.searchsorted(self.labels, self.kept[split].samples.labels)
+    @cached_property
+    def classes(self) -> tuple[Int[np.ndarray, " _"], ...]:
+        """The place of every sample's class, by split."""
+        return tuple(np.searchsorted(self.labels, kept.samples.labels) for kept in self.kept)
+
+    @property
+    def counts(self) -> Int[np.ndarray, "split label"]:
+        """Samples by split and class."""
+        return np.stack([np.bincount(classes) for classes in self.classes])
 
 
 @dataclass(frozen=True)
@@ -143,7 +150,7 @@ def _counts(layer_run: LayerRun, draws: Draws) -> _Counts:
     shape = (*draws.weights[0].shape[:2], labels)
     total = np.zeros(shape, dtype=np.int64)
     for split, weights in enumerate(draws.weights):
-        classes = layer_run.classes(split)
+        classes = layer_run.classes[split]
         for label in range(labels):
             total[..., label] += weights[..., classes == label].sum(axis=2, dtype=np.int64)
     return total
@@ -182,7 +189,7 @@ def _scores(layer_run: LayerRun, split: int, weights: Weights) -> _Scores:
     kept, labels = layer_run.kept[split], len(layer_run.labels)
     assert kept.scores is not None
     total = np.zeros((*weights.shape[:2], labels, layer_run.units))
-    classes, start = layer_run.classes(split), 0
+    classes, start = layer_run.classes[split], 0
     for (values,) in kept.scores.tiles(SCORE_TILE):
         stop = start + len(values)
         mine, some = classes[start:stop], values.to(torch.float64).numpy()
@@ -248,4 +255,4 @@ def _swapped(
 
 def _subsets(layer_run: LayerRun, split: int, weights: Weights) -> Subsets:
     flat = weights.reshape(-1, weights.shape[2])
-    return Subsets(layer_run.kept[split], layer_run.classes(split), len(layer_run.labels), flat)
+    return Subsets(layer_run.kept[split], layer_run.classes[split], len(layer_run.labels), flat)

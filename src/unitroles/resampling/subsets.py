@@ -100,9 +100,9 @@ class Subsets:
             label = int(self.classes[tile.places[0]])
             mine = of_class(label)
             if not mine.shared:  # a copy of each sample for every use of it
-                uses, place = np.nonzero(self.weights[:, tile.places])
-                for part in slices(len(uses), tile.plan.tile):
-                    add(_some(tile, place[part]), uses[part])
+                use, place = np.nonzero(self.weights[:, tile.places])
+                for part in slices(len(use), tile.plan.tile):
+                    add(_some(tile, place[part]), use[part])
                 continue
             times = self.weights[:, tile.places][mine.used].astype(np.float64)
             group = torch.zeros(len(tile.places), dtype=torch.int64)
