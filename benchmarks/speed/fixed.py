@@ -14,14 +14,14 @@ from benchmarks.speed.exact import analyze
 
 # Functions of the library that no other of these calls, with what they do.
 _PARTS = {
-    ("probe.py", "untouched"): "copy and comparison of the weights",
+    ("borrow.py", "untouched"): "copy and comparison of the weights",
     ("trace.py", "trace"): "forwards of 2 samples, together and alone",
     ("check.py", "define"): "forwards of 4 masks",
-    ("session.py", "export"): "export",
+    ("export.py", "export"): "export",
     ("choice.py", "suffix_plan"): "body of 2 samples",
     ("additive.py", "recognise"): "recognition",
     ("check.py", "self_check"): "masks by the plan",
-    ("probe.py", "fingerprint"): "fingerprint",
+    ("borrow.py", "fingerprint"): "fingerprint",
 }
 
 

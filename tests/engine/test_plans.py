@@ -68,7 +68,7 @@ def twin(name, precision="float64", order="per_split", score="activation_l1"):
 
 
 def same(name, precision="float64"):
-    """One copy of a toy for all tests, so that its export is remembered."""
+    """One copy of a toy for all tests."""
     return one_copy(name, *PRECISIONS[precision][:2])
 
 

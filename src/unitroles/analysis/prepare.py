@@ -30,7 +30,7 @@ from unitroles.data.columns import fitted
 from unitroles.data.reading import warn_if_changing
 from unitroles.data.samples import Samples
 from unitroles.data.selection import choose
-from unitroles.engine.choice import Choice, choose_plans, recheck
+from unitroles.engine.choice import Choice, choose_plans, exported, recheck
 from unitroles.engine.plan import FullPlan
 from unitroles.errors import InputError, LayerHint, PlanWarning, own_warnings
 from unitroles.model.borrow import (
@@ -151,11 +151,12 @@ def prepared(
         splits, labels = choose(sides, sample, names)
         for samples in splits:
             warn_if_changing(samples)
-        choices = choose_plans(model, sites, seen, compute.bytes, precision)
+        graph = exported(model, sites, seen.inputs)
+        choices = choose_plans(model, sites, seen, compute.bytes, precision, graph)
         if not all(choice.check.conclusive for choice in choices):
             more = _more(model, sides[0], seen, compute.batch_size, precision)
             if more is not None:
-                choices = choose_plans(model, sites, more, compute.bytes, precision)
+                choices = choose_plans(model, sites, more, compute.bytes, precision, graph)
         for note in dict.fromkeys(note for choice in choices for note in choice.notes):
             warnings.warn(note, PlanWarning, stacklevel=3)
         planned(1)

@@ -41,8 +41,21 @@ class Choice:
     at_once: bool = True
 
 
+def exported(model: nn.Module, sites: list[Site], inputs: Any) -> Exported | str:
+    """The model's graph with these layers marked, or why there is none."""
+    try:
+        return export(model, sites, inputs)
+    except CannotCut as error:
+        return str(error)
+
+
 def choose_plans(
-    model: nn.Module, sites: list[Site], seen: Trace, budget: int, precision: Precision
+    model: nn.Module,
+    sites: list[Site],
+    seen: Trace,
+    budget: int,
+    precision: Precision,
+    graph: Exported | str | None = None,
 ) -> list[Choice]:
     """The cheapest plan for every layer that equals the definition, from one export.
 
@@ -51,20 +64,20 @@ def choose_plans(
     seen : a forward of a few samples, at least two.
     budget : bytes for masked copies.
     precision : of the model's own forwards.
+    graph : the export of the model as it is now, where there is one already.
 
     Raises
     ------
     InputError : the model gives other logits each time for the same samples.
     """
     definitions = [define(model, site, seen, precision) for site in sites]
-    try:
-        exported = export(model, sites, seen.inputs)
-    except CannotCut as error:
-        reason = str(error)
+    if graph is None:
+        graph = exported(model, sites, seen.inputs)
+    if isinstance(graph, str):
         return [
-            _full(model, d, s, reason, precision) for s, d in zip(sites, definitions, strict=True)
+            _full(model, d, s, graph, precision) for s, d in zip(sites, definitions, strict=True)
         ]
-    return _chosen(model, sites, exported, definitions, budget, precision)
+    return _chosen(model, sites, graph, definitions, budget, precision)
 
 
 def _chosen(

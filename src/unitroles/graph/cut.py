@@ -50,7 +50,7 @@ def with_constants(program: torch.export.ExportedProgram) -> fx.GraphModule:
 
 
 def made_constants(program: torch.export.ExportedProgram) -> dict[fx.Node, Tensor]:
-    """Tensors that the forward makes of numbers, by their placeholders."""
+    """Tensors that are neither parameters nor buffers, by their placeholders."""
     found = _constants(program)
     return {place: value for place, kind, value in found if kind is InputKind.CONSTANT_TENSOR}
 

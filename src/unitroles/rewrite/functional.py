@@ -32,7 +32,8 @@ def make_functional(module: fx.GraphModule, constants: Mapping[fx.Node, Tensor])
 
     Parameters
     ----------
-    constants : tensors that the forward makes of numbers, by their placeholders.
+    constants : tensors that are neither parameters nor buffers, by their placeholders: the numbers
+        in a forward, for one.
     """
     graph = module.graph
     if any(isinstance(node.target, torch._ops.HigherOrderOperator) for node in graph.nodes):
