@@ -161,7 +161,7 @@ def _plain(value: Any) -> Any:
 
 
 def _single(value: Tensor, largest: Any) -> Tensor:
-    """The one owner of what `largest` takes together; ignore counts for nothing."""
+    """The one owner of what `largest` takes together; elements without an owner do not count."""
     high = largest(value)
     low = -largest(torch.where(value < 0, torch.iinfo(value.dtype).min, -value))
     if bool(((high >= 0) & (high != low)).any()):
