@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def same(name, precision="float64"):
-    """One copy of a toy for all tests, so that its export is remembered."""
+    """One copy of a toy for all tests."""
     return one_copy(name, PRECISIONS[precision][0])
 
 

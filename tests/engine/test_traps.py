@@ -119,6 +119,45 @@ def test_an_object_that_changed_between_two_runs_is_seen(limits, change):
     assert_right(model, "relu", splits=[(x, y), data(seed=1)])
 
 
+class Global(nn.Module):
+    """Its limit stands where no attribute of a module shows it."""
+
+    limit, found = 0.05, {"top": 0.05}
+
+    def __init__(self, kind):
+        super().__init__()
+        torch.manual_seed(0)
+        self.hidden, self.relu = nn.Linear(5, 8), nn.ReLU()
+        self.out, self.kind = nn.Linear(8, LABELS), kind
+        self.array = np.array([0.05])
+
+    def forward(self, x):
+        top = {
+            "class attribute": lambda: self.limit,
+            "global dictionary": lambda: self.found["top"],
+            "array": lambda: float(self.array[0]),
+        }[self.kind]()
+        return self.out(self.relu(self.hidden(x)).clamp(max=top))
+
+
+GLOBAL_CHANGES = {
+    "class attribute": lambda patch, model: patch.setattr(Global, "limit", 5.0),
+    "global dictionary": lambda patch, model: patch.setitem(Global.found, "top", 5.0),
+    "array": lambda patch, model: model.array.fill(5.0),
+}
+
+
+@pytest.mark.parametrize("kind", GLOBAL_CHANGES)
+def test_state_outside_the_modules_that_changed_between_two_runs_is_seen(kind, monkeypatch):
+    x, y = data()
+    x[0] = x[-1] = 0.01  # what the probe sees stays below both limits
+    model = Global(kind)
+    model.hidden.bias.data.zero_()
+    assert_right(model, "relu", splits=[(x, y), data(seed=1)])
+    GLOBAL_CHANGES[kind](monkeypatch, model)
+    assert_right(model, "relu", splits=[(x, y), data(seed=1)])
+
+
 class Patched(nn.Module):
     """A table of weights that is changed in place before it is used."""
 
@@ -141,6 +180,55 @@ def test_weights_that_were_written_behind_the_versions_are_seen():
     assert_right(model, "relu", splits=splits)
     model.table.weight.data[5] += 3
     assert_right(model, "relu", splits=splits)
+
+
+class InABlock(nn.Module):
+    """Writes to values inside a block that changes how torch computes."""
+
+    def __init__(self, block):
+        super().__init__()
+        torch.manual_seed(0)
+        self.hidden, self.relu = nn.Linear(5, 8), nn.ReLU()
+        self.deep, self.out, self.block = nn.Linear(8, 8), nn.Linear(8, LABELS), block
+
+    def forward(self, x):
+        h = self.relu(self.hidden(x)) * 2
+        with self.block():
+            h.mul_(3.0).add_(1.0)
+        return self.out(self.deep(h).relu())
+
+
+BLOCKS = {
+    "no gradients": torch.no_grad,
+    "gradients": torch.enable_grad,
+    "autocast": lambda: torch.autocast("cpu", enabled=False),
+}
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_forward_that_changes_modes_inside(name):
+    assert assert_right(InABlock(BLOCKS[name]), "relu", plan="additive") == []
+
+
+class Written(nn.Module):
+    """A value is written to under two names, after a write that is plain."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.hidden, self.relu = nn.Linear(5, 8), nn.ReLU()
+        self.out, self.drop = nn.Linear(8, LABELS), nn.Dropout(inplace=True)
+
+    def forward(self, x):
+        table = torch.zeros(8, dtype=x.dtype)
+        table[:4] += 0.5  # made of numbers alone
+        h = self.relu(self.hidden(x)).mul_(2.0).add_(table)
+        h[:, 1:3].mul_(-1.0)
+        return self.drop(self.out(h).add_(1.0))
+
+
+def test_writing_to_a_part_of_a_value():
+    assert assert_right(Written(), "relu") == []
 
 
 class Leaning(nn.Module):

@@ -46,8 +46,7 @@ class Forecast:
     caches : where, for either split: "memory", "disk", "recompute" where it fits in neither, or
         "none" where nothing is kept.
     evaluation_seconds : one plain pass of the model over both splits.
-    fixed_seconds : checks, export and choice of the plan, already spent. While the model lives its
-        export is remembered: the analysis itself will not spend all of them again.
+    fixed_seconds : checks, export and choice of the plan; the analysis itself spends them again.
     body_seconds, sweep_seconds : the passes of the model as far as the layer, and the masks.
     evidence_sweeps : how many times as much as the masks the evidence is, if draws share nothing:
         but for plan "full", sets with which several orders begin run once for all of them.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 from torch.export.graph_signature import InputKind
 
-from unitroles.graph.extract import CannotCut, ancestors, extract
+from unitroles.graph.extract import CannotCut, ancestors, descendants, extract
 from unitroles.graph.ops import value_of
 
 
@@ -50,7 +50,7 @@ def with_constants(program: torch.export.ExportedProgram) -> fx.GraphModule:
 
 
 def made_constants(program: torch.export.ExportedProgram) -> dict[fx.Node, Tensor]:
-    """Tensors that the forward makes of numbers, by their placeholders."""
+    """Tensors that are neither parameters nor buffers, by their placeholders."""
     found = _constants(program)
     return {place: value for place, kind, value in found if kind is InputKind.CONSTANT_TENSOR}
 
@@ -97,7 +97,7 @@ def prune(
     CannotCut : the layer does not reach the logits, or what flows around it is no batch.
     """
     nodes = list(module.graph.nodes)
-    after = _downstream(tap, logits)
+    after = (descendants(module.graph, [tap]) & ancestors(logits)) - {tap}
     if logits not in after:
         raise CannotCut("the layer's output does not reach the logits")
     taken = dict.fromkeys(one for n in nodes if n in after for one in n.all_input_nodes)
@@ -110,8 +110,9 @@ def prune(
         return Cut(run, None, (), axis)
     # A boundary without rows would be cut where the padding of a last batch is. What the inputs
     # alone decide is cheap, and a model may leave it out: transformers drop a mask that hides none.
-    learned = _learned(module.graph)
-    usable = {n: mark for n, mark in boundaries.items() if n in learned and _rows(n, tap)}
+    weights = [n for n in nodes if n.op == "get_attr" and str(n.target).startswith("parameter_")]
+    learned = set(filter(_is_tensor, descendants(module.graph, weights)))
+    usable = {n: mark for n, mark in boundaries.items() if n in learned and keeps_rows(n, tap)}
     inputs = [n for n in nodes if n.op == "placeholder"]
     needed = ancestors(*live, stop=usable)
     known = [n for n in nodes if n in needed and (n in inputs or n in usable)]
@@ -121,31 +122,12 @@ def prune(
     return Cut(run, extract(module, known, tuple(live)), tuple(sources), axis)
 
 
-def _downstream(tap: fx.Node, logits: fx.Node) -> set[fx.Node]:
-    """What lies on a way from the tap to the logits, without the tap."""
-    needed, after = ancestors(logits), {tap}
-    for node in tap.graph.nodes:
-        if node in needed and not after.isdisjoint(node.all_input_nodes):
-            after.add(node)
-    return after - {tap}
-
-
-def _learned(graph: fx.Graph) -> set[fx.Node]:
-    """The tensors that are computed from the model's parameters."""
-    found: set[fx.Node] = set()
-    for node in graph.nodes:
-        parameter = node.op == "get_attr" and str(node.target).startswith("parameter_")
-        if parameter or not found.isdisjoint(node.all_input_nodes):
-            found.add(node)
-    return {node for node in found if _is_tensor(node)}
-
-
 def _is_tensor(node: fx.Node) -> bool:
     return isinstance(value_of(node), Tensor)
 
 
-def _rows(node: fx.Node, cut: fx.Node) -> bool:
-    """Whether the first dimension, and no other, counts samples."""
+def keeps_rows(node: fx.Node, cut: fx.Node) -> bool:
+    """Whether the first dimension, and no other, counts samples, whatever their number."""
     sizes = value_of(node).shape
     symbolic = [isinstance(size, torch.SymInt) for size in sizes]
     return symbolic[:1] == [True] and not any(symbolic[1:]) and str(sizes[0]) == _samples(cut)

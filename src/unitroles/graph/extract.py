@@ -62,6 +62,16 @@ def ancestors(*nodes: fx.Node, stop: Collection[fx.Node] = ()) -> set[fx.Node]:
     return found
 
 
+def descendants(graph: fx.Graph, nodes: Collection[fx.Node]) -> set[fx.Node]:
+    """The nodes, and all that their values, not their sizes alone, are taken by."""
+    found = set(nodes)
+    for node in graph.nodes:
+        size = isinstance(value_of(node), torch.SymInt)
+        if not size and not found.isdisjoint(node.all_input_nodes):
+            found.add(node)
+    return found
+
+
 def _counted_on(rows: fx.Node, node: fx.Node) -> fx.Node:
     """The same size as a multiple of a number of rows."""
     size = value_of(node).node.expr

@@ -103,6 +103,7 @@ class Kind(Enum):
     CONVOLUTION = auto()
     LAYER_NORM = auto()
     RMS_NORM = auto()
+    DROPOUT = auto()  # writes to what it takes, or leaves it as it is
     NEW = auto()  # takes only the kind and place of numbers from its first argument
     UNKNOWN = auto()
 
@@ -256,6 +257,7 @@ _ROWS = [
     (Op(Kind.CONVOLUTION, _positions, _FIRST), "conv2d"),
     (Op(Kind.LAYER_NORM, _without_normalised), "layer_norm"),
     (Op(Kind.RMS_NORM), "rms_norm"),
+    (Op(Kind.DROPOUT), "alpha_dropout_ dropout_ feature_alpha_dropout_ feature_dropout_"),
     (Op(Kind.NEW), "new_full new_ones new_zeros"),
     (Op(renames=True), "alpha_dropout feature_dropout type_as"),
 ]

@@ -152,7 +152,7 @@ def _users(node: fx.Node) -> list[fx.Node]:
 def _rows(
     weight: Float[Tensor, "inputs outputs"], features: Int[Tensor, "units features"]
 ) -> Float[Tensor, "units features outputs"]:
-    """The rows of a matrix by unit; ignore's feature has a row of zeros."""
+    """The rows of a matrix by unit; zeros for the feature that stands for none."""
     in_turn = torch.arange(features.numel()).view(features.shape)
     if features.numel() == len(weight) and bool((features == in_turn).all()):
         rows = weight.unflatten(0, features.shape)  # may be large, and is not copied

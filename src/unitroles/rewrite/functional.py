@@ -17,13 +17,6 @@ from unitroles.graph.ops import Kind, args_of, argument, op_of
 
 _aten = torch.ops.aten
 
-_DROPOUTS = {
-    _aten.alpha_dropout_.default,
-    _aten.dropout_.default,
-    _aten.feature_alpha_dropout_.default,
-    _aten.feature_dropout_.default,
-}
-
 
 def make_functional(module: fx.GraphModule, constants: Mapping[fx.Node, Tensor]) -> bool:
     """Take the writing out of a graph in place; False where a value has another name.
@@ -32,7 +25,8 @@ def make_functional(module: fx.GraphModule, constants: Mapping[fx.Node, Tensor])
 
     Parameters
     ----------
-    constants : tensors that the forward makes of numbers, by their placeholders.
+    constants : tensors that are neither parameters nor buffers, by their placeholders: the numbers
+        in a forward, for one.
     """
     graph = module.graph
     if any(isinstance(node.target, torch._ops.HigherOrderOperator) for node in graph.nodes):
@@ -42,7 +36,7 @@ def make_functional(module: fx.GraphModule, constants: Mapping[fx.Node, Tensor])
     functional = True
     for node in filter(_writes, list(graph.nodes)):
         value: Any = node.args[0]
-        if node.target in _DROPOUTS and not argument(node, "train"):
+        if op_of(node).kind is Kind.DROPOUT and not argument(node, "train"):
             node.replace_all_uses_with(value)
             graph.erase_node(node)
             continue

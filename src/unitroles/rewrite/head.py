@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor, fx
 
 from unitroles.graph.cut import Cut, require_rows_first
-from unitroles.graph.extract import CannotCut, ancestors, extract
+from unitroles.graph.extract import CannotCut, ancestors, descendants, extract
 from unitroles.graph.ops import value_of
 from unitroles.model.calls import Place
 from unitroles.rewrite.owners import owners
@@ -112,17 +112,17 @@ def divide(cut: Cut, sources: tuple[int | Place, ...]) -> Head:
     place, *live = inputs
     (logits,) = nodes[-1].all_input_nodes
     owner = owners(run, place, cut.axis)
-    dependent = _dependent(place)
+    dependent = descendants(run.graph, [place])
     mixed = dependent - owner.keys()
     edge = [n for n in owner if n is logits or _tensor_users(n) & mixed]
     if not edge:
         raise CannotCut("the layer's output does not reach the logits")
-    needed = ancestors(logits)
-    samples = _from_samples(run, place)
+    needed = mixed & ancestors(logits)
+    apart = descendants(run.graph, live) - dependent
     around = [
         node
         for node in nodes
-        if node in samples - dependent and _tensor_users(node) & mixed & needed
+        if node in apart and isinstance(value_of(node), Tensor) and _tensor_users(node) & needed
     ]
     for node in around:
         require_rows_first(node, place)
@@ -133,35 +133,16 @@ def divide(cut: Cut, sources: tuple[int | Place, ...]) -> Head:
         context=cut.context,
         sources=sources,
         owners=tuple(Owners.of(owner[node]) for node in edge),
-        repeats=tuple(isinstance(value_of(node).shape[0], torch.SymInt) for node in around),
-        same_ablated=not any(isinstance(value_of(n).shape[0], torch.SymInt) for n in joined),
+        repeats=tuple(map(_per_sample, around)),
+        same_ablated=not any(map(_per_sample, joined)),
         units=int(value_of(place).shape[cut.axis]),
         dtype=value_of(place).dtype,
     )
 
 
+def _per_sample(node: fx.Node) -> bool:
+    return isinstance(value_of(node).shape[0], torch.SymInt)
+
+
 def _tensor_users(node: fx.Node) -> set[fx.Node]:
     return {user for user in node.users if user.target is not _aten.sym_size.int}
-
-
-def _dependent(place: fx.Node) -> set[fx.Node]:
-    """The values that depend on the cut, but for those that only know its number of rows."""
-    found = {place}
-    for node in place.graph.nodes:
-        if node.target is _aten.sym_size.int or isinstance(value_of(node), torch.SymInt):
-            continue
-        if not found.isdisjoint(node.all_input_nodes):
-            found.add(node)
-    return {node for node in found if node.op != "output"}
-
-
-def _from_samples(run: fx.GraphModule, place: fx.Node) -> set[fx.Node]:
-    """The tensors that are computed from what flows around the layer."""
-    found: set[fx.Node] = set()
-    for node in run.graph.nodes:
-        if (node.op == "placeholder" and node is not place) or (
-            isinstance(value_of(node), (Tensor, list, tuple))
-            and not found.isdisjoint(node.all_input_nodes)
-        ):
-            found.add(node)
-    return {node for node in found if isinstance(value_of(node), Tensor)}

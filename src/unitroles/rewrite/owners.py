@@ -15,6 +15,7 @@ from jaxtyping import Int
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
+from unitroles.graph.cut import keeps_rows
 from unitroles.graph.ops import ROWS, Kind, argument, op_of, plain, value_of
 
 _aten = torch.ops.aten
@@ -65,17 +66,8 @@ def owners(module: fx.GraphModule, cut: fx.Node, axis: int) -> dict[fx.Node, Int
     return {
         node: value[0]
         for node, value in known.items()
-        if isinstance(value, Tensor) and _rows_apart(value, units) and _keeps_rows(node, cut)
+        if isinstance(value, Tensor) and _rows_apart(value, units) and keeps_rows(node, cut)
     }
-
-
-def _keeps_rows(node: fx.Node, cut: fx.Node) -> bool:
-    """Whether the first axis still counts the samples, whatever their number."""
-    value = value_of(node)
-    symbolic = [isinstance(size, torch.SymInt) for size in value.shape]
-    if not symbolic or not symbolic[0] or any(symbolic[1:]):
-        return False
-    return str(value.shape[0]) == str(value_of(cut).shape[0])
 
 
 def _rows_apart(value: Tensor, units: int) -> bool:
@@ -169,7 +161,7 @@ def _plain(value: Any) -> Any:
 
 
 def _single(value: Tensor, largest: Any) -> Tensor:
-    """The one owner of what `largest` takes together; ignore counts for nothing."""
+    """The one owner of what `largest` takes together; elements without an owner do not count."""
     high = largest(value)
     low = -largest(torch.where(value < 0, torch.iinfo(value.dtype).min, -value))
     if bool(((high >= 0) & (high != low)).any()):
