@@ -29,7 +29,7 @@ from unitroles.resampling.limits import (
     resampling_memory,
 )
 from unitroles.resampling.recompute import LayerRun
-from unitroles.results.dataset import CROSS_ENTROPY, dataset
+from unitroles.results.dataset import CROSS_ENTROPY, Measured, dataset
 from unitroles.results.members import TaxonomySet
 from unitroles.results.taxonomy import Taxonomy
 from unitroles.roles import order_units, turning_point
@@ -303,9 +303,7 @@ def _taxonomy(
     ready: Ready, method: Method, place: int, found: _Swept, provenance: dict[str, Any]
 ) -> Taxonomy:
     choice = ready.choices[place]
-    data = dataset(
-        labels=ready.labels,
-        names=ready.names,
+    measured = Measured(
         score=found.score,
         order=found.order,
         loss=np.stack([curve.mean_loss for curve in found.curves]),
@@ -314,6 +312,11 @@ def _taxonomy(
         turning_point=found.point,
         swapped_loss=np.stack([sums.mean_loss[:, 0] for sums in found.swapped]),
         swapped_accuracy=np.stack([sums.accuracy[:, 0] for sums in found.swapped]),
+    )
+    data = dataset(
+        measured,
+        labels=ready.labels,
+        names=ready.names,
         attrs={
             "layer": ready.sites[place].path,
             "plan": choice.plan.name,

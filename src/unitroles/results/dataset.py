@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -31,23 +32,38 @@ _RENAMED = {
 SPLITS = ("train", "test")
 CROSS_ENTROPY = "cross_entropy"
 OWN_UNITS = "units of the loss"
-"""In what a loss other than cross-entropy is measured."""
+"""The unit of a loss other than cross-entropy."""
 _LOSSES = {"loss_low", "loss_high", "paired_error", "noise_floor_regret", "regret_replicate"}
 _LOSSES |= {"set_loss", "intact_loss"}
 
 
+@dataclass(frozen=True)
+class Measured:
+    """One layer on both splits: every array begins with the axes split, label.
+
+    Parameters
+    ----------
+    score, order : of the units; by unit, and by position.
+    loss, accuracy : the curves, by units retrieved.
+    samples, turning_point : whole numbers.
+    swapped_loss, swapped_accuracy : under the active set of the other split.
+    """
+
+    score: np.ndarray
+    order: np.ndarray
+    loss: np.ndarray
+    accuracy: np.ndarray
+    samples: np.ndarray
+    turning_point: np.ndarray
+    swapped_loss: np.ndarray
+    swapped_accuracy: np.ndarray
+
+
 def dataset(
+    measured: Measured,
     *,
     labels: np.ndarray,
     names: list[str] | None,
-    score: np.ndarray,
-    order: np.ndarray,
-    loss: np.ndarray,
-    accuracy: np.ndarray,
-    samples: np.ndarray,
-    turning_point: np.ndarray,
-    swapped_loss: np.ndarray,
-    swapped_accuracy: np.ndarray,
     attrs: dict[str, Any],
     provenance: dict[str, Any],
     evidence: tuple[Mapping[str, Any], Mapping[str, np.ndarray]] = ({}, {}),
@@ -57,31 +73,30 @@ def dataset(
     `attrs` needs the layer, the plan and both accuracies; the tolerance, in nats, has a default.
     `evidence` are further variables as (dims, values), and the coordinates of their own dims.
     """
-    active = roles.active_set(order, turning_point)
-    role = roles.assign_roles(active[0], active[1])
+    active = roles.active_set(measured.order, measured.turning_point)
     by_label, curve = ("split", "label"), ("split", "label", "retrieved")
     nats = "nats" if attrs.get("loss", CROSS_ENTROPY) == CROSS_ENTROPY else OWN_UNITS
     return xr.Dataset(
         {
-            "score": (("split", "label", "unit"), score),
-            "order": (("split", "label", "position"), order.astype(np.int32)),
-            "loss": (curve, loss, {"units": nats}),
-            "accuracy": (curve, accuracy, {"units": "fraction"}),
-            "samples": (by_label, samples.astype(np.int64)),
-            "turning_point": (by_label, turning_point.astype(np.int32)),
-            "swapped_loss": (by_label, swapped_loss, {"units": nats}),
-            "swapped_accuracy": (by_label, swapped_accuracy, {"units": "fraction"}),
-            "role": (("label", "unit"), role, _role_flags()),
-            "status": (by_label, status(loss, turning_point)),
+            "score": (("split", "label", "unit"), measured.score),
+            "order": (("split", "label", "position"), measured.order.astype(np.int32)),
+            "loss": (curve, measured.loss, {"units": nats}),
+            "accuracy": (curve, measured.accuracy, {"units": "fraction"}),
+            "samples": (by_label, measured.samples.astype(np.int64)),
+            "turning_point": (by_label, measured.turning_point.astype(np.int32)),
+            "swapped_loss": (by_label, measured.swapped_loss, {"units": nats}),
+            "swapped_accuracy": (by_label, measured.swapped_accuracy, {"units": "fraction"}),
+            "role": (("label", "unit"), roles.assign_roles(*active), _role_flags()),
+            "status": (by_label, status(measured.loss, measured.turning_point)),
             **_with_units(evidence[0], nats),
         },
         coords={
             "split": list(SPLITS),
             "label": labels if names is None else np.array(names, dtype=object),
             "label_index": ("label", labels.astype(np.int64)),
-            "unit": np.arange(score.shape[2]),
-            "position": np.arange(score.shape[2]),
-            "retrieved": np.arange(loss.shape[2]),
+            "unit": np.arange(measured.score.shape[2]),
+            "position": np.arange(measured.score.shape[2]),
+            "retrieved": np.arange(measured.loss.shape[2]),
             **evidence[1],
         },
         attrs={
@@ -95,7 +110,7 @@ def dataset(
 
 
 def upgraded(data: xr.Dataset) -> xr.Dataset:
-    """What was read from a file, in the names of `FORMAT`.
+    """A data set read from a file, in the names of `FORMAT`.
 
     Raises
     ------

@@ -85,7 +85,7 @@ class Taxonomy:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """How the result came about: options, versions, plan, self-check, warnings, times."""
+        """The way the result came about: options, versions, plan, self-check, warnings, times."""
         return json.loads(self.data.attrs["provenance"])
 
     @property
@@ -126,17 +126,17 @@ class Taxonomy:
             raise InputError(f"confidence must be above 0.5 and at most 1, not {confidence!r}")
         evidence.require(self.data, "role_probability", 'bootstrap="full"')
         if wanted is Role.UNDECIDED:
-            sure = self.data.role_probability[place].max("role_name").values < confidence
+            chosen = self.data.role_probability[place].max("role_name").values < confidence
         else:
-            sure = self.data.role_probability[place, :, wanted - 1].values >= confidence
-        return order[sure[order]]
+            chosen = self.data.role_probability[place, :, wanted - 1].values >= confidence
+        return order[chosen[order]]
 
     def roles(self) -> pd.DataFrame:
         """Role names, label x unit."""
         return tables.role_names(self.data)
 
     def proportions(self) -> pd.DataFrame:
-        """Share of the units with each role, label x role, fractions (the paper's table 2)."""
+        """Proportion of the units with each role, label x role, fractions (the paper's table 2)."""
         index = pd.Index(self.labels, name="label")
         return tables.by_role(roles.proportions(self.data.role.values), index)
 
@@ -173,16 +173,16 @@ class Taxonomy:
         return tables.sensitivity(self.data, self.tolerance)
 
     def regret(self) -> pd.DataFrame:
-        """What the other split's active set costs, label x [train, test, *_accuracy].
+        """The cost of the other split's active set, label x [train, test, *_accuracy].
 
         `train` and `test` are in nats, E(other set) - E(own set); the accuracies are fractions,
         own set - other set. Positive = the other split's set is worse. With bootstrap also the
-        intervals of the losses, `*_low` and `*_high`, in the given order with both sets as given.
+        intervals of the losses, `*_low` and `*_high`, with a fixed ranking and both sets as given.
         """
         return tables.regret(self.data, self.level)
 
     def minima(self, delta: float = 0.01) -> pd.DataFrame:
-        """How sharp the minimum of every curve is, one row per split x label.
+        """The sharpness of the minimum of every curve, one row per split x label.
 
         `low` and `high`: the run of n around n0 in which E(n) <= E(n0) + `delta`; `width`: how many
         evaluated n >= 1 have that; `status`: the curve in plain words. With bootstrap `one_error`:
@@ -206,16 +206,16 @@ class Taxonomy:
         return evidence.agreement(self.data)
 
     def controls(self) -> pd.DataFrame:
-        """Mean role shares under controls, control x [core, ..., confusing, agreement].
+        """Mean proportions under controls, control x [core, ..., confusing, agreement].
 
-        Under random and reversed orders, and in the given orders by the loss of logits scaled to
+        Under random and reversed orders, and with a fixed ranking by the loss of logits scaled to
         the temperature `data.temperature` and by accuracy. `agreement`: share of the units whose
         role is that of the analysis; what the random order gives is chance.
         """
         return evidence.controls(self.data)
 
     def active_sets(self) -> pd.DataFrame:
-        """What the active set of each class does to all classes, one row per split x label.
+        """Effects of the active set of each class on all classes, one row per split x label.
 
         Only the loss of its own class made the set, and any push towards the class lowers that.
         `recall` of the class; `balanced_accuracy`, the mean of that and of the share of the other
@@ -231,7 +231,7 @@ class Taxonomy:
         return float(asked.get("level", 0.9))
 
     def floors(self) -> pd.DataFrame:
-        """What sampling alone gives, role x columns, fractions, means over the classes.
+        """Proportions that sampling alone gives, role x columns, fractions, means over the classes.
 
         `observed` is the proportion between halves of both splits, `train_noise_floor` and
         `test_noise_floor` that between two halves of one split, all of the same size; `*_low` and
@@ -250,10 +250,11 @@ class Taxonomy:
         return evidence.exchangeability(self.data)
 
     def intervals(self, by_label: bool = False) -> pd.DataFrame:
-        """Role shares, role x [value, low, high, ...]: other samples, this network.
+        """Proportions, role x [value, low, high, ...]: other samples, this network.
 
-        Mean shares, and their std over classes and units as in `summary`, each with its interval;
-        `attrs` say the level and whether rank noise is included: not with "fixed_ranking".
+        Mean proportions, and their std over classes and units as in `summary`, each with its
+        interval; `attrs` say the level, and whether the uncertainty of the ranking is included: not
+        with "fixed_ranking".
 
         Parameters
         ----------
@@ -265,13 +266,14 @@ class Taxonomy:
     def signs(self) -> pd.DataFrame:
         """The paper's signs of good and bad generalization, and regret on test, as findings.
 
-        One row each, with `value`, interval (`low`, `high`), the columns of `floors`, `loose` (at
-        tolerance 0.01), `verdict` and a `sentence`. Fractions; regret in what the loss is measured.
+        One row each, with `value`, interval (`low`, `high`), the columns of `floors`, the value
+        `at_tolerance_0.01`, `finding` and a `sentence`. Fractions; regret in what the loss is
+        measured.
         """
         return signs.signs(self.data, self.level, self.loss_units)
 
     def train_only_signs(self) -> pd.DataFrame:
-        """What the training samples alone say, sign x [value, low, high, sentence].
+        """Signs from the training samples alone, sign x [value, low, high, sentence].
 
         Of the test set nothing is used but how many samples it has, which says how large the halves
         are that `unstable units` come from.
