@@ -579,10 +579,10 @@ def test_the_text_says_what_the_evidence_asks(surely):
     halves = written["floors"].iloc[0]["noise_floor_samples_per_class"]
     for part in (
         "never of another training",
-        f"Table 2 beside its floor; halves of {halves} samples per class",
-        "Table 3 beside its floor",
+        f"Table 2 beside its noise floor; halves of {halves} samples per class",
+        "Table 3 beside its noise floor",
         "within is no proof of none",
-        "read the size of the excess, not p",
+        "read the size of the difference, not p",
         "p by seed, never below 0.200",
         "given labels: 3 models, all 6 re-pairings, p never below 0.333",
         "mean of the others",
@@ -590,7 +590,7 @@ def test_the_text_says_what_the_evidence_asks(surely):
         "one standard error",
     ):
         assert part in text
-    assert "No floor" not in text
+    assert "No noise floor" not in text
     assert "mixture" not in text
 
 
@@ -635,8 +635,9 @@ def test_classes_too_small_for_halves_are_left_out_and_said(tmp_path, monkeypatc
         "digits", tmp_path, (5,), quick=True, ladder="noise", write=lines.append, evidence=True
     )
     text = "\n".join(lines)
-    assert "No floor and no signs for model 0.4, correct labels, seed 5: there no class" in text
-    assert "in both splits: model 0.2, correct labels, seed 5 (3 of 10); shares at" in text
+    left_out = "No noise floor and no signs for model 0.4, correct labels, seed 5: there no class"
+    assert left_out in text
+    assert "in both splits: model 0.2, correct labels, seed 5 (3 of 10); proportions at" in text
     assert "a mixture, which no class of the test set is" in text
     for samples in ("given", "correct"):
         assert f"the models for {samples} labels, seed 5: fewer than three models" in text

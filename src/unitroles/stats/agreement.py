@@ -33,8 +33,8 @@ class Overlap:
         of which one holds the other.
     over_by_turning_points : share of the units that is overfitted because train has more active
         units than test, max(0, n0_train - n0_test) / N: so many are with one shared order, too.
-    over_by_rank_swaps : the rest of the overfitted proportion: units that came early on train and late
-        on test.
+    over_by_rank_swaps : the rest of the overfitted proportion: units that came early on
+        train and late on test.
     spearman : rank correlation of the positions of all units; not a number for a single unit.
     rank_biased : overlap of the two orders in which early positions weigh most ([Webber2010]_, the
         extrapolated form); 1 = the same order.

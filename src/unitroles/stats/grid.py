@@ -29,7 +29,7 @@ def grid(units: int, resolution: str | int) -> Int[np.ndarray, " points"]:
 
 
 def expected(units: int, resolution: str | int) -> int:
-    """The number of points of a curve that are evaluated; the grid and one refinement where it adapts."""
+    """The number of evaluated points of a curve; the grid and one refinement where it adapts."""
     points = grid(units, resolution)
     if resolution != "adaptive":
         return len(points)
