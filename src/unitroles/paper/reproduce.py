@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.figure import Figure
 
 import unitroles as ur
@@ -26,7 +25,7 @@ from unitroles.paper.tables import CORRECT, GIVEN, OWN, Member
 from unitroles.paper.text import report
 from unitroles.zoo.digits import DigitsData, load_digits
 from unitroles.zoo.settings import Recipe, ladder
-from unitroles.zoo.training import Trained, settings_hash, train
+from unitroles.zoo.training import Trained, one_thread, settings_hash, train
 from unitroles.zoo.vgg import last_conv_layer
 
 ORDERS = (OWN, "train")
@@ -80,7 +79,7 @@ def reproduce(
     claim(job)
     start = time.perf_counter()
     members, spent = [], {}
-    with _one_thread(), _bars() as bars:
+    with one_thread(), _bars() as bars:
         for seed in job.settings.seeds:
             began = time.perf_counter()
             for model, recipe in job.settings.recipes.items():
@@ -121,17 +120,6 @@ def _checked(seeds: tuple[Any, ...]) -> tuple[int, ...]:
         given = ", ".join(map(str, seeds)) or "none"
         raise ur.InputError(f"seeds must be different whole numbers from 0 on, got {given}")
     return tuple(seeds)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """The networks are so small that threads cost more than they give on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 @contextmanager

@@ -33,8 +33,12 @@ SPLITS = ("train", "test")
 CROSS_ENTROPY = "cross_entropy"
 OWN_UNITS = "units of the loss"
 """The unit of a loss other than cross-entropy."""
-_LOSSES = {"loss_low", "loss_high", "paired_error", "noise_floor_regret", "regret_replicate"}
-_LOSSES |= {"set_loss", "intact_loss"}
+# fmt: off
+_LOSSES = {
+    "loss_low", "loss_high", "paired_error", "noise_floor_regret", "regret_replicate", "set_loss",
+    "intact_loss",
+}
+# fmt: on
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,10 @@ def dataset(
     `evidence` are further variables as (dims, values), and the coordinates of their own dims.
     """
     active = roles.active_set(measured.order, measured.turning_point)
+    flags = {
+        "flag_values": np.array(list(Role), dtype=np.uint8),
+        "flag_meanings": " ".join(role.name.lower() for role in Role),
+    }
     by_label, curve = ("split", "label"), ("split", "label", "retrieved")
     nats = "nats" if attrs.get("loss", CROSS_ENTROPY) == CROSS_ENTROPY else OWN_UNITS
     return xr.Dataset(
@@ -86,9 +94,12 @@ def dataset(
             "turning_point": (by_label, measured.turning_point.astype(np.int32)),
             "swapped_loss": (by_label, measured.swapped_loss, {"units": nats}),
             "swapped_accuracy": (by_label, measured.swapped_accuracy, {"units": "fraction"}),
-            "role": (("label", "unit"), roles.assign_roles(*active), _role_flags()),
+            "role": (("label", "unit"), roles.assign_roles(*active), flags),
             "status": (by_label, status(measured.loss, measured.turning_point)),
-            **_with_units(evidence[0], nats),
+            **{
+                name: (*given, {"units": nats}) if name in _LOSSES else given
+                for name, given in evidence[0].items()
+            },
         },
         coords={
             "split": list(SPLITS),
@@ -132,16 +143,3 @@ def upgraded(data: xr.Dataset) -> xr.Dataset:
         given = asked.pop("confidence")
         asked["bootstrap"] = "fixed_ranking" if given == "given_order" else given
     return data.assign_attrs(format=FORMAT, provenance=json.dumps(provenance))
-
-
-def _with_units(evidence: Mapping[str, Any], nats: str) -> dict[str, Any]:
-    """Variables as (dims, values), those of losses with what they are measured in."""
-    return {
-        name: (*given, {"units": nats}) if name in _LOSSES else given
-        for name, given in evidence.items()
-    }
-
-
-def _role_flags() -> dict[str, Any]:
-    meanings = " ".join(role.name.lower() for role in Role)
-    return {"flag_values": np.array(list(Role), dtype=np.uint8), "flag_meanings": meanings}

@@ -64,7 +64,6 @@ def over_labels(share: Float[np.ndarray, "*rest label role"]) -> Float[np.ndarra
 
 def floors(data: xr.Dataset) -> pd.DataFrame:
     """Proportions from sampling alone, role x [observed, noise_floor, above_floor, ...]."""
-    require(data, "noise_floor_proportion", "floors=20")
     share = data.noise_floor_proportion.values
     columns = against(over_labels(share))
     stds = {
@@ -97,7 +96,6 @@ def against(draws: Float[np.ndarray, "drawn_from=3 draw value"]) -> dict[str, np
 
 def exchangeability(data: xr.Dataset) -> pd.DataFrame:
     """Units active on one split only against new splits, kind x [observed, resplit, p]."""
-    require(data, "resplit_proportion", "resplits=20")
     own = different(over_labels(roles.proportions(data.role.values)))
     drawn = different(over_labels(data.resplit_proportion.values))
     low, high = interval(drawn, BAND)
@@ -120,7 +118,6 @@ def exchangeability_by_label(data: xr.Dataset) -> pd.DataFrame | None:
 
     None where the resplits are too few to reject one class alone.
     """
-    require(data, "resplit_proportion", "resplits=20")
     own = different(roles.proportions(data.role.values))[:, 2]
     p = permutation_p(own, different(data.resplit_proportion.values)[..., 2])
     found = adjusted(p, data.sizes["resplit"])
@@ -139,7 +136,6 @@ def marked(frame: pd.DataFrame, data: xr.Dataset, level: float) -> pd.DataFrame:
 
 def intervals(data: xr.Dataset, level: float) -> pd.DataFrame:
     """Mean proportions and their std over other samples, role x [value, low, high, ...]."""
-    require(data, "proportion_replicate", "bootstrap='fixed_ranking'")
     again, share = data.proportion_replicate.values, roles.proportions(data.role.values)
     values = {
         "": (share.mean(axis=0), over_labels(again)),
@@ -159,7 +155,6 @@ def intervals(data: xr.Dataset, level: float) -> pd.DataFrame:
 
 def intervals_by_label(data: xr.Dataset, level: float) -> pd.DataFrame:
     """Proportions of every class over other samples, (label, role) x [value, low, high]."""
-    require(data, "proportion_replicate", "bootstrap='fixed_ranking'")
     low, high = interval(data.proportion_replicate.values, level)
     value, names = roles.proportions(data.role.values), [data.label.values, list(ROLE_NAMES)]
     index = pd.MultiIndex.from_product(names, names=["label", "role"])
@@ -219,7 +214,6 @@ def at_one_error(data: xr.Dataset) -> Float[np.ndarray, " role"]:
 
 def controls(data: xr.Dataset) -> pd.DataFrame:
     """Mean proportions under every control, control x [*roles, agreement]."""
-    require(data, "control_proportion", "controls=True")
     frame = pd.DataFrame(
         data.control_proportion.values.mean(axis=1),
         index=pd.Index(data.control.values, name="control"),
@@ -230,7 +224,6 @@ def controls(data: xr.Dataset) -> pd.DataFrame:
 
 def active_sets(data: xr.Dataset) -> pd.DataFrame:
     """Active sets against the whole layer, (split, label) x [recall, intact_recall, ...]."""
-    require(data, "set_loss", "controls=True")
     at = data.accuracy.sel(retrieved=data.turning_point).values
     columns = {
         "recall": at,

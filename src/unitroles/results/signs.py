@@ -10,7 +10,7 @@ from jaxtyping import Float
 from unitroles import roles
 from unitroles.errors import InputError
 from unitroles.results.dataset import SPLITS
-from unitroles.results.evidence import BAND, against, half_sizes, marked, over_labels, require
+from unitroles.results.evidence import BAND, against, half_sizes, marked, over_labels
 from unitroles.roles import ROLE_NAMES
 from unitroles.stats.evidence import different, interval
 
@@ -39,7 +39,6 @@ def signs(data: xr.Dataset, level: float, units: str) -> pd.DataFrame:
 
     `units` : of losses.
     """
-    require(data, "noise_floor_proportion", "floors=20")
     drawn = _signs(data.noise_floor_proportion.values, data.noise_floor_regret.values[:, :, 1])
     columns = against(drawn)
     frame = pd.DataFrame(columns, index=pd.Index(list(SIGNS), name="sign"))

@@ -21,16 +21,20 @@ from unitroles.results.dataset import upgraded
 from unitroles.roles import Role
 from unitroles.stats.minima import NEVER_FALLS
 
-_TABLES = ("proportions", "shares", "summary", "sensitivity", "regret", "minima", "agreement")
-_TABLES += ("curves", "to_frame")
-# What each table of evidence is made of.
+# fmt: off
+_TABLES = (
+    "proportions", "shares", "summary", "sensitivity", "regret", "minima", "agreement", "curves",
+    "to_frame",
+)
+# fmt: on
+# What each table of evidence is made of, and what it takes to measure it.
 _EVIDENCE = {
-    "floors": "noise_floor_proportion",
-    "signs": "noise_floor_proportion",
-    "exchangeability": "resplit_proportion",
-    "intervals": "proportion_replicate",
-    "controls": "control_proportion",
-    "active_sets": "set_loss",
+    "floors": ("noise_floor_proportion", "floors=20"),
+    "signs": ("noise_floor_proportion", "floors=20"),
+    "exchangeability": ("resplit_proportion", "resplits=20"),
+    "intervals": ("proportion_replicate", "bootstrap='fixed_ranking'"),
+    "controls": ("control_proportion", "controls=True"),
+    "active_sets": ("set_loss", "controls=True"),
 }
 
 
@@ -212,7 +216,7 @@ class Taxonomy:
         the temperature `data.temperature` and by accuracy. `agreement`: share of the units whose
         role is that of the analysis; what the random order gives is chance.
         """
-        return evidence.controls(self.data)
+        return evidence.controls(self._measured("controls"))
 
     def active_sets(self) -> pd.DataFrame:
         """Effects of the active set of each class on all classes, one row per split x label.
@@ -222,7 +226,12 @@ class Taxonomy:
         samples not taken for it; `loss`, the mean over all samples; beside each the same of the
         whole layer, `intact_*`.
         """
-        return evidence.active_sets(self.data)
+        return evidence.active_sets(self._measured("active_sets"))
+
+    def _measured(self, table: str) -> xr.Dataset:
+        """The data, if they hold what a table of evidence needs."""
+        evidence.require(self.data, *_EVIDENCE[table])
+        return self.data
 
     @property
     def level(self) -> float:
@@ -240,14 +249,14 @@ class Taxonomy:
         floor. `observed_std_*` and `noise_floor_std_*` are the population std over classes (table
         2) and over units (table 3) at that size.
         """
-        return evidence.floors(self.data)
+        return evidence.floors(self._measured("floors"))
 
     def exchangeability(self) -> pd.DataFrame:
         """Units active on one split only, against new splits of all samples of the same sizes.
 
         p = (b + 1) / (R + 1); `attrs` hold R, the smallest possible p and what the test asks.
         """
-        return evidence.exchangeability(self.data)
+        return evidence.exchangeability(self._measured("exchangeability"))
 
     def intervals(self, by_label: bool = False) -> pd.DataFrame:
         """Proportions, role x [value, low, high, ...]: other samples, this network.
@@ -261,7 +270,7 @@ class Taxonomy:
         by_label : one row per label x role, with `value`, `low` and `high` alone.
         """
         made = evidence.intervals_by_label if by_label else evidence.intervals
-        return made(self.data, self.level)
+        return made(self._measured("intervals"), self.level)
 
     def signs(self) -> pd.DataFrame:
         """The paper's signs of good and bad generalization, and regret on test, as findings.
@@ -270,7 +279,7 @@ class Taxonomy:
         `at_tolerance_0.01`, `finding` and a `sentence`. Fractions; regret in what the loss is
         measured.
         """
-        return signs.signs(self.data, self.level, self.loss_units)
+        return signs.signs(self._measured("signs"), self.level, self.loss_units)
 
     def train_only_signs(self) -> pd.DataFrame:
         """Signs from the training samples alone, sign x [value, low, high, sentence].
@@ -291,7 +300,10 @@ class Taxonomy:
     @property
     def tables(self) -> list[str]:
         """The methods that give a table of this result."""
-        found = [*_TABLES, *(name for name, needed in _EVIDENCE.items() if needed in self.data)]
+        found = [
+            *_TABLES,
+            *(name for name, (needed, _) in _EVIDENCE.items() if needed in self.data),
+        ]
         measured = "noise_floor_proportion" in self.data or "proportion_replicate" in self.data
         known = measured and self._order not in signs.RANKED_BY_TEST
         return found + ["train_only_signs"] * known

@@ -142,22 +142,29 @@ class _Job:
 
 
 @contextmanager
+def one_thread() -> Iterator[None]:
+    """The networks are so small that threads cost more than they give on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
 def _undisturbed() -> Iterator[Any]:
-    """Yield an Accelerator on one CPU thread; leave RNG state and thread count as they were."""
+    """An Accelerator on one CPU thread; leaves RNG state and thread count as they were."""
     require("accelerate")
     from accelerate import Accelerator
 
-    threads = torch.get_num_threads()
-    try:
+    with one_thread():
         accelerator = Accelerator(mixed_precision="no")
-        # The bits of a sum depend on the number of threads; small networks gain little from more,
-        # and lose much where other programs use the same cores.
+        # The bits of a sum depend on the number of threads, which accelerate may have set.
         torch.set_num_threads(1)
         devices = [accelerator.device] if accelerator.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             yield accelerator
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _derived_seed(*parts: int) -> int:
