@@ -54,7 +54,7 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--work",
         type=Path,
-        default=Path("build/sure"),
+        default=Path("build/evidence"),
         help="folder for trained weights, read there if they exist (default: %(default)s)",
     )
     return parser.parse_args(arguments)

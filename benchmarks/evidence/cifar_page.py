@@ -43,7 +43,8 @@ def document(cases: list[Case], settings: str, machine: str, costs: str) -> str:
         machine,
         "\n".join(f"- **{case.name}**: {case.about}" for case in cases),
         "*All*: the images as they are; *equal numbers*: `Sample(equalize=True)`. Unequal numbers "
-        "make roles by sampling alone that differ by split, so every share stands beside its floor:"
+        "make roles by sampling alone that differ by split, so every proportion stands beside its "
+        "noise floor:"
         f" the same between two halves of one split, {floor_size(first)} images of a class each. "
         "Means over the classes; a role in percent is the share of the units. All of it speaks of "
         "other images of the same kind for these two networks, never of another training.",
@@ -68,7 +69,8 @@ def _paper(cases: list[Case]) -> str:
         f"From {good.name} to {bad.name}, beside the paper",
         table(beside_paper(cases)),
         f"All images; gap {good.every.gap:+.3f} to {bad.every.gap:+.3f}. *Rules*: under how many "
-        "of the rules for the turning point (the sensitivity tables below) the share moves as in "
+        "of the rules for the turning point (the sensitivity tables below) the proportion moves as "
+        "in "
         f"the paper, whose A and E are two VGG16 on ImageNet. {_within(cases)} The two networks "
         "differ in more than the gap: architecture, width of the layer, how they were trained and "
         "on how many images. Two networks are no relation.",
@@ -122,11 +124,11 @@ def _beside_chance(found: ur.Taxonomy) -> dict[str, str]:
     either, frame = p.loc["either"], judged(found)
     above = [SIGNS[str(name)] for name in frame.index[frame.finding.str.startswith("above")]]
     return {
-        "excess over the floor, overfitted / generalizing, points": (
+        "above the floor, overfitted / generalizing, points": (
             f"{excess.overfitted:+.1f} / {excess.generalizing:+.1f}"
         ),
         "regret on test, nats": f"{cost.value:+.3g} [{cost.low:+.3g}, {cost.high:+.3g}]",
-        "regret at the floor's size / floor, nats": (
+        "regret at the floor's size / noise floor, nats": (
             f"{cost.observed:+.3g} / {cost.noise_floor:+.3g}"
         ),
         "above what sampling gives": ", ".join(above) or "none",
@@ -168,16 +170,20 @@ def _tables(cases: list[Case]) -> str:
         ]
         parts += [f"{case.name}, %:", table(rows)]
     return section(
-        "Tables 2 and 3 beside their floors",
+        "Tables 2 and 3 beside their noise floors",
         *parts,
-        f"*Share*: mean over the classes, population std over classes (table 2) and over units "
-        f"(table 3), each with its {100 * found.level:g} % interval (replicates in the given "
-        f"order: rank noise is not included). *At m*: between {floor_size(found)} images of a "
-        "class from train and as many from test; *inside train*, *inside test*: the floors, "
-        "between as many and as many of one split [5, 95 % of the draws]; *excess*: at m beyond "
-        "the larger floor; stds at m beside the larger floor of them. Sampling makes overfitted "
+        "*Proportion*: mean over the classes, population std over classes (table 2) and over "
+        "units "
+        f"(table 3), each with its {100 * found.level:g} % interval (replicates with a fixed "
+        "ranking: the uncertainty of the ranking is not included). *At m*: between "
+        f"{floor_size(found)} images of a "
+        "class from train and as many from test; *inside train*, *inside test*: the noise floors, "
+        "between as many and as many of one split [5, 95 % of the draws]; *above the floor*: at m "
+        "beyond "
+        "the larger noise floor; stds at m beside the larger noise floor of them. Sampling makes "
+        "overfitted "
         "and generalizing units. Of core and confusing ones the floors differ where the turning "
-        "points of the splits do; an excess over the larger one says little there.",
+        "points of the splits do; what is above the larger one says little there.",
     )
 
 
@@ -194,7 +200,7 @@ def _beside(found: ur.Taxonomy, role: str) -> Row:
         for name, shown in (("labels", "classes"), ("units", "units"))
     }
     return {
-        "share": f"{own.value:.1f} [{own.low:.1f}, {own.high:.1f}]",
+        "proportion": f"{own.value:.1f} [{own.low:.1f}, {own.high:.1f}]",
         **{
             f"std over {shown}": f"{own[name]:.1f} [{own[f'{name}_low']:.1f}, "
             f"{own[f'{name}_high']:.1f}]"
@@ -202,7 +208,7 @@ def _beside(found: ur.Taxonomy, role: str) -> Row:
         },
         "at m": f"{floor.observed:.1f}",
         **inside,
-        "above_floor": f"{floor.above_floor:+.1f}",
+        "above the floor": f"{floor.above_floor:+.1f}",
         **stds,
     }
 

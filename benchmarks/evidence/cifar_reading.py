@@ -10,8 +10,9 @@ import pandas as pd
 import unitroles as ur
 from unitroles.paper.numbers import MEAN, STD
 from unitroles.results import signs
-from unitroles.results.evidence import by_chance
-from unitroles.stats.evidence import ALPHA, GOOD_COVERAGE
+from unitroles.results.evidence import by_chance, least_coverage
+from unitroles.stats.evidence import ALPHA
+from unitroles.wording import range_of
 
 LOOSE = f"tolerance {signs.LOOSE:g}"
 _GOOD, _BAD = "A", "E"  # the paper's networks of the smallest and the largest gap
@@ -43,11 +44,7 @@ class Case:
 
 def floor_size(found: ur.Taxonomy) -> str:
     """Images of each class in the halves."""
-    low, high = (
-        found.data.noise_floor_samples.values.min(),
-        found.data.noise_floor_samples.values.max(),
-    )
-    return f"{low}" if low == high else f"{low} to {high}"
+    return range_of(found.data.noise_floor_samples.values)
 
 
 def percent(value: float) -> str:
@@ -92,8 +89,8 @@ def _signs(found: ur.Taxonomy) -> str:
 
 def _beside(name: str, row: pd.Series) -> str:
     if name == "regret":
-        return f"{signs.SIGNS[name]} ({row.observed:+.3g} nats, floor {row.noise_floor:+.3g})"
-    return f"{signs.SIGNS[name]} ({percent(row.observed)}, floor {percent(row.noise_floor)})"
+        return f"{signs.SIGNS[name]} ({row.observed:+.3g} nats, noise floor {row.noise_floor:+.3g})"
+    return f"{signs.SIGNS[name]} ({percent(row.observed)}, noise floor {percent(row.noise_floor)})"
 
 
 def _new_splits(found: ur.Taxonomy) -> str:
@@ -128,15 +125,16 @@ def _measure(found: ur.Taxonomy) -> str:
 
 def _order(found: ur.Taxonomy) -> str:
     drawn, frame = found.controls().loc["random order"], found.agreement()
-    longer = judged(found).loc["n0_train_minus_test"]
+    n0_difference = judged(found).loc["n0_train_minus_test"]
     other = drawn.overfitted - drawn.generalizing
     counts, swaps = frame.over_by_turning_points.mean(), frame.over_by_rank_swaps.mean()
     text = (
-        f"**Order.** Of the overfitted share of {percent(counts + swaps)}, {percent(counts)} come "
+        f"**Order.** Of the overfitted proportion of {percent(counts + swaps)}, {percent(counts)} "
+        "come "
         f"from more units on train than on test, {percent(swaps)} from other units. n0/N on train "
-        f"beyond test is {percent(longer.value)}, in random orders {percent(other)}"
+        f"beyond test is {percent(n0_difference.value)}, in random orders {percent(other)}"
     )
-    if longer.finding.startswith("above") and other >= longer.value:
+    if n0_difference.finding.startswith("above") and other >= n0_difference.value:
         return f"{text}: it does not take an order by activity to find it."
     return f"{text}."
 
@@ -191,7 +189,8 @@ def _sets(found: ur.Taxonomy) -> str:
 
 def _coverage(found: ur.Taxonomy) -> str:
     held = found.data.coverage.to_series()
-    narrow = held[held < GOOD_COVERAGE]
+    good = least_coverage(found.level)
+    narrow = held[held < good]
     low = [f"{str(name).replace('_', ' ')} {value:.2f}" for name, value in narrow.items()]
     outside = [
         str(role)
@@ -200,7 +199,7 @@ def _coverage(found: ur.Taxonomy) -> str:
     ]
     return (
         f"**Intervals** of level {found.level:g}: measured coverage by class below "
-        f"{GOOD_COVERAGE:g} for {', '.join(low) or 'nothing'}; shares outside their own interval: "
+        f"{good:g} for {', '.join(low) or 'nothing'}; proportions outside their own interval: "
         f"{', '.join(outside) or 'none'}."
     )
 
@@ -216,8 +215,8 @@ def _equal(case: Case) -> str:
     shares = [f"{name}: {_arrow(pair)}" for name, pair in pairs.items()]
     count = case.equal.data.samples.values.min()
     return (
-        f"**Equal numbers**, {count} images of each class in both splits, share in % with all "
-        f"images → with equal numbers. {'; '.join(shares)}. Verdicts that change: "
+        f"**Equal numbers**, {count} images of each class in both splits, proportion in % with all "
+        f"images → with equal numbers. {'; '.join(shares)}. Findings that change: "
         f"{', '.join(changed) or 'none'}."
     )
 
@@ -246,7 +245,7 @@ def _share_row(role: str, good: ur.Taxonomy, bad: ur.Taxonomy) -> dict[str, obje
     )
     rules = [found.sensitivity()[role] for found in (good, bad)]
     like = [_same(paper, pair) for pair in zip(*rules, strict=True)]
-    return _row(f"{role} share", paper, own, size) | {"rules": f"{sum(like)} of {len(like)}"}
+    return _row(f"{role} proportion", paper, own, size) | {"rules": f"{sum(like)} of {len(like)}"}
 
 
 def _std_row(name: str, good: ur.Taxonomy, bad: ur.Taxonomy) -> dict[str, object]:

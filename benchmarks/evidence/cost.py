@@ -29,7 +29,7 @@ from unitroles.zoo.vgg import last_conv_layer, vgg_digits
 
 NAME = "evidence-cost.md"
 GOAL = 3.0
-"""Times the analysis alone, for floors and 100 replicates in the given order."""
+"""Times the analysis alone, for floors and 100 replicates with a fixed ranking."""
 KINDS: dict[str, ur.Evidence | None] = {
     "alone": None,
     "floors and bootstrap": ur.Evidence(resplits=0, controls=False),
@@ -186,7 +186,7 @@ def page(names: Sequence[str], folder: Path | None, asked: argparse.Namespace) -
         f"Written by `python -m benchmarks.evidence.cost --data FOLDER --repeats {asked.repeats} "
         f"--threads {asked.threads} --out docs/results`. Wall-clock time of `analyze` with "
         "evidence as a multiple of the analysis alone, run in turns: median (least–most). *Floors "
-        "and bootstrap*: 20 draws of halves and 100 replicates in the given order; *everything*: "
+        "and bootstrap*: 20 draws of halves and 100 replicates with a fixed ranking; *everything*: "
         "also 20 new splits and all controls, the defaults. *Later of a process*: others went "
         "before; *first of a process*: as a script or the command line runs it, with all that "
         "torch loads for its first export."

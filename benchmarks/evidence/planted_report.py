@@ -33,8 +33,8 @@ def document(rows: pd.DataFrame, settings: str) -> str:
         "in train and test. *Null*: no unit helps on one split only, so both splits are draws from "
         "one distribution. Strengths and sizes were chosen after a trial with three networks a "
         "cell; the rules are the library's and were not touched.",
-        f"{_verdict(null, planted)}\n{_held(rows)}",
-        "![ROC of the excess over the floor, and power over strength](planted.png)",
+        f"{_finding(null, planted)}\n{_held(rows)}",
+        "![ROC of what is above the floor, and power over strength](planted.png)",
         _without(null),
         _with(planted),
         _false(null),
@@ -47,7 +47,7 @@ def document(rows: pd.DataFrame, settings: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _verdict(null: pd.DataFrame, planted: pd.DataFrame) -> str:
+def _finding(null: pd.DataFrame, planted: pd.DataFrame) -> str:
     """What the tables below say, by rules that stand here."""
     lines = []
     for kind in KINDS:
@@ -88,7 +88,7 @@ def _held(rows: pd.DataFrame) -> str:
         f"on train and {test:.1%} on test; the analysis itself estimates {claimed:.1%}.\n"
         f"- **Intervals of E(n)** hold the loss of new samples at {losses[0]:.1%} of all n on "
         f"train and {losses[1]:.1%} on test; the analysis estimates {losses[2]:.1%}.\n"
-        "- **Intervals of a share** hold the planted one in "
+        "- **Intervals of a proportion** hold the planted one in "
         + "; ".join(_shares_held(rows, kind) for kind in KINDS)
         + "."
     )
@@ -132,7 +132,8 @@ def _false(null: pd.DataFrame) -> str:
     return section(
         "False calls in null networks",
         _calls(null),
-        "*Floor*: the mean over draws of the share between halves of train and test lies above the "
+        "*Floor*: the mean over draws of the proportion between halves of train and test lies "
+        "above the "
         "95 % quantile of the draws of both floors. *New splits*: p ≤ 0.05.",
     )
 
@@ -155,10 +156,10 @@ def _areas(null: pd.DataFrame, planted: pd.DataFrame) -> str:
         rows.append({"strength": f"{strength:g}"} | _area(without, some))
     rows.append({"strength": _ALL} | _area(null, planted))
     return section(
-        "Excess over the floor, as a score",
+        "Above the floor, as a score",
         table(rows),
-        "Area under the ROC curve: the chance that a network with overfitting has a larger excess "
-        "than a null network.",
+        "Area under the ROC curve: the chance that a network with overfitting is further "
+        "above the floor than a null network.",
     )
 
 
@@ -183,7 +184,7 @@ def _coverage(rows: pd.DataFrame) -> str:
         "/ on test / what the analysis estimates its own coverage to be. Null networks and "
         "networks with overfitting together. Units keep their places in the order "
         '(`bootstrap="fixed_ranking"`), so what wrong places do to n0 is no part of the interval.',
-        "The narrowest networks with a linear head, in the given order on train / on test, and "
+        "The narrowest networks with a linear head, with a fixed ranking on train / on test, and "
         'with orders redone (`bootstrap="full"`) on train / on test:',
         _by_strength(narrow, redone),
     )
@@ -212,12 +213,13 @@ def _share_coverage(rows: pd.DataFrame) -> str:
         lines = pd.DataFrame(each).map("{:.0f}".format).rename_axis("strength").reset_index()
         parts += [f"{null.capitalize()}:", table(lines.astype(str).to_dict("records"))]
     return section(
-        "Intervals of the shares",
-        "How often, in percent, the interval holds the planted share: that of a class, and that of "
+        "Intervals of the proportions",
+        "How often, in percent, the interval holds the planted proportion: that of a class, and "
+        "that of "
         "the mean over the classes; *all* networks, and the narrowest ones with a linear head, "
         "there also with orders *redone*. "
         "What sampling adds to overfitted and generalizing units it adds to every replicate too, "
-        "so these intervals speak of what is measured, not of what is there: read the excess over "
+        "so these intervals speak of what is measured, not of what is there: read what is above "
         "the floor.",
         *parts,
     )
@@ -253,7 +255,7 @@ def _by_strength(rows: pd.DataFrame, cell: Cell) -> str:
 
 
 def _calls(rows: pd.DataFrame, by: str = "size") -> str:
-    rules = {"noise_floor": "called", "new splits": "rejected"}
+    rules = {"noise floor": "called", "new splits": "rejected"}
 
     def line(name: str, some: pd.DataFrame) -> dict[str, object]:
         cells = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -13,6 +14,11 @@ from typing import Any
 from uuid import uuid4
 
 from unitroles.errors import InputError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 # Refused by the file system; torch on a full disk; and a writer that refuses what it was given.
 _FAILURES = (OSError, RuntimeError, ValueError)
@@ -34,6 +40,11 @@ def check_new(paths: Sequence[Path], force: bool) -> None:
             f"cannot write in folder {folder}: {error.strerror}; choose a folder that exists and "
             "is writable"
         ) from error
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file; a `ValueError` where it is no TOML, or no UTF-8."""
+    return tomllib.loads(path.read_text(encoding="utf-8"))
 
 
 def make_folder(folder: Path) -> Path:

@@ -1,8 +1,9 @@
-"""Words of messages: counts, lists of names, byte sizes, the first line of an error."""
+"""Words of messages: counts, ranges, lists of names, byte sizes, the first line of an error."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 
 def few(items: list[str]) -> str:
@@ -19,6 +20,12 @@ def size(count: int) -> str:
             break
         value /= 1024
     return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def range_of(numbers: Any, between: str = " to ") -> str:
+    """The least and the largest of an array of whole numbers, or the one that all are."""
+    low, high = int(numbers.min()), int(numbers.max())
+    return str(low) if low == high else f"{low}{between}{high}"
 
 
 def count_of(labels: Sequence[object]) -> str:

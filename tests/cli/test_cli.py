@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from unitroles.cli.app import main
 from unitroles.curves.scores import LAYER_SCORES, SAMPLE_SCORES
 from unitroles.options import ORDERS
 from unitroles.report import text
-from unitroles.results.dataset import dataset
+from unitroles.results.dataset import Measured, dataset
 from unitroles.sources.factory import load_model
 
 NETS = """
@@ -691,7 +692,9 @@ def taxonomy(**changes: Any) -> ur.Taxonomy:
             "warnings": ["stored"],
         },
     }
-    return ur.Taxonomy(dataset(**{**given, **changes}))
+    given |= changes
+    measured = Measured(**{field.name: given.pop(field.name) for field in fields(Measured)})
+    return ur.Taxonomy(dataset(measured, **given))
 
 
 def test_the_tables_in_words() -> None:

@@ -136,10 +136,10 @@ def test_times_are_those_of_the_results(page, cases):
 
 def test_the_sentences_tell_overfitting_from_none(cases):
     bad, null = reading(cases).split("**Null**")
-    assert "Above what sampling gives: overfitted share (" in bad
+    assert "Above what sampling gives: overfitted proportion (" in bad
     assert "p = 0.048, the smallest that there can be: training images are not like" in bad
-    assert "overfitted share (" not in bad.split("Within it: ")[1].split("\n")[0]
-    assert "Above what sampling gives: none. Within it: overfitted share (" in null
+    assert "overfitted proportion (" not in bad.split("Within it: ")[1].split("\n")[0]
+    assert "Above what sampling gives: none. Within it: overfitted proportion (" in null
     assert "do not show its gap; within is no proof of none" in null
     assert "cannot be told from fresh ones" in null
     assert f"{TEST} images of each class in both splits" in null
@@ -151,7 +151,7 @@ def test_the_networks_are_compared_from_the_smaller_gap_to_the_larger(cases):
     assert cases[0].every.gap > cases[1].every.gap
     rows = beside_paper(cases)
     assert rows == beside_paper(cases[::-1])
-    over = next(row for row in rows if row["%"] == "overfitted share")
+    over = next(row for row in rows if row["%"] == "overfitted proportion")
     shares = [100 * case.every.summary()["mean"].overfitted for case in cases[::-1]]
     assert over["paper, A → E"] == "3.1 → 61.4"
     assert over["here"] == " → ".join(f"{share:.1f}" for share in shares)

@@ -45,7 +45,7 @@ def small():
 @pytest.fixture(scope="module")
 def run(small, tmp_path_factory):
     out, lines = tmp_path_factory.mktemp("capacity"), []
-    written = reproduce.reproduce("digits", out, say=lines.append)
+    written = reproduce.reproduce("digits", out, write=lines.append)
     return out, written, lines
 
 
@@ -53,7 +53,7 @@ def run(small, tmp_path_factory):
 def quick_noise(small, tmp_path_factory):
     out, lines = tmp_path_factory.mktemp("noise"), []
     written = reproduce.reproduce(
-        "digits", out, seeds=(5,), quick=True, ladder="noise", say=lines.append
+        "digits", out, seeds=(5,), quick=True, ladder="noise", write=lines.append
     )
     return out, written, lines
 
@@ -447,7 +447,7 @@ def surely(run, small, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ur, "analyze", counted)
         patch.setattr(reproduce, "_figures", no_figures)
-        written = reproduce.reproduce("digits", out, say=lines.append, evidence=True)
+        written = reproduce.reproduce("digits", out, write=lines.append, evidence=True)
     return out, written, "\n".join(lines), before, asked
 
 
@@ -498,7 +498,7 @@ def test_without_evidence_its_tables_go_and_its_taxonomies_stay(
     monkeypatch.setattr(ur, "analyze", None)
     monkeypatch.setattr(reproduce, "_figures", no_figures)
     lines: list[str] = []
-    written = reproduce.reproduce("digits", out, say=lines.append)
+    written = reproduce.reproduce("digits", out, write=lines.append)
     assert {path: path.read_bytes() for path in out.glob("seed*/*")} == before
     assert {path.name for path in out.iterdir()} == {path.name for path in run[0].iterdir()}
     assert lines[:-1] == run[2][:-1]  # the last line has the seconds
@@ -579,10 +579,10 @@ def test_the_text_says_what_the_evidence_asks(surely):
     halves = written["floors"].iloc[0]["noise_floor_samples_per_class"]
     for part in (
         "never of another training",
-        f"Table 2 beside its floor; halves of {halves} samples per class",
-        "Table 3 beside its floor",
+        f"Table 2 beside its noise floor; halves of {halves} samples per class",
+        "Table 3 beside its noise floor",
         "within is no proof of none",
-        "read the size of the excess, not p",
+        "read the size of the difference, not p",
         "p by seed, never below 0.200",
         "given labels: 3 models, all 6 re-pairings, p never below 0.333",
         "mean of the others",
@@ -590,7 +590,7 @@ def test_the_text_says_what_the_evidence_asks(surely):
         "one standard error",
     ):
         assert part in text
-    assert "No floor" not in text
+    assert "No noise floor" not in text
     assert "mixture" not in text
 
 
@@ -632,11 +632,12 @@ def test_classes_too_small_for_halves_are_left_out_and_said(tmp_path, monkeypatc
         monkeypatch.setattr(reproduce, name, patch)
     lines: list[str] = []
     written = reproduce.reproduce(
-        "digits", tmp_path, (5,), quick=True, ladder="noise", say=lines.append, evidence=True
+        "digits", tmp_path, (5,), quick=True, ladder="noise", write=lines.append, evidence=True
     )
     text = "\n".join(lines)
-    assert "No floor and no signs for model 0.4, correct labels, seed 5: there no class" in text
-    assert "in both splits: model 0.2, correct labels, seed 5 (3 of 10); shares at" in text
+    left_out = "No noise floor and no signs for model 0.4, correct labels, seed 5: there no class"
+    assert left_out in text
+    assert "in both splits: model 0.2, correct labels, seed 5 (3 of 10); proportions at" in text
     assert "a mixture, which no class of the test set is" in text
     for samples in ("given", "correct"):
         assert f"the models for {samples} labels, seed 5: fewer than three models" in text

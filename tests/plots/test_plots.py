@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from unitroles import plots, roles
 from unitroles.errors import InputError
 from unitroles.plots.style import ROLE_COLOURS
-from unitroles.results.dataset import SPLITS, dataset
+from unitroles.results.dataset import SPLITS, Measured, dataset
 from unitroles.results.taxonomy import Taxonomy
 from unitroles.roles import ROLE_NAMES, ROLES
 from unitroles.stats.minima import NEVER_FALLS
@@ -47,9 +47,7 @@ def model(gap: float, units: int = 64, names: list[str] | None = NAMES) -> Taxon
     whole = np.maximum(points.astype(int), 1)
     loss = np.stack([falling(whole[s], low[s], rise[s], units) for s in (0, 1)])
     attrs = {"layer": "features", "train_accuracy": 0.95, "test_accuracy": 0.95 - gap}
-    data = dataset(
-        labels=np.arange(count),
-        names=names,
+    measured = Measured(
         score=score,
         order=np.argsort(-score, axis=-1, kind="stable"),
         loss=loss,
@@ -58,6 +56,11 @@ def model(gap: float, units: int = 64, names: list[str] | None = NAMES) -> Taxon
         turning_point=roles.turning_point(loss),
         swapped_loss=loss[..., -1],
         swapped_accuracy=np.exp(-loss[..., -1]),
+    )
+    data = dataset(
+        measured,
+        labels=np.arange(count),
+        names=names,
         attrs=attrs,
         provenance={},
     )

@@ -15,7 +15,7 @@ from scipy import stats
 
 import unitroles as ur
 from unitroles import roles
-from unitroles.results.dataset import dataset
+from unitroles.results.dataset import Measured, dataset
 from unitroles.results.relation import criteria, relation
 from unitroles.stats.correlation import EXACT
 
@@ -52,9 +52,7 @@ def member(seed, *, labels=3, units=6, scored=True, accuracies=None, **attrs):
     loss = draw.integers(1, 33, (2, labels, units + 1)) / 16
     accuracy = draw.integers(0, 21, loss.shape) / 20 if scored else np.full(loss.shape, NAN)
     train, test = draw.uniform(0.5, 1, 2) if accuracies is None else accuracies
-    data = dataset(
-        labels=np.arange(labels),
-        names=None,
+    measured = Measured(
         score=draw.uniform(size=(2, labels, units)),
         order=order,
         loss=loss,
@@ -63,6 +61,11 @@ def member(seed, *, labels=3, units=6, scored=True, accuracies=None, **attrs):
         turning_point=roles.turning_point(loss),
         swapped_loss=draw.integers(1, 33, (2, labels)) / 16,
         swapped_accuracy=np.full((2, labels), 0.5),
+    )
+    data = dataset(
+        measured,
+        labels=np.arange(labels),
+        names=None,
         attrs={
             "layer": "1",
             "plan": "suffix",

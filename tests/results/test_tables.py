@@ -156,7 +156,7 @@ def test_a_value_outside_its_own_interval_is_said(taxonomy):
     assert said not in text.report(ur.Taxonomy(inside))
     moved = data.proportion_replicate * 0 + np.array([0.0, 0.5, 0.5, 0.0])
     printed = text.report(ur.Taxonomy(data.assign(proportion_replicate=moved)))
-    names = printed.split(f"{said}share ")[1].split("\n")[0].split("; ")[0].split(", ")
+    names = printed.split(f"{said}proportion ")[1].split("\n")[0].split("; ")[0].split(", ")
     value = taxonomy.proportions().mean()
     beyond = [
         role for role, x in zip(ROLE_NAMES, (0, 0.5, 0.5, 0), strict=True) if value[role] != x

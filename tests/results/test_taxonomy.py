@@ -13,7 +13,7 @@ import xarray as xr
 import networks
 import unitroles as ur
 from unitroles import roles
-from unitroles.results.dataset import dataset
+from unitroles.results.dataset import Measured, dataset
 
 NAMES = ["ant", "bee", "cat", "dog"]
 ROLE_NAMES = ["core", "overfitted", "generalizing", "confusing"]
@@ -56,9 +56,7 @@ def built(loss=None, labels=(2, 5, 7), names=None):
     order[1, 0] = [1, 3, 2, 0]
     if loss is None:
         loss = np.tile([2.0, 1.0, 0.5, 0.75, 0.75], (2, 3, 1))
-    data = dataset(
-        labels=np.array(labels),
-        names=names,
+    measured = Measured(
         score=np.linspace(1, 2, 24).reshape(2, 3, 4),
         order=order,
         loss=loss,
@@ -67,6 +65,11 @@ def built(loss=None, labels=(2, 5, 7), names=None):
         turning_point=roles.turning_point(loss),
         swapped_loss=np.array([[0.75, 0.5, 0.5], [1.5, 0.25, 0.5]]),
         swapped_accuracy=np.array([[0.25, 0.5, 0.5], [0.0, 0.75, 0.5]]),
+    )
+    data = dataset(
+        measured,
+        labels=np.array(labels),
+        names=names,
         attrs={"layer": "1", "plan": "suffix", "train_accuracy": 0.75, "test_accuracy": 0.5},
         provenance={"note": None, "fine": True},
     )

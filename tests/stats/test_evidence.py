@@ -304,7 +304,7 @@ def test_evidence_survives_a_file_and_is_printed(taxonomy, tmp_path):
     for part in ("Noise floor", "Exchangeability", evidence.ASKS, "90 % intervals", "Controls"):
         assert part in printed
     signs = again.signs()
-    assert signs.sentence["overfitted"].startswith("overfitted share ")
+    assert signs.sentence["overfitted"].startswith("overfitted proportion ")
     assert all(sentence in printed for sentence in signs.sentence)
     assert set(signs.finding) <= {ABOVE, WITHIN, ""}
     training = again.train_only_signs()

@@ -180,7 +180,7 @@ def test_missing_packages_name_the_remedy(monkeypatch, tmp_path):
         load_digits(DATA)
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with pytest.raises(InputError, match=remedy.format("accelerate")):
-        train(RECIPE, data, MODEL, 1, tmp_path, "A")
+        train(RECIPE, data, MODEL, 1, tmp_path / "A.safetensors")
 
 
 # Files
@@ -231,7 +231,7 @@ def test_an_interrupted_write_leaves_nothing(tmp_path):
 def test_a_folder_that_is_a_file_is_told(data, tmp_path):
     (tmp_path / "seed1").write_text("")
     with pytest.raises(InputError, match="cannot make folder .*seed1: File exists; choose another"):
-        train(RECIPE, data, MODEL, 1, tmp_path / "seed1", "A")
+        train(RECIPE, data, MODEL, 1, tmp_path / "seed1" / "A.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,14 @@ def test_a_training_that_cannot_be_stored_is_told(
     monkeypatch.setattr(f"unitroles.zoo.training.{writer}", full)
     recipe = replace(RECIPE, epochs=1)
     with pytest.raises(InputError, match="cannot write .*No space left on device"):
-        train(recipe, data, MODEL, 1, tmp_path, "A", checkpoint_seconds=checkpoint_seconds)
+        train(
+            recipe,
+            data,
+            MODEL,
+            1,
+            tmp_path / "A.safetensors",
+            checkpoint_seconds=checkpoint_seconds,
+        )
     left = {path.name for path in tmp_path.iterdir()}
     assert left == (set() if writer == "torch.save" else {"A.safetensors.checkpoint"})
 
@@ -323,7 +330,9 @@ def test_ladder_of_noise_has_clean_pixels_and_rising_rates():
 
 
 def test_unknown_ladder():
-    with pytest.raises(InputError, match="unknown ladder 'nose'; known: capacity, noise"):
+    with pytest.raises(
+        InputError, match="unknown ladder 'nose'; did you mean noise. known: capacity, noise"
+    ):
         ladder("nose")
 
 
@@ -422,15 +431,25 @@ def data():
 
 @pytest.fixture(scope="module")
 def undisturbed(data, tmp_path_factory):
-    return train(RECIPE, data, MODEL, 1, tmp_path_factory.mktemp("whole"), "A")
+    return train(RECIPE, data, MODEL, 1, tmp_path_factory.mktemp("whole") / "A.safetensors")
 
 
 @pytest.mark.parametrize("epoch", [1, 3, 4])
 def test_killed_training_ends_with_the_same_weights(data, undisturbed, tmp_path, epoch):
     with pytest.raises(Killed):
-        train(RECIPE, data, MODEL, 1, tmp_path, "A", kill_after(epoch), checkpoint_seconds=0.0)
+        train(
+            RECIPE,
+            data,
+            MODEL,
+            1,
+            tmp_path / "A.safetensors",
+            kill_after(epoch),
+            checkpoint_seconds=0.0,
+        )
     seen = []
-    trained = train(RECIPE, data, MODEL, 1, tmp_path, "A", lambda *args: seen.append(args))
+    trained = train(
+        RECIPE, data, MODEL, 1, tmp_path / "A.safetensors", lambda *args: seen.append(args)
+    )
     assert seen == [(done, 4) for done in range(epoch + 1, 5)]
     assert not trained.reused
     assert same_weights(trained, undisturbed)
@@ -442,7 +461,7 @@ def test_weights_do_not_depend_on_the_thread_count(data, undisturbed, tmp_path):
     threads = torch.get_num_threads()
     torch.set_num_threads(3 - min(threads, 2))
     try:
-        trained = train(RECIPE, data, MODEL, 1, tmp_path, "A")
+        trained = train(RECIPE, data, MODEL, 1, tmp_path / "A.safetensors")
         assert torch.get_num_threads() == 3 - min(threads, 2)
     finally:
         torch.set_num_threads(threads)
@@ -451,9 +470,19 @@ def test_weights_do_not_depend_on_the_thread_count(data, undisturbed, tmp_path):
 
 def test_training_without_checkpoint_starts_again(data, undisturbed, tmp_path):
     with pytest.raises(Killed):
-        train(RECIPE, data, MODEL, 1, tmp_path, "A", kill_after(2), checkpoint_seconds=1e9)
+        train(
+            RECIPE,
+            data,
+            MODEL,
+            1,
+            tmp_path / "A.safetensors",
+            kill_after(2),
+            checkpoint_seconds=1e9,
+        )
     seen = []
-    trained = train(RECIPE, data, MODEL, 1, tmp_path, "A", lambda *args: seen.append(args))
+    trained = train(
+        RECIPE, data, MODEL, 1, tmp_path / "A.safetensors", lambda *args: seen.append(args)
+    )
     assert seen[0] == (1, 4)
     assert same_weights(trained, undisturbed)
 
@@ -461,14 +490,16 @@ def test_training_without_checkpoint_starts_again(data, undisturbed, tmp_path):
 def test_checkpoint_of_other_settings_is_not_resumed(data, undisturbed, tmp_path):
     other = replace(RECIPE, weight_decay=0.2)
     with pytest.raises(Killed):
-        train(other, data, MODEL, 1, tmp_path, "A", kill_after(2), checkpoint_seconds=0.0)
-    assert same_weights(train(RECIPE, data, MODEL, 1, tmp_path, "A"), undisturbed)
+        train(
+            other, data, MODEL, 1, tmp_path / "A.safetensors", kill_after(2), checkpoint_seconds=0.0
+        )
+    assert same_weights(train(RECIPE, data, MODEL, 1, tmp_path / "A.safetensors"), undisturbed)
 
 
 def test_training_learns(tmp_path):
     recipe = Recipe(0.0, 0.0, epochs=15, learning_rate=0.01, batch_size=32)
     model = ModelSettings(channels=((8,), (16,)), hidden=32)
-    trained = train(recipe, images_without_noise(), model, 1, tmp_path, "A")
+    trained = train(recipe, images_without_noise(), model, 1, tmp_path / "A.safetensors")
     assert trained.train_accuracy > 0.9
     assert trained.test_accuracy > 0.7
     assert trained.gap == trained.train_accuracy - trained.test_accuracy
@@ -485,7 +516,7 @@ def test_accuracies_are_those_of_the_returned_model(data, undisturbed):
 def test_true_label_accuracy_under_label_noise(tmp_path):
     noisy = load_digits(replace(DATA, pixel_noise=0.0), label_noise=0.2)
     recipe = replace(RECIPE, label_noise=0.2, dropout=0.0, epochs=12, augment_noise=0.0)
-    trained = train(recipe, noisy, MODEL, 1, tmp_path, "0.2")
+    trained = train(recipe, noisy, MODEL, 1, tmp_path / "0.2.safetensors")
     with torch.no_grad():
         guesses = trained.model(torch.from_numpy(noisy.train_images)).argmax(1).numpy()
     assert trained.train_accuracy == np.mean(guesses == noisy.train_labels)
@@ -494,10 +525,12 @@ def test_true_label_accuracy_under_label_noise(tmp_path):
 
 
 def test_finished_weights_are_reused(data, tmp_path):
-    first = train(RECIPE, data, MODEL, 1, tmp_path, "A")
+    first = train(RECIPE, data, MODEL, 1, tmp_path / "A.safetensors")
     written = (tmp_path / "A.safetensors").stat().st_mtime_ns
     seen = []
-    again = train(RECIPE, data, MODEL, 1, tmp_path, "A", lambda *args: seen.append(args))
+    again = train(
+        RECIPE, data, MODEL, 1, tmp_path / "A.safetensors", lambda *args: seen.append(args)
+    )
     assert again.reused
     assert not first.reused
     assert seen == [(4, 4)]
@@ -508,10 +541,10 @@ def test_finished_weights_are_reused(data, tmp_path):
 
 
 def test_damaged_weights_are_trained_again(data, undisturbed, tmp_path):
-    train(replace(RECIPE, epochs=1), data, MODEL, 1, tmp_path, "A")
+    train(replace(RECIPE, epochs=1), data, MODEL, 1, tmp_path / "A.safetensors")
     file = tmp_path / "A.safetensors"
     file.write_bytes(file.read_bytes()[:100])
-    trained = train(RECIPE, data, MODEL, 1, tmp_path, "A")
+    trained = train(RECIPE, data, MODEL, 1, tmp_path / "A.safetensors")
     assert not trained.reused
     assert same_weights(trained, undisturbed)
 
@@ -526,14 +559,14 @@ def test_finished_weights_of_other_settings_are_not_reused(data, undisturbed, tm
         "model_settings": replace(MODEL, hidden=9),
     }
     key = "model_settings" if change == "model" else change
-    train(**arguments | {key: other[key]}, folder=tmp_path, name="A")
-    trained = train(**arguments, folder=tmp_path, name="A")
+    train(**arguments | {key: other[key]}, weights=tmp_path / "A.safetensors")
+    trained = train(**arguments, weights=tmp_path / "A.safetensors")
     assert not trained.reused
     assert same_weights(trained, undisturbed)
 
 
 def test_metadata_of_the_weights(undisturbed, data, tmp_path):
-    train(RECIPE, data, MODEL, 1, tmp_path, "A")
+    train(RECIPE, data, MODEL, 1, tmp_path / "A.safetensors")
     with safe_open(tmp_path / "A.safetensors", framework="pt") as file:
         metadata = file.metadata()
     assert len(metadata["settings_hash"]) == 64
@@ -547,8 +580,8 @@ def test_global_state_is_left_alone(data, tmp_path):
     threads = torch.get_num_threads()
     before = torch.get_rng_state(), np.random.get_state()[1].copy()
     with pytest.raises(Killed):
-        train(RECIPE, data, MODEL, 1, tmp_path, "A", kill_after(1))
-    train(RECIPE, data, MODEL, 1, tmp_path, "A")
+        train(RECIPE, data, MODEL, 1, tmp_path / "A.safetensors", kill_after(1))
+    train(RECIPE, data, MODEL, 1, tmp_path / "A.safetensors")
     assert torch.equal(torch.get_rng_state(), before[0])
     assert np.array_equal(np.random.get_state()[1], before[1])
     assert torch.get_num_threads() == threads
@@ -556,13 +589,13 @@ def test_global_state_is_left_alone(data, tmp_path):
 
 def test_weights_do_not_depend_on_the_global_state(data, undisturbed, tmp_path):
     torch.manual_seed(99)
-    assert same_weights(train(RECIPE, data, MODEL, 1, tmp_path, "A"), undisturbed)
+    assert same_weights(train(RECIPE, data, MODEL, 1, tmp_path / "A.safetensors"), undisturbed)
 
 
 def test_seeds_give_different_models(data, undisturbed, tmp_path):
-    assert not same_weights(train(RECIPE, data, MODEL, 2, tmp_path, "A"), undisturbed)
+    assert not same_weights(train(RECIPE, data, MODEL, 2, tmp_path / "A.safetensors"), undisturbed)
 
 
 def test_label_noise_of_recipe_and_data_must_agree(data, tmp_path):
     with pytest.raises(ValueError, match="'A' has label noise 0.2, the data 0.0: use load_digits"):
-        train(replace(RECIPE, label_noise=0.2), data, MODEL, 1, tmp_path, "A")
+        train(replace(RECIPE, label_noise=0.2), data, MODEL, 1, tmp_path / "A.safetensors")

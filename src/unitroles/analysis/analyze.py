@@ -22,7 +22,7 @@ from unitroles.progress import announce
 from unitroles.resampling.evidence import Found, Measurement, findings, start
 from unitroles.resampling.limits import resampling_memory
 from unitroles.resampling.recompute import LayerRun
-from unitroles.results.dataset import CROSS_ENTROPY, dataset
+from unitroles.results.dataset import CROSS_ENTROPY, Measured, dataset
 from unitroles.results.members import TaxonomySet
 from unitroles.results.taxonomy import Taxonomy
 from unitroles.roles import order_units, turning_point
@@ -226,9 +226,7 @@ def _curves(
 
 def _taxonomy(ready: Ready, choice: Choice, found: _Swept, common: dict[str, Any]) -> Taxonomy:
     method, plan = ready.request.method, choice.plan
-    data = dataset(
-        labels=ready.labels,
-        names=ready.names,
+    measured = Measured(
         score=found.score,
         order=found.order,
         loss=np.stack([curve.mean_loss for curve in found.curves]),
@@ -237,6 +235,11 @@ def _taxonomy(ready: Ready, choice: Choice, found: _Swept, common: dict[str, Any
         turning_point=found.point,
         swapped_loss=np.stack([sums.mean_loss[:, 0] for sums in found.swapped]),
         swapped_accuracy=np.stack([sums.accuracy[:, 0] for sums in found.swapped]),
+    )
+    data = dataset(
+        measured,
+        labels=ready.labels,
+        names=ready.names,
         attrs={
             "layer": plan.site.path,
             "plan": plan.name,

@@ -1,59 +1,36 @@
-"""How sure the numbers of a family are: what the evidence of its taxonomies says, tidy."""
+"""The evidence of a family of taxonomies as tidy tables."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
 
 import unitroles as ur
-from unitroles.paper.tables import GIVEN, OWN, Member, about, each, lead, range_of
-from unitroles.zoo.settings import Settings
-
-EVIDENCE_TABLES = ("floors", "signs", "exchangeability", "agreement", "criteria")
-FALSE_DISCOVERY = 0.05
-_FAMILY = ("order", "samples", "seed", "model")
+from unitroles.paper.tables import GIVEN, OWN, Member, each, joined, placed
+from unitroles.results.evidence import by_chance
+from unitroles.wording import range_of
+from unitroles.zoo.settings import Family
 
 
-def sure(members: list[Member], settings: Settings) -> dict[str, pd.DataFrame]:
-    """All tables of `EVIDENCE_TABLES`, of the taxonomies where each split has its own order."""
-    return {
-        "floors": _stacked(members, settings, "floors", _floors),
-        "signs": _stacked(members, settings, "signs", _signs),
-        "exchangeability": _stacked(members, settings, "exchangeability", _exchangeability),
-        "agreement": _stacked(members, settings, "agreement", _agreement),
-        "criteria": criteria(members),
+def evidence_tables(members: list[Member], settings: Family) -> dict[str, pd.DataFrame]:
+    """All tables of `EVIDENCE_TABLES`, of the taxonomies where each split has its own order.
+
+    A taxonomy that does not hold what a table needs has no rows in it.
+    """
+    own = [found for found in each(members) if found[1] == OWN]
+    tables = {
+        name: joined(placed([f for f in own if name in f[-1].tables], settings, table))
+        for name, table in _TABLES.items()
     }
-
-
-def _stacked(
-    members: list[Member],
-    settings: Settings,
-    needed: str,
-    table: Callable[[ur.Taxonomy], pd.DataFrame],
-) -> pd.DataFrame:
-    """The tables of all taxonomies that hold what is needed; the others have no rows."""
-    rows = [
-        table(taxonomy)
-        .assign(order=order, samples=samples, seed=member.seed, model=member.model)
-        .assign(gap=member.trained.gap, gap_by=GIVEN, **about(taxonomy, settings))
-        for member, order, samples, taxonomy in each(members)
-        if order == OWN and needed in taxonomy.tables
-    ]
-    return _joined(rows)
-
-
-def _joined(rows: list[pd.DataFrame]) -> pd.DataFrame:
-    if not rows:
-        return pd.DataFrame(columns=list(_FAMILY))
-    return lead(pd.concat(rows, ignore_index=True), *(name for name in _FAMILY if name in rows[0]))
+    return tables | {"criteria": criteria(members)}
 
 
 def _floors(taxonomy: ur.Taxonomy) -> pd.DataFrame:
     """Mean and stds of every role with their intervals, and their floors."""
     size = taxonomy.data.noise_floor_samples
-    halved = size[size > 0]
+    halved = size.values[size.values > 0]
     coverage = taxonomy.data.coverage.to_series()
     frame = taxonomy.intervals().rename(columns={"value": "mean"})
     return (
@@ -63,7 +40,7 @@ def _floors(taxonomy: ur.Taxonomy) -> pd.DataFrame:
             level=taxonomy.level,
             draws=taxonomy.data.sizes["draw"],
             replicates=taxonomy.data.sizes["replicate"],
-            noise_floor_samples_per_class=range_of(halved),
+            noise_floor_samples_per_class=range_of(halved, "-"),
             noise_floor_classes=len(halved),
             class_count=len(taxonomy.labels),
         )
@@ -86,14 +63,26 @@ def _agreement(taxonomy: ur.Taxonomy) -> pd.DataFrame:
 
     Classes whose two splits happen to have one order are not tested.
     """
-    frame = taxonomy.agreement().drop(columns="p")
-    fair = frame.pop("adjusted_p").dropna()
-    counts = {"classes_by_chance": int((fair > FALSE_DISCOVERY).sum()), "classes_tested": len(fair)}
-    return frame.mean().to_frame().T.assign(**counts, class_count=len(frame))
+    frame = taxonomy.agreement()
+    counts = {
+        "classes_by_chance": len(by_chance(frame) or []),
+        "classes_tested": frame.adjusted_p.count(),
+        "class_count": len(frame),
+    }
+    return frame.drop(columns=["p", "adjusted_p"]).mean().to_frame().T.assign(**counts)
+
+
+_TABLES = {
+    "floors": _floors,
+    "signs": _signs,
+    "exchangeability": _exchangeability,
+    "agreement": _agreement,
+}
+EVIDENCE_TABLES = (*_TABLES, "criteria")
 
 
 def criteria(members: list[Member]) -> pd.DataFrame:
-    """What goes with the gap over the models, by samples and seed: what `unitroles.relation` gives.
+    """`unitroles.relation` of the models to the gap, by samples and seed.
 
     The gap is that of all training samples by their given labels, whatever was analysed. There
     are no rows where fewer than three models are left, or all have one gap.
@@ -111,7 +100,7 @@ def criteria(members: list[Member]) -> pd.DataFrame:
         # Two-sided: the smaller tail, which holds at least the pairing at hand, twice.
         smallest = 2 / (tried if exact else tried + 1)
         rows.append(frame.reset_index().assign(**found, **counts, smallest_p=smallest))
-    return _joined(rows)
+    return joined(rows)
 
 
 def _families(members: list[Member]) -> Iterator[tuple[str, int, list[Member]]]:

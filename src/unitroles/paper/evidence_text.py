@@ -9,49 +9,48 @@ import pandas as pd
 
 from unitroles.paper.numbers import ROLES
 from unitroles.paper.tables import CORRECT, seed_mean, span
+from unitroles.results.evidence import least_coverage
 
-Say = Callable[[str], None]
-GOOD_COVERAGE = 0.85
-"""Of 90 % intervals; less is said to be too narrow."""
+Write = Callable[[str], None]
 _SIGNS = {
-    "overfitted": "overfitted share",
-    "generalizing": "generalizing share",
+    "overfitted": "overfitted proportion",
+    "generalizing": "generalizing proportion",
     "n0_train_minus_test": "n0/N, train - test",
     "regret": "regret on test",
 }
 
 
-def report(tables: dict[str, pd.DataFrame], say: Say) -> None:
-    """Say all tables of `unitroles.paper.evidence`."""
+def report(tables: dict[str, pd.DataFrame], write: Write) -> None:
+    """Write all tables of `unitroles.paper.evidence`."""
     floors, asked = tables["floors"], tables["exchangeability"]
-    say(
+    write(
         "\nHow sure: each split in its own order, means over the seeds. All of it speaks of other "
         "samples of the same kind for these very networks, never of another training."
     )
     if CORRECT in set(asked["samples"]):
-        say(
+        write(
             "By given labels a class of corrupted training labels is a mixture, which no class of "
             "the test set is: more than sampling gives is then no sign of overfitting by itself."
         )
-    _left_out(floors, asked, say)
+    _left_out(floors, asked, write)
     if len(floors):
-        _beside_floors(floors, say)
-        _signs(tables["signs"], say)
-    _exchangeability(asked, say)
-    _agreement(tables["agreement"], say)
-    _criteria(tables["criteria"], asked, say)
+        _beside_floors(floors, write)
+        _signs(tables["signs"], write)
+    _exchangeability(asked, write)
+    _agreement(tables["agreement"], write)
+    _criteria(tables["criteria"], asked, write)
 
 
-def _left_out(floors: pd.DataFrame, asked: pd.DataFrame, say: Say) -> None:
-    """Which networks have no floor, and which one of some classes only."""
+def _left_out(floors: pd.DataFrame, asked: pd.DataFrame, write: Write) -> None:
+    """The networks that have no noise floor, and those that have one of some classes only."""
     keys = ["samples", "seed", "model"]
     known = set(floors[keys].itertuples(index=False, name=None))
     every = dict.fromkeys(asked[keys].itertuples(index=False, name=None))
     without = [key for key in every if key not in known]
     if without:
-        say(
-            f"No floor and no signs for {_names(without)}: there no class has two samples in both "
-            "splits, which halves take."
+        write(
+            f"No noise floor and no signs for {_names(without)}: there no class has two samples "
+            "in both splits, which halves take."
         )
     if floors.empty:
         return
@@ -61,9 +60,9 @@ def _left_out(floors: pd.DataFrame, asked: pd.DataFrame, say: Say) -> None:
             index=False, name=None
         )
         counts = [(*key, f"{few} of {count}") for *key, few, count in rows]
-        say(
-            f"Floors of the classes that have two samples in both splits: {_names(counts)}; shares "
-            "at the floor's size are of these classes too, others of all."
+        write(
+            f"Noise floors of the classes that have two samples in both splits: {_names(counts)}; "
+            "proportions at the floor's size are of these classes too, others of all."
         )
 
 
@@ -74,31 +73,31 @@ def _names(rows: Iterable[tuple]) -> str:
     )
 
 
-def _beside_floors(table: pd.DataFrame, say: Say) -> None:
+def _beside_floors(table: pd.DataFrame, write: Write) -> None:
     first = table.iloc[0]
-    say(
-        "\nTables 2 and 3 beside their floors, %\n"
-        f"share: mean over classes, all samples; {100 * first['level']:g} % interval from "
-        f"{first['replicates']} replicates in the given order: rank noise is not included\n"
-        "at floor's size: the same between a half of the training and a half of the test set; "
-        "excess = beyond the floor\n"
-        "floor: the same between two halves of one split, which differ by sampling alone; the "
-        f"larger of training and test set, {first['draws']} draws\n"
+    write(
+        "\nTables 2 and 3 beside their noise floors, %\n"
+        f"proportion: mean over classes, all samples; {100 * first['level']:g} % interval from "
+        f"{first['replicates']} replicates with a fixed ranking: the uncertainty of the ranking is "
+        "not included\n"
+        "at floor's size: the same between a half of the training and a half of the test set\n"
+        "noise floor: the same between two halves of one split, which differ by sampling alone; "
+        f"the larger of training and test set, {first['draws']} draws\n"
         "Sampling makes overfitted and generalizing units, and makes less of core and confusing "
-        "ones: these fall below their floor where the splits differ."
+        "ones: these fall below their noise floor where the splits differ."
     )
     for samples, group in table.groupby("samples", sort=False):
         about = (
             f"halves of {span(group['noise_floor_samples_per_class'])} samples per class; {samples}"
         )
-        say(f"\nTable 2 beside its floor; {about}")
-        say(_table2(group))
-        say(_coverage(group))
-        say(
-            "\nTable 3 beside its floor: std over units, all samples [interval]; at the floor's "
-            f"size / floor of that; {about}"
+        write(f"\nTable 2 beside its noise floor; {about}")
+        write(_table2(group))
+        write(_coverage(group))
+        write(
+            "\nTable 3 beside its noise floor: std over units, all samples [interval]; at the "
+            f"floor's size / floor of that; {about}"
         )
-        say(_table3(group))
+        write(_table3(group))
 
 
 def _table2(table: pd.DataFrame) -> str:
@@ -108,12 +107,12 @@ def _table2(table: pd.DataFrame) -> str:
         for name in ("mean", "noise_floor", "noise_floor_low", "noise_floor_high")
     )
     shown = {
-        "share": own,
+        "proportion": own,
         "interval": "[" + _cells(percent["low"]) + ", " + _cells(percent["high"]) + "]",
         "at floor's size": _cells(percent["observed"]),
-        "noise_floor": floor,
+        "noise floor": floor,
         "5-95 %": "[" + low + ", " + high + "]",
-        "above_floor": _cells(percent["above_floor"], "+.1f"),
+        "above the floor": _cells(percent["above_floor"], "+.1f"),
         "std over classes": _cells(percent["observed_std_over_labels"]),
         "its floor": _cells(percent["noise_floor_std_over_labels"]),
     }
@@ -121,7 +120,7 @@ def _table2(table: pd.DataFrame) -> str:
 
 
 def _sided(table: pd.DataFrame) -> pd.DataFrame:
-    """With the band of the larger floor."""
+    """With the band of the larger noise floor."""
     train = table["train_noise_floor"] >= table["test_noise_floor"]
     bands = {
         f"noise_floor_{end}": np.where(train, table[f"train_{end}"], table[f"test_{end}"])
@@ -131,7 +130,8 @@ def _sided(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _coverage(table: pd.DataFrame) -> str:
-    """Where intervals are not what they say."""
+    """The intervals that are not what they say."""
+    good = least_coverage(table["level"].iloc[0])
     held = table.dropna(subset="coverage_by_class")
     lines = [
         "measured coverage of such intervals of single classes: "
@@ -140,13 +140,14 @@ def _coverage(table: pd.DataFrame) -> str:
             for role, values in held.groupby("role", sort=False)["coverage_by_class"]
         )
     ]
-    narrow = held[held["coverage_by_class"] < GOOD_COVERAGE]
-    lines += [f"  below {GOOD_COVERAGE:.2f}, too narrow: {_rows(narrow)}"] * bool(len(narrow))
+    narrow = held[held["coverage_by_class"] < good]
+    lines += [f"  below {good:.2f}, too narrow: {_rows(narrow)}"] * bool(len(narrow))
     beyond = np.maximum(table["low"] - table["mean"], table["mean"] - table["high"])
     outside = table[beyond > 1e-9]
     if len(outside):
         lines.append(
-            f"share outside its own interval, which is then not to be trusted: {_rows(outside)}"
+            "proportion outside its own interval, which is then not to be trusted: "
+            + _rows(outside)
         )
     return "\n".join(lines)
 
@@ -174,8 +175,8 @@ def _table3(table: pd.DataFrame) -> str:
     return cells.unstack("role")[list(ROLES)].rename_axis(columns=None).to_string()
 
 
-def _signs(table: pd.DataFrame, say: Say) -> None:
-    say(
+def _signs(table: pd.DataFrame, write: Write) -> None:
+    write(
         "\nSigns of good and bad generalization, which are sampling alone where both splits are "
         "the same to a network\n"
         "above: at the floor's size beyond 95 % of the draws of either floor; within is no proof "
@@ -183,33 +184,33 @@ def _signs(table: pd.DataFrame, say: Say) -> None:
     )
     chosen = table[table["finding"].notna() & (table["finding"] != "")]
     for samples, group in chosen.groupby("samples", sort=False):
-        say(f"\n{samples}")
-        say(_findings(group))
+        write(f"\n{samples}")
+        write(_findings(group))
 
 
 def _findings(table: pd.DataFrame) -> str:
-    verdicts = table.groupby(["model", "sign"], sort=False)["finding"].agg(_votes)
+    findings = table.groupby(["model", "sign"], sort=False)["finding"].agg(_votes)
     means = _means(table, "sign")[["value", "observed", "noise_floor"]]
     in_nats = means.index.get_level_values("sign") == "regret"
     shown = {
         name: _cells(100 * means[column]).where(~in_nats, _cells(means[column], "+.4f"))
-        for name, column in zip(("value", "at floor's size", "noise_floor"), means, strict=True)
+        for name, column in zip(("value", "at floor's size", "noise floor"), means, strict=True)
     }
-    shown |= {"unit": np.where(in_nats, "nats", "%"), "finding": verdicts}
+    shown |= {"unit": np.where(in_nats, "nats", "%"), "finding": findings}
     return pd.DataFrame(shown).rename(_SIGNS, level="sign").to_string()
 
 
-def _votes(verdicts: pd.Series) -> str:
-    """The verdict of one seed, or in how many seeds a sign is above its floor."""
-    if len(verdicts) == 1:
-        return str(verdicts.iloc[0])
-    above = verdicts.str.startswith("above").sum()
-    return f"above in {above} of {len(verdicts)} seeds"
+def _votes(findings: pd.Series) -> str:
+    """The finding of one seed, or in how many seeds a sign is above its floor."""
+    if len(findings) == 1:
+        return str(findings.iloc[0])
+    above = findings.str.startswith("above").sum()
+    return f"above in {above} of {len(findings)} seeds"
 
 
-def _exchangeability(table: pd.DataFrame, say: Say) -> None:
+def _exchangeability(table: pd.DataFrame, write: Write) -> None:
     kind, first = "active_on_one_split", table.iloc[0]
-    say(
+    write(
         f"\nExchangeability: {' '.join(first['asks'].split())}\n"
         f"units active on one split only, %: observed [mean of {first['resplits']} new splits of "
         f"all samples]; p by seed, never below {first['smallest_p']:.3f}"
@@ -219,21 +220,21 @@ def _exchangeability(table: pd.DataFrame, say: Say) -> None:
         p = group.groupby(["model", kind], sort=False)["p"].agg(_by_seed(".3f"))
         cells = _cells(means["observed"]) + " [" + _cells(means["resplit"]) + "] p " + p
         wide = cells.unstack(kind)[list(group[kind].unique())]
-        say(f"\n{samples}")
-        say(wide.rename_axis(columns=None).to_string())
+        write(f"\n{samples}")
+        write(wide.rename_axis(columns=None).to_string())
 
 
-def _agreement(table: pd.DataFrame, say: Say) -> None:
-    say(
+def _agreement(table: pd.DataFrame, write: Write) -> None:
+    write(
         "\nAgreement of train and test, mean over classes\n"
-        "lift: core over the core of random active sets of the same sizes; Jaccard: core over all "
-        "active units; by chance: classes whose core is no\n"
+        "lift: size of the core ÷ that expected of random active sets of the same sizes; Jaccard: "
+        "core over all active units; by chance: classes whose core is no\n"
         "larger than such random sets would have (adjusted p above .05), of those whose two orders "
         "differ; Spearman, rank-biased overlap: of the two orders"
     )
     for samples, group in table.groupby("samples", sort=False):
-        say(f"\n{samples}")
-        say(_overlaps(group))
+        write(f"\n{samples}")
+        write(_overlaps(group))
 
 
 def _overlaps(table: pd.DataFrame) -> str:
@@ -250,9 +251,9 @@ def _overlaps(table: pd.DataFrame) -> str:
     return pd.DataFrame(shown).to_string()
 
 
-def _criteria(table: pd.DataFrame, asked: pd.DataFrame, say: Say) -> None:
+def _criteria(table: pd.DataFrame, asked: pd.DataFrame, write: Write) -> None:
     if len(table):
-        say(
+        write(
             "\nWhat goes with the gap over the models, by seed\n"
             "-: does not vary, or cannot be had from so few models\n"
             "p: two-sided, over re-pairings of gaps and models; uncorrected for so many criteria\n"
@@ -268,16 +269,16 @@ def _criteria(table: pd.DataFrame, asked: pd.DataFrame, say: Say) -> None:
         group = table[table["samples"] == samples]
         if len(group):
             tried = "all " * bool(group["exact"].all()) + f"{group['permutations'].iloc[0]}"
-            say(
+            write(
                 f"\n{samples}: {span(group['models'])} models, {tried} re-pairings, p never below "
                 f"{group['smallest_p'].iloc[0]:.3f}"
             )
-            say(_relation(group))
+            write(_relation(group))
         absent = [
             str(seed) for kind, seed in wanted if kind == samples and (kind, seed) not in found
         ]
         if absent:
-            say(
+            write(
                 f"\nNo relation with the gap over the models for {samples}, seed "
                 f"{', '.join(absent)}: fewer than three models, or one gap for all."
             )

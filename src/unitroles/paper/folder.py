@@ -17,14 +17,14 @@ from unitroles import Evidence, InputError
 from unitroles.files import make_folder, write_whole
 from unitroles.paper.evidence import EVIDENCE_TABLES
 from unitroles.paper.tables import Member
-from unitroles.zoo.settings import Settings
+from unitroles.zoo.settings import Family
 
 
 @dataclass(frozen=True)
 class Job:
     """One run of the main job: what is trained and measured, where it goes, how it is marked."""
 
-    settings: Settings
+    settings: Family
     out: Path
     kind: str
     ladder: str
@@ -35,7 +35,7 @@ class Job:
         return f"{model}-quick" if self.kind == "quick" else model
 
     def mark(self, seed: int) -> str:
-        """What is said on every figure."""
+        """A line for every figure."""
         noise = self.settings.data.pixel_noise
         return f"digits, {self.ladder} ladder, pixel noise {noise:g}, seed {seed}, {self.kind} run"
 

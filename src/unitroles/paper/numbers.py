@@ -9,6 +9,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from unitroles.results.relation import correlated
+
 ROLES = ("core", "overfitted", "generalizing", "confusing")
 MODELS = pd.Index(["A", "B", "C", "D", "E"], name="model")
 
@@ -62,21 +64,8 @@ def relation(table: pd.DataFrame, gap: pd.Series) -> pd.DataFrame:
 
     NaN where a column or the gap does not vary, or where there are fewer than three models.
     """
-    rows = {
-        column: {
-            "pearson": _correlation(table[column], gap),
-            "spearman": _correlation(table[column].rank(), gap.rank()),
-        }
-        for column in table
-    }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("role")
-
-
-def _correlation(one: pd.Series, other: pd.Series) -> float:
-    pairs = np.array([one.to_numpy(float), other.loc[one.index].to_numpy(float)])
-    if pairs.shape[1] < 3 or (pairs.std(axis=1) < 1e-12).any():
-        return float("nan")
-    return float(np.corrcoef(pairs)[0, 1])
+    found = correlated(table, gap[table.index].to_numpy())[["pearson", "spearman"]]
+    return found.where(np.full(found.shape, len(table) >= 3)).rename_axis("role")
 
 
 RELATION = relation(with_active(MEAN), TABLE_1["gap"])

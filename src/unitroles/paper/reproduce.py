@@ -12,20 +12,20 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.figure import Figure
 
 import unitroles as ur
 from unitroles import Taxonomy, plots
+from unitroles.errors import unknown
 from unitroles.files import require, write_whole
 from unitroles.paper import tables
-from unitroles.paper.evidence import sure
+from unitroles.paper.evidence import evidence_tables
 from unitroles.paper.folder import Job, claim, write_run, write_tables
 from unitroles.paper.tables import CORRECT, GIVEN, OWN, Member
 from unitroles.paper.text import report
 from unitroles.zoo.digits import DigitsData, load_digits
 from unitroles.zoo.settings import Recipe, ladder
-from unitroles.zoo.training import Trained, settings_hash, train
+from unitroles.zoo.training import Trained, one_thread, settings_hash, train
 from unitroles.zoo.vgg import last_conv_layer
 
 ORDERS = (OWN, "train")
@@ -43,7 +43,7 @@ def reproduce(
     seeds: tuple[int, ...] | None = None,
     quick: bool = False,
     ladder: str = "capacity",
-    say: Callable[[str], None] = lambda text: None,
+    write: Callable[[str], None] = lambda text: None,
     evidence: bool = False,
 ) -> dict[str, pd.DataFrame]:
     """Train the models of a ladder, test their units, and write the paper's tables and figures.
@@ -59,7 +59,7 @@ def reproduce(
     seeds : different whole numbers from 0 on; None takes those of the settings.
     quick : a smoke run of a few seconds; every file says "quick".
     ladder : "capacity" (models A to E, clean labels) or "noise" (rising label noise).
-    say : takes every line that is to be shown.
+    write : takes every line that is to be shown.
     evidence : also measure floors, intervals, exchangeability and controls (`EVIDENCE`) where each
         split has its own order, and write the tables of `unitroles.paper.evidence`.
 
@@ -73,13 +73,13 @@ def reproduce(
         disk, or a folder that cannot be written or holds another run.
     """
     if name != "digits":
-        raise ur.InputError(f"unknown reproduction {name!r}; known: digits")
+        raise unknown("name", name, ["digits"])
     job = _job(Path(out), seeds, quick, ladder, evidence)
     require("sklearn", "accelerate")
     claim(job)
     start = time.perf_counter()
     members, spent = [], {}
-    with _one_thread(), _bars() as bars:
+    with one_thread(), _bars() as bars:
         for seed in job.settings.seeds:
             began = time.perf_counter()
             for model, recipe in job.settings.recipes.items():
@@ -93,9 +93,9 @@ def reproduce(
     _figures(members, job)
     seconds = round(time.perf_counter() - start, 1)
     write_run(job, members, {"by_seed": spent, "all": seconds})
-    report(written, job.settings, job.kind, job.ladder, say)
+    report(written, job.settings, job.kind, job.ladder, write)
     each = ", ".join(f"seed {seed}: {value:.0f} s" for seed, value in spent.items())
-    say(f"\n{seconds:.0f} s in all ({each}; one thread). Files in {job.out}")
+    write(f"\n{seconds:.0f} s in all ({each}; one thread). Files in {job.out}")
     return written
 
 
@@ -120,17 +120,6 @@ def _checked(seeds: tuple[Any, ...]) -> tuple[int, ...]:
         given = ", ".join(map(str, seeds)) or "none"
         raise ur.InputError(f"seeds must be different whole numbers from 0 on, got {given}")
     return tuple(seeds)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """The networks are so small that threads cost more than they give on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 @contextmanager
@@ -161,7 +150,8 @@ def _member(
     folder = job.out / f"seed{seed}"
     data = load_digits(job.settings.data, label_noise=recipe.label_noise)
     with bars(f"seed {seed}: train {model}") as bar:
-        trained = train(recipe, data, job.settings.model, seed, folder, job.name(model), bar)
+        weights = folder / f"{job.name(model)}.safetensors"
+        trained = train(recipe, data, job.settings.model, seed, weights, bar)
     if not _is_main_process():
         return None
     key = f"{settings_hash(recipe, data, job.settings.model, seed)} unitroles {ur.__version__}"
@@ -189,7 +179,7 @@ def _mark(*parts: object) -> str:
 
 
 def _parts(data: DigitsData) -> dict[str, np.ndarray]:
-    """Which training samples are analysed: all, and with label noise the correct ones alone."""
+    """The training samples that are analysed: all, and with label noise the correct ones alone."""
     everything = np.arange(len(data.train_labels))
     parts = {GIVEN: everything}
     if data.label_noise:
@@ -204,7 +194,7 @@ def _suffix(order: str, samples: str) -> str:
 
 
 def _evidence(order: str, data: DigitsData, rows: np.ndarray) -> ur.Evidence | None:
-    """What can be measured: no floors where no class has two samples in both splits."""
+    """Evidence as it can be measured: no floors where no class has two samples in both splits."""
     if order != OWN:
         return None
     labels = (data.train_labels[rows], data.test_labels)
@@ -259,7 +249,7 @@ def _tables(members: list[Member], job: Job) -> dict[str, pd.DataFrame]:
         "regret": tables.regret(members, job.settings),
         "relations": tables.relations(sensitive, by_class),
     }
-    return written | (sure(members, job.settings) if job.evidence else {})
+    return written | (evidence_tables(members, job.settings) if job.evidence else {})
 
 
 def _figures(members: list[Member], job: Job) -> None:

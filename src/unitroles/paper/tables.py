@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,7 +11,8 @@ import pandas as pd
 
 from unitroles import Taxonomy
 from unitroles.paper import numbers
-from unitroles.zoo.settings import Recipe, Settings
+from unitroles.wording import range_of
+from unitroles.zoo.settings import Family, Recipe
 from unitroles.zoo.training import Trained
 
 DEFAULT_RULE = "tolerance 1e-06"
@@ -23,6 +24,7 @@ OWN = "per_split"
 GIVEN, CORRECT = "given labels", "correct labels"
 ALL, UNFLAGGED = "all", "unflagged"
 ABOUT = ("pixel_noise", "train_samples_per_class", "test_samples_per_class")
+_FAMILY = ("order", "samples", "seed", "model")
 LEVERS = ("dropout", "weight_decay", "augment_noise", "augment_shift", "epochs", "learning_rate")
 # Five points can be in any order by chance; only a nearly perfect one is called the pattern:
 # at most one neighbouring pair swapped (0.9), with room for rounding.
@@ -45,7 +47,7 @@ class Member:
     taxonomies: Mapping[tuple[str, str], Taxonomy]
 
 
-def table1(members: list[Member], settings: Settings) -> pd.DataFrame:
+def table1(members: list[Member], settings: Family) -> pd.DataFrame:
     """Levers, accuracies and gap of every network (the paper's table 1)."""
     rows = []
     for member in members:
@@ -68,7 +70,7 @@ def table1(members: list[Member], settings: Settings) -> pd.DataFrame:
     return _beside(pd.DataFrame(rows), numbers.TABLE_1)
 
 
-def role_table(members: list[Member], settings: Settings, std: str) -> pd.DataFrame:
+def role_table(members: list[Member], settings: Family, std: str) -> pd.DataFrame:
     """Mean and population std of every role, over classes (table 2) or over units (table 3).
 
     The columns "*_unflagged" leave out the classes never below the fully ablated layer;
@@ -101,29 +103,17 @@ def role_table(members: list[Member], settings: Settings, std: str) -> pd.DataFr
     return _beside(pd.DataFrame(rows), numbers.MEAN, stds)
 
 
-def sensitivity(members: list[Member], settings: Settings) -> pd.DataFrame:
+def sensitivity(members: list[Member], settings: Family) -> pd.DataFrame:
     """Mean role proportions of every network under every rule for the turning point."""
-    rows = [
-        table.sensitivity()
-        .reset_index()
-        .assign(order=order, samples=samples, seed=member.seed, model=member.model)
-        .assign(gap=member.trained.gap, gap_by=GIVEN, **about(table, settings))
-        for member, order, samples, table in each(members)
-    ]
-    return lead(pd.concat(rows, ignore_index=True), "order", "samples", "seed", "model", "rule")
+    rows = placed(each(members), settings, lambda found: found.sensitivity().reset_index())
+    return joined(rows, "rule")
 
 
-def regret(members: list[Member], settings: Settings) -> pd.DataFrame:
+def regret(members: list[Member], settings: Family) -> pd.DataFrame:
     """Regret of every class of every network, nats and accuracy."""
     columns = ["train", "test", "train_accuracy", "test_accuracy"]  # intervals are evidence
-    rows = [
-        table.regret()[columns]
-        .reset_index()
-        .assign(order=order, samples=samples, seed=member.seed, model=member.model)
-        .assign(**about(table, settings))
-        for member, order, samples, table in each(members)
-    ]
-    return lead(pd.concat(rows, ignore_index=True), "order", "samples", "seed", "model", "label")
+    rows = placed(each(members), settings, lambda found: found.regret()[columns].reset_index())
+    return joined(rows, "label").drop(columns=["gap", "gap_by"])
 
 
 def relations(sensitive: pd.DataFrame, roles: pd.DataFrame) -> pd.DataFrame:
@@ -163,7 +153,7 @@ def patterns(relations: pd.DataFrame, roles: pd.DataFrame) -> list[str]:
 
     A role follows the gap here when its Spearman correlation has the paper's sign and is at
     least `CLEAR` in size. Of core units the paper reads no such relation, which five models in
-    any order would hardly ever contradict: their range is said, without a verdict. Every sentence
+    any order would hardly ever contradict: their range is said, without a finding. Every sentence
     counts the flagged classes and says the same without them.
 
     Parameters
@@ -204,14 +194,14 @@ def _pattern(role: str, rows: pd.DataFrame, roles: pd.DataFrame) -> str:
     if roles["core_unflagged"].isna().any():
         without = ", without them undefined: a model has no class left"
     elif roles["flagged_classes"].any():
-        without = f", without them: {_verdict(left)} ({_by_seed(left)})"
+        without = f", without them: {_finding(left)} ({_by_seed(left)})"
     return (
-        f"{name} {move} with the gap (paper {theirs:+.2f}): {_verdict(whole)} "
+        f"{name} {move} with the gap (paper {theirs:+.2f}): {_finding(whole)} "
         f"(Spearman by seed {_by_seed(whole)}); {_flagged(roles)}{without}"
     )
 
 
-def _verdict(rows: pd.DataFrame) -> str:
+def _finding(rows: pd.DataFrame) -> str:
     holds = (rows["spearman"] * np.sign(rows["paper_pearson"]) >= CLEAR).all()
     return "appears" if holds else "does NOT appear"
 
@@ -244,9 +234,7 @@ def mean_over_seeds(table: pd.DataFrame, values: list[str]) -> pd.DataFrame:
 
 def span(ranges: pd.Series) -> str:
     """The range that holds all ranges, such as "9-20"."""
-    numbers = [int(part) for text in ranges for part in str(text).split("-")]
-    low, high = min(numbers), max(numbers)
-    return str(low) if low == high else f"{low}-{high}"
+    return range_of(np.array([int(part) for r in ranges for part in str(r).split("-")]), "-")
 
 
 def each(members: list[Member]) -> Iterator[tuple[Member, str, str, Taxonomy]]:
@@ -256,6 +244,28 @@ def each(members: list[Member]) -> Iterator[tuple[Member, str, str, Taxonomy]]:
             yield member, order, samples, taxonomy
 
 
+def placed(
+    found: Iterable[tuple[Member, str, str, Taxonomy]],
+    settings: Family,
+    table: Callable[[Taxonomy], pd.DataFrame],
+) -> list[pd.DataFrame]:
+    """A table of each taxonomy, with the columns that say whose it is."""
+    return [
+        table(taxonomy)
+        .assign(order=order, samples=samples, seed=member.seed, model=member.model)
+        .assign(gap=member.trained.gap, gap_by=GIVEN, **about(taxonomy, settings))
+        for member, order, samples, taxonomy in found
+    ]
+
+
+def joined(rows: list[pd.DataFrame], *last: str) -> pd.DataFrame:
+    """Tables one under the other; in front the columns that say whose they are, and `last`."""
+    if not rows:
+        return pd.DataFrame(columns=list(_FAMILY))
+    first = [name for name in (*_FAMILY, *last) if name in rows[0]]
+    return lead(pd.concat(rows, ignore_index=True), *first)
+
+
 def _beside(table: pd.DataFrame, *frames: pd.DataFrame) -> pd.DataFrame:
     """Join the paper's rows of the same model name, where there is one."""
     for frame in frames:
@@ -263,19 +273,12 @@ def _beside(table: pd.DataFrame, *frames: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def about(taxonomy: Taxonomy, settings: Settings) -> dict[str, float | str]:
-    """What every table says of its data."""
-    count = taxonomy.data.samples
-    ranges = (range_of(count.sel(split=split)) for split in ("train", "test"))
+def about(taxonomy: Taxonomy, settings: Family) -> dict[str, float | str]:
+    """The columns of every table that tell its data."""
+    ranges = (range_of(count, "-") for count in taxonomy.data.samples.values)
     return dict(zip(ABOUT, (settings.data.pixel_noise, *ranges), strict=True))
 
 
 def lead(table: pd.DataFrame, *first: str) -> pd.DataFrame:
     """With these columns before the others."""
     return table[[*first, *(name for name in table if name not in first)]]
-
-
-def range_of(count: Any) -> str:
-    """The least and the largest of some numbers, such as "9-20"."""
-    low, high = int(count.min()), int(count.max())
-    return str(low) if low == high else f"{low}-{high}"

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pandas as pd
 
 from unitroles.paper import evidence_text, numbers
+from unitroles.paper.evidence_text import Write
 from unitroles.paper.tables import (
     ALL,
     CLEAR,
@@ -20,9 +19,8 @@ from unitroles.paper.tables import (
     seed_mean,
     span,
 )
-from unitroles.zoo.settings import Settings
+from unitroles.zoo.settings import Family
 
-Say = Callable[[str], None]
 _BY_CLASS = "Table 2: role proportions, %, mean ± std over classes"
 _SHOWN_RULES = (
     "tolerance 0",
@@ -35,62 +33,62 @@ _SHOWN_RULES = (
 
 
 def report(
-    tables: dict[str, pd.DataFrame], settings: Settings, kind: str, ladder: str, say: Say
+    tables: dict[str, pd.DataFrame], settings: Family, kind: str, ladder: str, write: Write
 ) -> None:
-    """Say all tables, and which of the paper's patterns appear and which do not."""
+    """Write all tables, and which of the paper's patterns appear and which do not."""
     data = settings.data
     quick = "QUICK smoke run, its numbers mean nothing. " if kind == "quick" else ""
-    say(
+    write(
         f"{quick}digits, {ladder} ladder: {data.train_samples} training and {data.test_samples} "
         f"test images, pixel noise {data.pixel_noise:g}, seeds "
         f"{', '.join(map(str, settings.seeds))}. Numbers are means over the seeds; ± is the "
         "population std (ddof 0); in brackets the paper's VGG16 on ImageNet."
     )
-    _table1(tables["table1"], say)
-    _correct_labels(tables["table2"], say)
-    _roles(tables["table2"], _BY_CLASS, say)
-    _roles(tables["table3"], "Table 3: role shares, %, mean ± std over units", say)
-    _sensitivity(tables["sensitivity"], say)
-    _regret(tables["regret"], say)
-    _relations(tables["relations"], tables["table2"], say)
+    _table1(tables["table1"], write)
+    _correct_labels(tables["table2"], write)
+    _roles(tables["table2"], _BY_CLASS, write)
+    _roles(tables["table3"], "Table 3: role shares, %, mean ± std over units", write)
+    _sensitivity(tables["sensitivity"], write)
+    _regret(tables["regret"], write)
+    _relations(tables["relations"], tables["table2"], write)
     if "floors" in tables:
-        evidence_text.report(tables, say)
+        evidence_text.report(tables, write)
 
 
-def _table1(table: pd.DataFrame, say: Say) -> None:
+def _table1(table: pd.DataFrame, write: Write) -> None:
     shown = table.groupby("model", sort=False)[["train_accuracy", "test_accuracy", "gap"]].mean()
-    spread = table.groupby("model", sort=False)["gap"].std(ddof=0)
+    gap_std = table.groupby("model", sort=False)["gap"].std(ddof=0)
     theirs = numbers.TABLE_1.reindex(shown.index)
     rows = {
         model: {
             name: f"{value:.3f}{_bracket(theirs.loc[model, name], 3)}"
             for name, value in shown.loc[model].items()
         }
-        | {"gap, std over seeds": f"{spread[model]:.3f}"}
+        | {"gap, std over seeds": f"{gap_std[model]:.3f}"}
         for model in shown.index
     }
-    say(f"\nTable 1: accuracies and generalization gap; {_data(table)}")
-    say(_frame(rows))
+    write(f"\nTable 1: accuracies and generalization gap; {_data(table)}")
+    write(_frame(rows))
 
 
-def _correct_labels(table: pd.DataFrame, say: Say) -> None:
+def _correct_labels(table: pd.DataFrame, write: Write) -> None:
     rows = table[table["samples"] == CORRECT]
     if rows.empty:
         return
     absent = [name for name in table["model"].unique() if name not in set(rows["model"])]
-    say(
+    write(
         "\nThe tables of the correct labels are over the correctly labelled training samples "
         "alone; the gap they are held against is still that of all training samples by their "
         "given labels. At label noise 0 all labels are correct: its rows are the same in both."
     )
     if absent:
-        say(
+        write(
             f"No row for label noise {', '.join(absent)}: there not every class has a correctly "
             "labelled training sample (at 1.0 none has)."
         )
 
 
-def _roles(table: pd.DataFrame, title: str, say: Say) -> None:
+def _roles(table: pd.DataFrame, title: str, write: Write) -> None:
     roles = list(numbers.ROLES)
     std = {role: f"{role}_std" for role in roles}
     means = mean_over_seeds(table, [*roles, *std.values(), "flagged_classes"])
@@ -109,13 +107,13 @@ def _roles(table: pd.DataFrame, title: str, say: Say) -> None:
                 )
             rows[model]["flagged"] = f"{row['flagged_classes']:.3g}"
         first = table[(table["order"] == order) & (table["samples"] == samples)]
-        say(f"\n{title}; order {order}, {samples}; {_data(first)}")
-        say(_frame(rows))
+        write(f"\n{title}; order {order}, {samples}; {_data(first)}")
+        write(_frame(rows))
         if title == _BY_CLASS:
-            _without_flagged(first, say)
+            _without_flagged(first, write)
 
 
-def _without_flagged(table: pd.DataFrame, say: Say) -> None:
+def _without_flagged(table: pd.DataFrame, write: Write) -> None:
     flagged = table.groupby("model", sort=False)["flagged_classes"].mean()
     columns = [f"{role}_unflagged" for role in numbers.ROLES]
     means = 100 * seed_mean(table.groupby("model", sort=False)[columns])
@@ -125,55 +123,55 @@ def _without_flagged(table: pd.DataFrame, say: Say) -> None:
         left = "undefined" if values.isna().any() else ", ".join(f"{x:.1f}" for x in values)
         parts.append(f"{model} {left}")
     if parts:
-        say(
+        write(
             "flagged: classes never below the fully ablated layer; "
             f"without them: {'; '.join(parts)}"
         )
 
 
-def _sensitivity(table: pd.DataFrame, say: Say) -> None:
+def _sensitivity(table: pd.DataFrame, write: Write) -> None:
     part = table[(table["order"] == OWN) & table["rule"].isin(_SHOWN_RULES)]
     for samples, group in part.groupby("samples", sort=False):
         means = group.groupby(["model", "rule"], sort=False)["overfitted"].mean().unstack("rule")
-        say(
+        write(
             f"\nSensitivity: overfitted units, %, by rule for the turning point; {samples}; "
             f"{_data(group)}"
         )
-        say((100 * means[[rule for rule in _SHOWN_RULES if rule in means]]).round(1).to_string())
+        write((100 * means[[rule for rule in _SHOWN_RULES if rule in means]]).round(1).to_string())
 
 
-def _regret(table: pd.DataFrame, say: Say) -> None:
+def _regret(table: pd.DataFrame, write: Write) -> None:
     part = table[table["order"] == OWN]
     columns = ["train", "test", "train_accuracy", "test_accuracy"]
     for samples, group in part.groupby("samples", sort=False):
         means = group.groupby("model", sort=False)[columns].mean()
-        say(
+        write(
             f"\nRegret: what the other split's active set costs, nats and accuracy, mean over "
             f"classes; {samples}; {_data(group)}"
         )
-        say(means.round(3).to_string())
+        write(means.round(3).to_string())
 
 
-def _relations(table: pd.DataFrame, roles: pd.DataFrame, say: Say) -> None:
+def _relations(table: pd.DataFrame, roles: pd.DataFrame, write: Write) -> None:
     keys = ["order", "samples", "role"]
     chosen = table[table["rule"] == DEFAULT_RULE].groupby(["classes", *keys], sort=False)
     means = seed_mean(chosen[["pearson", "spearman", "paper_pearson"]])
     unflagged = means["spearman"].xs(UNFLAGGED, level="classes").rename("spearman_unflagged")
-    say(
+    write(
         "\nCorrelation of each role with the gap over the models, mean over seeds (NaN where a "
         "seed has none), paper beside; unflagged = without the flagged classes; "
         f"{_data(table)}"
     )
-    say(means.xs(ALL, level="classes").join(unflagged).round(3).to_string())
+    write(means.xs(ALL, level="classes").join(unflagged).round(3).to_string())
     own = table[(table["order"] == OWN) & (table["classes"] == ALL)]
     for samples, group in own.groupby("samples", sort=False):
         by_rule = seed_mean(group.groupby(["rule", "role"], sort=False)["spearman"])
         by_rule = by_rule.unstack("role")
-        say(f"\nSpearman with the gap by rule for the turning point, mean over seeds; {samples}")
-        say(by_rule.round(2).to_string())
-    say(f"\nThe paper's patterns (clear = Spearman of at least {CLEAR:.1f} in every seed):")
+        write(f"\nSpearman with the gap by rule for the turning point, mean over seeds; {samples}")
+        write(by_rule.round(2).to_string())
+    write(f"\nThe paper's patterns (clear = Spearman of at least {CLEAR:.1f} in every seed):")
     for line in patterns(table, roles):
-        say(f"  {line}")
+        write(f"  {line}")
 
 
 def _paper_cell(row: pd.Series, role: str) -> str:

@@ -123,7 +123,7 @@ def proportions_3d(taxonomies: Mapping[str, Taxonomy], ax: Axes | None = None) -
 def shares(
     taxonomies: Mapping[str, Taxonomy], axes: Sequence[Axes] | np.ndarray | None = None
 ) -> tuple[Axes, ...]:
-    """How the role shares of the units are distributed, one panel per role (the paper's table 3).
+    """The distribution of the role shares of the units, one panel per role (the paper's table 3).
 
     At every share (of the classes) a bar as wide as the fraction of the units that have it, in
     one scale per panel; the dot is the mean. With more than 20 classes the shares are rounded to

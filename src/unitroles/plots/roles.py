@@ -5,8 +5,8 @@ not exist, the wrong number of axes and an empty mapping are an `InputError`. Lo
 than three decades are drawn on a log scale (linear below 1e-6 nats, where they are rounding).
 Lines under the title of a class say which splits have no clear minimum, and what they have instead;
 where models are compared, only those never below the fully ablated layer. Results with
-bootstrap show the intervals of the losses and of n0 as bands, without rank noise where that was
-"fixed_ranking".
+bootstrap show the intervals of the losses and of n0 as bands, without the uncertainty of the
+ranking where that was "fixed_ranking".
 """
 
 from __future__ import annotations

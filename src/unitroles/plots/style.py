@@ -1,4 +1,4 @@
-"""What the figures share: colours, sizes of text, axes, bands and notes."""
+"""Common to the figures: colours, sizes of text, axes, bands and notes."""
 
 from __future__ import annotations
 

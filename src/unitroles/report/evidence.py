@@ -7,33 +7,37 @@ import pandas as pd
 
 from unitroles.report.layout import aligned
 from unitroles.results.dataset import SPLITS
-from unitroles.results.evidence import by_chance, exchangeability_by_label, half_sizes
+from unitroles.results.evidence import (
+    by_chance,
+    exchangeability_by_label,
+    half_sizes,
+    least_coverage,
+)
 from unitroles.results.signs import LOOSE
 from unitroles.results.taxonomy import Taxonomy
 from unitroles.roles import ROLE_NAMES
-from unitroles.stats.evidence import ALPHA, GOOD_COVERAGE, TEMPERATURES, TIES
+from unitroles.stats.evidence import ALPHA, TEMPERATURES, TIES
 from unitroles.wording import count_of, names_of
 
-_SPREADS = {
-    "value": ("share", "low", "high"),
+_INTERVALS = {
+    "value": ("proportion", "low", "high"),
     "std_over_labels": ("std over classes", "std_over_labels_low", "std_over_labels_high"),
     "std_over_units": ("std over units", "std_over_units_low", "std_over_units_high"),
 }
-"""What `Taxonomy.intervals` gives: how it is shown, and the ends of its interval."""
+"""The columns of `Taxonomy.intervals`: how they are shown, and the ends of their intervals."""
 
 
 def evidence(taxonomy: Taxonomy) -> str:
     """Floors, the exchangeability test and intervals, as far as they were measured."""
-    data = taxonomy.data
-    parts = [
-        _floors(taxonomy) if "noise_floor_proportion" in data else "",
-        _signs(taxonomy) if "noise_floor_proportion" in data else "",
-        _train_only(taxonomy) if "train_only_signs" in taxonomy.tables else "",
-        _exchangeability(taxonomy) if "resplit_proportion" in data else "",
-        _intervals(taxonomy) if "proportion_replicate" in data else "",
-        _controls(taxonomy) if "control_proportion" in data else "",
-    ]
-    return "\n\n".join(part for part in parts if part)
+    parts = {
+        "floors": _floors,
+        "signs": _signs,
+        "train_only_signs": _train_only,
+        "exchangeability": _exchangeability,
+        "intervals": _intervals,
+        "controls": _controls,
+    }
+    return "\n\n".join(part(taxonomy) for name, part in parts.items() if name in taxonomy.tables)
 
 
 def _floors(taxonomy: Taxonomy) -> str:
@@ -52,24 +56,25 @@ def _floors(taxonomy: Taxonomy) -> str:
                 ]
                 for split in SPLITS
             },
-            "above_floor": [f"{value:+.1f}" for value in frame.above_floor],
+            "above the floor": [f"{value:+.1f}" for value in frame.above_floor],
         }
     )
     return (
         f"Noise floor: mean share of the units in % between sets of {each} samples per class;\n"
-        f"mean [5, 95 %] of {taxonomy.data.sizes['draw']} draws; excess = over the larger floor"
+        f"mean [5, 95 %] of {taxonomy.data.sizes['draw']} draws; above the floor = over the larger "
+        "one"
         f"{left_out * bool(without)}\n"
-        f"{aligned(table)}\n{_spreads(frame)}"
+        f"{aligned(table)}\n{_stds(frame)}"
     )
 
 
-def _spreads(frame: pd.DataFrame) -> str:
-    """Population std over classes and over units at the size of the floor; `frame` in %."""
+def _stds(frame: pd.DataFrame) -> str:
+    """Population std over classes and over units at the size of the noise floor; `frame` in %."""
     columns = {"std at that size": frame.index}
     for name, shown in (("labels", "classes"), ("units", "units")):
         own, floor = frame[f"observed_std_over_{name}"], frame[f"noise_floor_std_over_{name}"]
         columns |= {f"over {shown}": own.map("{:.1f}".format)}
-        columns |= {f"floor over {shown}": floor.map("{:.1f}".format)}
+        columns |= {f"noise floor over {shown}": floor.map("{:.1f}".format)}
     return aligned(pd.DataFrame(columns))
 
 
@@ -78,7 +83,7 @@ def _signs(taxonomy: Taxonomy) -> str:
     marks = frame.attrs
     first = f"[{100 * marks['level']:g} % interval, {marks['noise']}] of a value, " if marks else ""
     return (
-        f"Signs of good and bad generalization; {first}[5, 95 % of the draws] of a floor\n"
+        f"Signs of good and bad generalization; {first}[5, 95 % of the draws] of a noise floor\n"
         f"{_sentences(frame)}"
     )
 
@@ -125,23 +130,23 @@ def _by_label(frame: pd.DataFrame) -> str:
 def _intervals(taxonomy: Taxonomy) -> str:
     frame = taxonomy.intervals()
     columns: dict[str, list[str]] = {"role": list(ROLE_NAMES)}
-    for name, (head, *ends) in _SPREADS.items():
+    for name, (head, *ends) in _INTERVALS.items():
         rows = (100 * frame[[name, *ends]]).to_numpy()
         columns[head] = [f"{value:.1f} [{low:.1f}, {high:.1f}]" for value, low, high in rows]
     return (
-        f"{100 * taxonomy.level:g} % intervals of the mean shares and their stds in %: other "
-        "samples, this network (never\nanother training); "
+        f"{100 * taxonomy.level:g} % intervals of the mean proportions and their stds in %: other "
+        "samples, this network\n(never another training); "
         f"{taxonomy.data.sizes['replicate']} replicates, {frame.attrs['noise']}\n"
         "(what sampling adds to overfitted and generalizing units it adds to every replicate: an "
-        "interval\nis no floor)\n"
+        "interval\nis no noise floor)\n"
         f"{aligned(pd.DataFrame(columns))}" + _coverage(taxonomy) + _outside(frame)
     )
 
 
 def _outside(frame: pd.DataFrame) -> str:
-    """Where the replicates are shifted against the samples at hand."""
+    """Those values from which the replicates are shifted away."""
     named = []
-    for name, (head, low, high) in _SPREADS.items():
+    for name, (head, low, high) in _INTERVALS.items():
         outside = (frame[name] < frame[low] - TIES) | (frame[name] > frame[high] + TIES)
         roles = frame.index[outside]
         named += [f"{head} {', '.join(roles)}"] * bool(len(roles))
@@ -151,18 +156,18 @@ def _outside(frame: pd.DataFrame) -> str:
 
 
 def _coverage(taxonomy: Taxonomy) -> str:
-    """Where intervals hold the truth clearly more rarely than they say."""
+    """The intervals that hold the truth clearly more rarely than they say."""
     if "coverage" not in taxonomy.data:
         return "\ncoverage is not measured where orders are redone"
-    good = taxonomy.level - (0.9 - GOOD_COVERAGE)
+    good = least_coverage(taxonomy.level)
     names = [str(name).replace("_", " ") for name in taxonomy.data.quantity.values]
     pairs = zip(names, taxonomy.data.coverage.values, strict=True)
     low = [f"{name} {held:.2f}" for name, held in pairs if held < good]
     if not low:
         return ""
     return (
-        "\nmeasured coverage of the intervals of single classes (iterated bootstrap, given the "
-        f"order): {', '.join(low)}: too narrow there"
+        "\nmeasured coverage of the intervals of single classes (iterated bootstrap, fixed "
+        f"ranking): {', '.join(low)}: too narrow there"
     )
 
 
@@ -191,7 +196,7 @@ def _sets(taxonomy: Taxonomy) -> str:
             shown = [f"{share:.1f}" if np.isfinite(share) else "-" for share in shares]
             shown.append(f"{row[f'{side}loss']:.4f}")
             rows.append([f"{split}, {name}", *shown])
-    heads = ["retrieved", "recall", "balanced accuracy", f"loss of all ({taxonomy.loss_units})"]
+    heads = ["units on", "recall", "balanced accuracy", f"loss of all ({taxonomy.loss_units})"]
     return (
         "Active sets on the samples of all classes, % and mean over the classes: a set lowers the\n"
         "loss of its own class, which any push towards that class does too\n"
@@ -203,10 +208,18 @@ def agreement(taxonomy: Taxonomy) -> str:
     """Is a core a core: how far the active sets of the two splits agree, and why they do not."""
     frame = taxonomy.agreement()
     shown = {
-        "core over that of random sets (lift)": (frame.lift, 1, 2),
+        "size of the core ÷ that expected of random sets (lift)": (frame.lift, 1, 2),
         "core over all active units (Jaccard)": (frame.jaccard, 1, 2),
-        "overfitted by the turning points, % of units": (frame.over_by_turning_points, 100, 1),
-        "overfitted by swapped ranks, % of units": (frame.over_by_rank_swaps, 100, 1),
+        "overfitted by the turning points (train has more active units), % of units": (
+            frame.over_by_turning_points,
+            100,
+            1,
+        ),
+        "overfitted by swapped ranks (early on train, late on test), % of units": (
+            frame.over_by_rank_swaps,
+            100,
+            1,
+        ),
         "rank correlation of the two orders (Spearman)": (frame.spearman, 1, 2),
         "rank-biased overlap of the two orders": (frame.rank_biased, 1, 2),
     }
@@ -221,7 +234,7 @@ def agreement(taxonomy: Taxonomy) -> str:
 
 
 def _chance(frame: pd.DataFrame) -> str:
-    """Which classes have a core that random sets of these sizes would have too."""
+    """The classes whose core random sets of these sizes would have too."""
     chance = by_chance(frame)
     if chance is None:
         return "one order for both splits: the active sets are nested whatever the network does"
@@ -234,7 +247,7 @@ def _chance(frame: pd.DataFrame) -> str:
 
 
 def minima(taxonomy: Taxonomy) -> str:
-    """How many curves have a clear minimum, and how wide it is."""
+    """The number of curves with a clear minimum, and how wide it is."""
     frame = taxonomy.minima(LOOSE)
     kinds = frame.status.str.split(" from | at ").str[0]
     counts = ", ".join(f"{kind} {count}" for kind, count in kinds.value_counts().items())

@@ -14,7 +14,7 @@ from unitroles.results.dataset import CROSS_ENTROPY, SPLITS
 from unitroles.results.signs import LOOSE
 from unitroles.results.taxonomy import Taxonomy
 from unitroles.roles import ROLE_NAMES
-from unitroles.wording import count_of, names_of, size
+from unitroles.wording import count_of, names_of, range_of, size
 
 FEW = 20
 """Samples; roles of a class with fewer are mostly chance."""
@@ -41,7 +41,7 @@ def report(taxonomy: Taxonomy) -> str:
 
 
 def header(taxonomy: Taxonomy) -> str:
-    """What was analysed, how, and how well the intact model does."""
+    """The layer, how it was analysed, and how well the intact model does."""
     attrs, plan = taxonomy.data.attrs, taxonomy.provenance["plan"]
     method = taxonomy.provenance["options"]["method"]
     accuracy = ", ".join(f"{name} {attrs[f'{name}_accuracy']:.4f}" for name in SPLITS)
@@ -60,7 +60,7 @@ def header(taxonomy: Taxonomy) -> str:
 
 
 def _groups(taxonomy: Taxonomy) -> str:
-    """What classes the samples, where that is not their label."""
+    """The column that classes the samples, where that is not their label."""
     given = taxonomy.provenance["options"].get("sample", {}).get("group_by")
     return "" if given is None else f" (grouped by {given})"
 
@@ -79,9 +79,7 @@ def _beside_defaults(taxonomy: Taxonomy) -> str:
 
 def _samples(taxonomy: Taxonomy, split: str) -> str:
     count = taxonomy.data.samples.sel(split=split).values
-    low, high = int(count.min()), int(count.max())
-    each = f"{low}" if low == high else f"{low} to {high}"
-    return f"{split} {each} per class ({count.sum()} in all)"
+    return f"{split} {range_of(count)} per class ({count.sum()} in all)"
 
 
 def role_tables(taxonomy: Taxonomy) -> str:
@@ -107,7 +105,7 @@ def _mean_std(mean: pd.Series, std: pd.Series) -> list[str]:
 
 
 def sensitivity(taxonomy: Taxonomy) -> str:
-    """Mean shares under other rules for the turning point, from the same curves."""
+    """Mean proportions under other rules for the turning point, from the same curves."""
     frame = (100 * taxonomy.sensitivity()).map("{:.1f}".format)
     coarse = bool(taxonomy.data.attrs.get("resolution", "exact") != "exact")
     return (
@@ -121,7 +119,7 @@ def sensitivity(taxonomy: Taxonomy) -> str:
 
 
 def regret(taxonomy: Taxonomy) -> str:
-    """What the other split's active set costs, over the classes."""
+    """The cost of the other split's active set, over the classes."""
     frame = taxonomy.regret()
     rows = {}
     for split in SPLITS:
@@ -141,8 +139,8 @@ def regret(taxonomy: Taxonomy) -> str:
 
 
 def cautions(taxonomy: Taxonomy) -> list[str]:
-    """What a reader of the tables has to know, one sentence each; [] where all is well."""
-    own = [_flagged(taxonomy), _unequal(taxonomy), _too_few(taxonomy), _hangs_on(taxonomy)]
+    """Warnings to a reader of the tables, one sentence each; [] where all is well."""
+    own = [_flagged(taxonomy), _unequal(taxonomy), _too_few(taxonomy), _depends(taxonomy)]
     stored = taxonomy.provenance.get("warnings", [])
     return list(dict.fromkeys(text for text in [*own, *stored] if text))
 
@@ -153,7 +151,9 @@ def _flagged(taxonomy: Taxonomy) -> str | None:
         return None
     rest = taxonomy.summary(flagged=False)["mean"]
     means = ", ".join(f"{role} {100 * rest[role]:.1f}" for role in ROLE_NAMES)
-    without = f"without them the mean shares in % are {means}" if rest.notna().all() else "all are"
+    without = (
+        f"without them the mean proportions in % are {means}" if rest.notna().all() else "all are"
+    )
     return (
         f"{count_of(flagged)} flagged ({names_of(flagged)}): no number of active units brings the "
         f"loss below that of the fully ablated layer, so their roles mean little; {without}"
@@ -182,7 +182,7 @@ def _too_few(taxonomy: Taxonomy) -> str | None:
     )
 
 
-def _hangs_on(taxonomy: Taxonomy) -> str | None:
+def _depends(taxonomy: Taxonomy) -> str | None:
     """Changes below half a point are left out: twice nothing is nothing."""
     table = taxonomy.sensitivity()["overfitted"].to_dict()
     used = taxonomy.tolerance
@@ -191,7 +191,7 @@ def _hangs_on(taxonomy: Taxonomy) -> str | None:
     if change <= 0.005 or (change <= 0.05 and max(tight, loose) <= 2 * min(tight, loose)):
         return None
     return (
-        f"the overfitted share depends on the tolerance: {100 * tight:.1f} % at {used:g} "
+        f"the overfitted proportion depends on the tolerance: {100 * tight:.1f} % at {used:g} "
         f"{taxonomy.loss_units}, "
         f"{100 * loose:.1f} % at {LOOSE:g}; never compare models across tolerances"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -31,23 +32,42 @@ _RENAMED = {
 SPLITS = ("train", "test")
 CROSS_ENTROPY = "cross_entropy"
 OWN_UNITS = "units of the loss"
-"""In what a loss other than cross-entropy is measured."""
-_LOSSES = {"loss_low", "loss_high", "paired_error", "noise_floor_regret", "regret_replicate"}
-_LOSSES |= {"set_loss", "intact_loss"}
+"""The unit of a loss other than cross-entropy."""
+# fmt: off
+_LOSSES = {
+    "loss_low", "loss_high", "paired_error", "noise_floor_regret", "regret_replicate", "set_loss",
+    "intact_loss",
+}
+# fmt: on
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One layer on both splits: every array begins with the axes split, label.
+
+    Parameters
+    ----------
+    score, order : of the units; by unit, and by position.
+    loss, accuracy : the curves, by units retrieved.
+    samples, turning_point : whole numbers.
+    swapped_loss, swapped_accuracy : under the active set of the other split.
+    """
+
+    score: np.ndarray
+    order: np.ndarray
+    loss: np.ndarray
+    accuracy: np.ndarray
+    samples: np.ndarray
+    turning_point: np.ndarray
+    swapped_loss: np.ndarray
+    swapped_accuracy: np.ndarray
 
 
 def dataset(
+    measured: Measured,
     *,
     labels: np.ndarray,
     names: list[str] | None,
-    score: np.ndarray,
-    order: np.ndarray,
-    loss: np.ndarray,
-    accuracy: np.ndarray,
-    samples: np.ndarray,
-    turning_point: np.ndarray,
-    swapped_loss: np.ndarray,
-    swapped_accuracy: np.ndarray,
     attrs: dict[str, Any],
     provenance: dict[str, Any],
     evidence: tuple[Mapping[str, Any], Mapping[str, np.ndarray]] = ({}, {}),
@@ -57,30 +77,37 @@ def dataset(
     `attrs` needs the layer, the plan and both accuracies; the tolerance, in nats, has a default.
     `evidence` are further variables as (dims, values), and the coordinates of their own dims.
     """
-    role = roles.roles_at(order, turning_point)
+    role = roles.roles_at(measured.order, measured.turning_point)
+    flags = {
+        "flag_values": np.array(list(Role), dtype=np.uint8),
+        "flag_meanings": " ".join(one.name.lower() for one in Role),
+    }
     by_label, curve = ("split", "label"), ("split", "label", "retrieved")
     nats = "nats" if attrs.get("loss", CROSS_ENTROPY) == CROSS_ENTROPY else OWN_UNITS
     return xr.Dataset(
         {
-            "score": (("split", "label", "unit"), score),
-            "order": (("split", "label", "position"), order.astype(np.int32)),
-            "loss": (curve, loss, {"units": nats}),
-            "accuracy": (curve, accuracy, {"units": "fraction"}),
-            "samples": (by_label, samples.astype(np.int64)),
-            "turning_point": (by_label, turning_point.astype(np.int32)),
-            "swapped_loss": (by_label, swapped_loss, {"units": nats}),
-            "swapped_accuracy": (by_label, swapped_accuracy, {"units": "fraction"}),
-            "role": (("label", "unit"), role, _role_flags()),
-            "status": (by_label, status(loss, turning_point)),
-            **_with_units(evidence[0], nats),
+            "score": (("split", "label", "unit"), measured.score),
+            "order": (("split", "label", "position"), measured.order.astype(np.int32)),
+            "loss": (curve, measured.loss, {"units": nats}),
+            "accuracy": (curve, measured.accuracy, {"units": "fraction"}),
+            "samples": (by_label, measured.samples.astype(np.int64)),
+            "turning_point": (by_label, measured.turning_point.astype(np.int32)),
+            "swapped_loss": (by_label, measured.swapped_loss, {"units": nats}),
+            "swapped_accuracy": (by_label, measured.swapped_accuracy, {"units": "fraction"}),
+            "role": (("label", "unit"), role, flags),
+            "status": (by_label, status(measured.loss, measured.turning_point)),
+            **{
+                name: (*given, {"units": nats}) if name in _LOSSES else given
+                for name, given in evidence[0].items()
+            },
         },
         coords={
             "split": list(SPLITS),
             "label": labels if names is None else np.array(names, dtype=object),
             "label_index": ("label", labels.astype(np.int64)),
-            "unit": np.arange(score.shape[2]),
-            "position": np.arange(score.shape[2]),
-            "retrieved": np.arange(loss.shape[2]),
+            "unit": np.arange(measured.score.shape[2]),
+            "position": np.arange(measured.score.shape[2]),
+            "retrieved": np.arange(measured.loss.shape[2]),
             **evidence[1],
         },
         attrs={
@@ -94,7 +121,7 @@ def dataset(
 
 
 def upgraded(data: xr.Dataset) -> xr.Dataset:
-    """What was read from a file, in the names of `FORMAT`.
+    """A data set read from a file, in the names of `FORMAT`.
 
     Raises
     ------
@@ -116,16 +143,3 @@ def upgraded(data: xr.Dataset) -> xr.Dataset:
         given = asked.pop("confidence")
         asked["bootstrap"] = "fixed_ranking" if given == "given_order" else given
     return data.assign_attrs(format=FORMAT, provenance=json.dumps(provenance))
-
-
-def _with_units(evidence: Mapping[str, Any], nats: str) -> dict[str, Any]:
-    """Variables as (dims, values), those of losses with what they are measured in."""
-    return {
-        name: (*given, {"units": nats}) if name in _LOSSES else given
-        for name, given in evidence.items()
-    }
-
-
-def _role_flags() -> dict[str, Any]:
-    meanings = " ".join(role.name.lower() for role in Role)
-    return {"flag_values": np.array(list(Role), dtype=np.uint8), "flag_meanings": meanings}

@@ -1,8 +1,7 @@
-"""A result -> tables of how sure it is: floors, intervals, flat minima, agreement, controls."""
+"""A result -> tables of its evidence: noise floors, intervals, flat minima, agreement, controls."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from dataclasses import asdict
 from typing import Any
 
@@ -26,15 +25,18 @@ from unitroles.stats.evidence import (
     permutation_p,
 )
 from unitroles.stats.minima import basin, one_error_point
+from unitroles.wording import range_of
 
 BAND = 0.9
-"""Of the draws of a floor; 5 to 95 %."""
+"""Of the draws of a noise floor; 5 to 95 %."""
 ASKS = (
     "does this network treat its training samples like fresh ones?\nFor a trained network and "
-    "enough samples the answer is mostly no: read the size of the excess, not p."
+    "enough samples the answer is mostly no: read the size of the difference, not p."
 )
-
-WITH_RANKS, WITHOUT_RANKS = "rank noise included", "rank noise not included"
+GOOD_COVERAGE = 0.85
+"""Of intervals of 90 %."""
+WITH_RANKS = "the uncertainty of the ranking included"
+WITHOUT_RANKS = "the uncertainty of the ranking not included"
 
 
 def require(data: xr.Dataset, name: str, option: str) -> None:
@@ -50,44 +52,43 @@ def require(data: xr.Dataset, name: str, option: str) -> None:
         )
 
 
+def least_coverage(level: float) -> float:
+    """Intervals of this level that are measured to cover less are too narrow."""
+    return level - (0.9 - GOOD_COVERAGE)
+
+
 def over_labels(share: Float[np.ndarray, "*rest label role"]) -> Float[np.ndarray, "*rest role"]:
     """Mean over the classes that have roles."""
     return np.nanmean(share, axis=-2)
 
 
 def floors(data: xr.Dataset) -> pd.DataFrame:
-    """Role shares from sampling alone, role x [observed, floor, excess, train_*, test_*, ...]."""
-    require(data, "noise_floor_proportion", "floors=20")
-    draws = dict(zip(data.drawn_from.values, data.noise_floor_proportion.values, strict=True))
-    columns = against({name: over_labels(share) for name, share in draws.items()})
-    spreads = {
-        "std_over_labels": {name: np.nanstd(share, axis=-2) for name, share in draws.items()},
-        "std_over_units": dict(zip(draws, data.noise_floor_std_over_units.values, strict=True)),
+    """Proportions from sampling alone, role x [observed, noise_floor, above_floor, ...]."""
+    share = data.noise_floor_proportion.values
+    columns = against(over_labels(share))
+    stds = {
+        "std_over_labels": np.nanstd(share, axis=-2),
+        "std_over_units": data.noise_floor_std_over_units.values,
     }
-    for name, spread in spreads.items():
-        found = against(spread)
-        columns |= {
-            f"observed_{name}": found["observed"],
-            f"noise_floor_{name}": found["noise_floor"],
-        }
+    for name, std in stds.items():
+        found = against(std)
+        columns |= {f"{part}_{name}": found[part] for part in ("observed", "noise_floor")}
     return pd.DataFrame(columns, index=pd.Index(ROLE_NAMES, name="role"))
 
 
 def half_sizes(data: xr.Dataset) -> str:
-    """How many samples of a class the sets of the floor have, in words."""
+    """The samples of a class in the sets of the noise floor, in words."""
     size = data.noise_floor_samples.values
-    low, high = int(size[size > 0].min()), int(size.max())
-    return f"{low}" if low == high else f"{low} to {high}"
+    return range_of(size[size > 0])
 
 
-def against(draws: dict[str, Float[np.ndarray, "draw value"]]) -> dict[str, np.ndarray]:
-    """What was observed between halves of both splits, and between halves of either one."""
-    columns = {"observed": draws["both"].mean(axis=0)}
-    means = np.stack([draws[name].mean(axis=0) for name in SPLITS])
-    columns["noise_floor"] = means.max(axis=0)
-    columns["above_floor"] = columns["observed"] - columns["noise_floor"]
-    for name, mean in zip(SPLITS, means, strict=True):
-        low, high = interval(draws[name], BAND)
+def against(draws: Float[np.ndarray, "drawn_from=3 draw value"]) -> dict[str, np.ndarray]:
+    """Between halves of both splits, and of either one; drawn from train, test, and both."""
+    train, test, both = draws.mean(axis=1)
+    floor = np.maximum(train, test)
+    columns = {"observed": both, "noise_floor": floor, "above_floor": both - floor}
+    for name, mean, drawn in zip(SPLITS, (train, test), draws[:2], strict=True):
+        low, high = interval(drawn, BAND)
         columns |= {f"{name}_noise_floor": mean, f"{name}_low": low, f"{name}_high": high}
     columns["noise_floor_95"] = np.maximum(columns["train_high"], columns["test_high"])
     return columns
@@ -95,7 +96,6 @@ def against(draws: dict[str, Float[np.ndarray, "draw value"]]) -> dict[str, np.n
 
 def exchangeability(data: xr.Dataset) -> pd.DataFrame:
     """Units active on one split only against new splits, kind x [observed, resplit, p]."""
-    require(data, "resplit_proportion", "resplits=20")
     own = different(over_labels(roles.proportions(data.role.values)))
     drawn = different(over_labels(data.resplit_proportion.values))
     low, high = interval(drawn, BAND)
@@ -118,62 +118,57 @@ def exchangeability_by_label(data: xr.Dataset) -> pd.DataFrame | None:
 
     None where the resplits are too few to reject one class alone.
     """
-    require(data, "resplit_proportion", "resplits=20")
     own = different(roles.proportions(data.role.values))[:, 2]
     p = permutation_p(own, different(data.resplit_proportion.values)[..., 2])
-    fair = adjusted(p, data.sizes["resplit"])
-    if fair is None:
+    found = adjusted(p, data.sizes["resplit"])
+    if found is None:
         return None
-    return pd.DataFrame({"p": p, "adjusted_p": fair}, index=pd.Index(data.label, name="label"))
+    return pd.DataFrame({"p": p, "adjusted_p": found}, index=pd.Index(data.label, name="label"))
 
 
-def marks(data: xr.Dataset, level: float) -> dict[Hashable | None, Any]:
-    """Of intervals, where there are any: their level, and whether rank noise is in them."""
-    if "proportion_replicate" not in data:
-        return {}
-    return {"level": level, "noise": WITH_RANKS if "role_probability" in data else WITHOUT_RANKS}
+def marked(frame: pd.DataFrame, data: xr.Dataset, level: float) -> pd.DataFrame:
+    """A table with intervals, where there are any, says their level and what is in them."""
+    if "proportion_replicate" in data:
+        noise = WITH_RANKS if "role_probability" in data else WITHOUT_RANKS
+        frame.attrs = {"level": level, "noise": noise}
+    return frame
 
 
 def intervals(data: xr.Dataset, level: float) -> pd.DataFrame:
-    """Mean role shares and their std over other samples, role x [value, low, high, ...]."""
-    require(data, "proportion_replicate", "bootstrap='fixed_ranking'")
+    """Mean proportions and their std over other samples, role x [value, low, high, ...]."""
     again, share = data.proportion_replicate.values, roles.proportions(data.role.values)
     values = {
         "": (share.mean(axis=0), over_labels(again)),
         "std_over_labels": (share.std(axis=0), np.nanstd(again, axis=-2)),
+        "std_over_units": (
+            roles.shares(data.role.values).std(axis=0),
+            data.std_over_units_replicate.values,
+        ),
     }
-    own = roles.shares(data.role.values).std(axis=0)
-    values["std_over_units"] = own, data.std_over_units_replicate.values
     columns: dict[str, np.ndarray] = {}
     for name, (value, replicates) in values.items():
         low, high = interval(replicates, level)
         before = f"{name}_" * bool(name)
         columns |= {name or "value": value, f"{before}low": low, f"{before}high": high}
-    frame = pd.DataFrame(columns, index=pd.Index(ROLE_NAMES, name="role"))
-    frame.attrs = marks(data, level)
-    return frame
+    return marked(pd.DataFrame(columns, index=pd.Index(ROLE_NAMES, name="role")), data, level)
 
 
 def intervals_by_label(data: xr.Dataset, level: float) -> pd.DataFrame:
-    """Role shares of every class over other samples, (label, role) x [value, low, high]."""
-    require(data, "proportion_replicate", "bootstrap='fixed_ranking'")
+    """Proportions of every class over other samples, (label, role) x [value, low, high]."""
     low, high = interval(data.proportion_replicate.values, level)
     value, names = roles.proportions(data.role.values), [data.label.values, list(ROLE_NAMES)]
     index = pd.MultiIndex.from_product(names, names=["label", "role"])
     columns = {"value": value.ravel(), "low": low.ravel(), "high": high.ravel()}
-    frame = pd.DataFrame(columns, index=index)
-    frame.attrs = marks(data, level)
-    return frame
+    return marked(pd.DataFrame(columns, index=index), data, level)
 
 
 def agreement(data: xr.Dataset) -> pd.DataFrame:
-    """How far active sets and orders of the two splits agree, label x field of `Overlap`."""
+    """Agreement of the two splits in active sets and orders, label x field of `Overlap`."""
     found = overlap(data.order.values, data.turning_point.values)
     frame = pd.DataFrame(asdict(found), index=pd.Index(data.label.values, name="label"))
-    known, fair = frame.p.notna().to_numpy(), np.full(len(frame), np.nan)
-    if known.any():
-        fair[known] = fdr_adjusted(frame.p.to_numpy()[known])
-    frame.insert(list(frame).index("p") + 1, "adjusted_p", fair)
+    known = frame.p.dropna()
+    p = pd.Series(fdr_adjusted(known.to_numpy()), known.index) if len(known) else known
+    frame.insert(list(frame).index("p") + 1, "adjusted_p", p)
     return frame
 
 
@@ -197,9 +192,7 @@ def minima(data: xr.Dataset, delta: float, level: float) -> pd.DataFrame:
         first, last = interval(data.turning_point_replicate.values, level)
         columns |= {"turning_point_low": first, "turning_point_high": last}
     columns["status"] = data.status.values
-    frame = _by_split(data, columns)
-    frame.attrs = marks(data, level)
-    return frame
+    return marked(_by_split(data, columns), data, level)
 
 
 def _one_error(data: xr.Dataset) -> Int[np.ndarray, "split label"]:
@@ -214,13 +207,12 @@ def _one_error(data: xr.Dataset) -> Int[np.ndarray, "split label"]:
 
 
 def at_one_error(data: xr.Dataset) -> Float[np.ndarray, " role"]:
-    """Mean role shares where a turning point is the first n within one standard error."""
+    """Mean proportions where a turning point is the first n within one standard error."""
     return roles.proportions(roles.roles_at(data.order.values, _one_error(data))).mean(axis=0)
 
 
 def controls(data: xr.Dataset) -> pd.DataFrame:
-    """Mean role shares under every control, control x [*roles, agreement]."""
-    require(data, "control_proportion", "controls=True")
+    """Mean proportions under every control, control x [*roles, agreement]."""
     frame = pd.DataFrame(
         data.control_proportion.values.mean(axis=1),
         index=pd.Index(data.control.values, name="control"),
@@ -231,7 +223,6 @@ def controls(data: xr.Dataset) -> pd.DataFrame:
 
 def active_sets(data: xr.Dataset) -> pd.DataFrame:
     """Active sets against the whole layer, (split, label) x [recall, intact_recall, ...]."""
-    require(data, "set_loss", "controls=True")
     at = data.accuracy.sel(retrieved=data.turning_point).values
     columns = {
         "recall": at,

@@ -31,7 +31,7 @@ FALL = 0.01
 def criteria(
     members: Mapping[str, Taxonomy], ablation: Mapping[str, xr.Dataset] | None = None
 ) -> pd.DataFrame:
-    """What each model is judged by, member x criterion.
+    """The numbers that each model is judged by, member x criterion.
 
     Parameters
     ----------
@@ -163,7 +163,7 @@ def relation(
     gap: Any = None,
     ablation: Mapping[str, xr.Dataset] | None = None,
 ) -> pd.DataFrame:
-    """How every criterion goes with the generalization gap over the models.
+    """Correlation of every criterion with the generalization gap over the models.
 
     Parameters
     ----------
@@ -197,16 +197,15 @@ def relation(
         raise InputError(f"a relation needs 3 members or more, not {len(members)}; add models")
     gaps = _gaps(members, gap)
     table = criteria(members, ablation)
+    frame = correlated(table, gaps)
     rows = table.to_numpy().T
-    found = correlations(rows, gaps)
     exact = math.factorial(len(members)) <= EXACT
     accuracy = np.array([member.data.attrs["train_accuracy"] for member in members.values()])
-    found["partial"] = partial(
+    frame["partial"] = partial(
         without_rounding(rows), without_rounding(gaps), without_rounding(accuracy.astype(float))
     )
-    found["loo_error"] = np.array([left_out(row[:, None], gaps) for row in rows])
+    frame["loo_error"] = [left_out(row[:, None], gaps) for row in rows]
     together = ", ".join(TOGETHER)
-    frame = pd.DataFrame(found, index=table.columns)
     frame = frame.reindex(pd.Index([*table.columns, together, BASELINE], name="criterion"))
     three = table[list(TOGETHER)].to_numpy()
     enough = len(members) > three.shape[1] + 2
@@ -219,6 +218,11 @@ def relation(
         **table.attrs,
     }
     return frame
+
+
+def correlated(table: pd.DataFrame, gaps: Float[np.ndarray, " member"]) -> pd.DataFrame:
+    """The correlations of every column with the gap, as in `relation`, over any members."""
+    return pd.DataFrame(correlations(table.to_numpy().T, gaps), index=table.columns)
 
 
 def _gaps(members: Mapping[str, Taxonomy], gap: Any) -> Float[np.ndarray, " member"]:

@@ -82,8 +82,7 @@ def regret(data: xr.Dataset, level: float) -> pd.DataFrame:
         for place, name in enumerate(SPLITS):
             columns |= {f"{name}_low": low[place], f"{name}_high": high[place]}
     frame = pd.DataFrame(columns, index=pd.Index(data.label.values.tolist(), name="label"))
-    frame.attrs = evidence.marks(data, level)
-    return frame
+    return evidence.marked(frame, data, level)
 
 
 def to_frame(data: xr.Dataset) -> pd.DataFrame:
@@ -109,5 +108,4 @@ def curves(data: xr.Dataset, level: float) -> pd.DataFrame:
     """See `Taxonomy.curves`."""
     names = ["loss", "accuracy", *(name for name in ("loss_low", "loss_high") if name in data)]
     frame = data[names].to_dataframe().reset_index()[["split", "label", "retrieved", *names]]
-    frame.attrs = evidence.marks(data, level)
-    return frame
+    return evidence.marked(frame, data, level)

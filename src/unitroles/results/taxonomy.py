@@ -21,16 +21,20 @@ from unitroles.results.dataset import upgraded
 from unitroles.roles import Role
 from unitroles.stats.minima import NEVER_FALLS
 
-_TABLES = ("proportions", "shares", "summary", "sensitivity", "regret", "minima", "agreement")
-_TABLES += ("curves", "to_frame")
-# What each table of evidence is made of.
+# fmt: off
+_TABLES = (
+    "proportions", "shares", "summary", "sensitivity", "regret", "minima", "agreement", "curves",
+    "to_frame",
+)
+# fmt: on
+# What each table of evidence is made of, and what it takes to measure it.
 _EVIDENCE = {
-    "floors": "noise_floor_proportion",
-    "signs": "noise_floor_proportion",
-    "exchangeability": "resplit_proportion",
-    "intervals": "proportion_replicate",
-    "controls": "control_proportion",
-    "active_sets": "set_loss",
+    "floors": ("noise_floor_proportion", "floors=20"),
+    "signs": ("noise_floor_proportion", "floors=20"),
+    "exchangeability": ("resplit_proportion", "resplits=20"),
+    "intervals": ("proportion_replicate", "bootstrap='fixed_ranking'"),
+    "controls": ("control_proportion", "controls=True"),
+    "active_sets": ("set_loss", "controls=True"),
 }
 
 
@@ -85,7 +89,7 @@ class Taxonomy:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """How the result came about: options, versions, plan, self-check, warnings, times."""
+        """The way the result came about: options, versions, plan, self-check, warnings, times."""
         return json.loads(self.data.attrs["provenance"])
 
     @property
@@ -126,17 +130,17 @@ class Taxonomy:
             raise InputError(f"confidence must be above 0.5 and at most 1, not {confidence!r}")
         evidence.require(self.data, "role_probability", 'bootstrap="full"')
         if wanted is Role.UNDECIDED:
-            sure = self.data.role_probability[place].max("role_name").values < confidence
+            chosen = self.data.role_probability[place].max("role_name").values < confidence
         else:
-            sure = self.data.role_probability[place, :, wanted - 1].values >= confidence
-        return order[sure[order]]
+            chosen = self.data.role_probability[place, :, wanted - 1].values >= confidence
+        return order[chosen[order]]
 
     def roles(self) -> pd.DataFrame:
         """Role names, label x unit."""
         return tables.role_names(self.data)
 
     def proportions(self) -> pd.DataFrame:
-        """Share of the units with each role, label x role, fractions (the paper's table 2)."""
+        """Proportion of the units with each role, label x role, fractions (the paper's table 2)."""
         index = pd.Index(self.labels, name="label")
         return tables.by_role(roles.proportions(self.data.role.values), index)
 
@@ -173,16 +177,16 @@ class Taxonomy:
         return tables.sensitivity(self.data, self.tolerance)
 
     def regret(self) -> pd.DataFrame:
-        """What the other split's active set costs, label x [train, test, *_accuracy].
+        """The cost of the other split's active set, label x [train, test, *_accuracy].
 
         `train` and `test` are in nats, E(other set) - E(own set); the accuracies are fractions,
         own set - other set. Positive = the other split's set is worse. With bootstrap also the
-        intervals of the losses, `*_low` and `*_high`, in the given order with both sets as given.
+        intervals of the losses, `*_low` and `*_high`, with a fixed ranking and both sets as given.
         """
         return tables.regret(self.data, self.level)
 
     def minima(self, delta: float = 0.01) -> pd.DataFrame:
-        """How sharp the minimum of every curve is, one row per split x label.
+        """The sharpness of the minimum of every curve, one row per split x label.
 
         `low` and `high`: the run of n around n0 in which E(n) <= E(n0) + `delta`; `width`: how many
         evaluated n >= 1 have that; `status`: the curve in plain words. With bootstrap `one_error`:
@@ -206,23 +210,28 @@ class Taxonomy:
         return evidence.agreement(self.data)
 
     def controls(self) -> pd.DataFrame:
-        """Mean role shares under controls, control x [core, ..., confusing, agreement].
+        """Mean proportions under controls, control x [core, ..., confusing, agreement].
 
-        Under random and reversed orders, and in the given orders by the loss of logits scaled to
+        Under random and reversed orders, and with a fixed ranking by the loss of logits scaled to
         the temperature `data.temperature` and by accuracy. `agreement`: share of the units whose
         role is that of the analysis; what the random order gives is chance.
         """
-        return evidence.controls(self.data)
+        return evidence.controls(self._measured("controls"))
 
     def active_sets(self) -> pd.DataFrame:
-        """What the active set of each class does to all classes, one row per split x label.
+        """Effects of the active set of each class on all classes, one row per split x label.
 
         Only the loss of its own class made the set, and any push towards the class lowers that.
         `recall` of the class; `balanced_accuracy`, the mean of that and of the share of the other
         samples not taken for it; `loss`, the mean over all samples; beside each the same of the
         whole layer, `intact_*`.
         """
-        return evidence.active_sets(self.data)
+        return evidence.active_sets(self._measured("active_sets"))
+
+    def _measured(self, table: str) -> xr.Dataset:
+        """The data, if they hold what a table of evidence needs."""
+        evidence.require(self.data, *_EVIDENCE[table])
+        return self.data
 
     @property
     def level(self) -> float:
@@ -231,7 +240,7 @@ class Taxonomy:
         return float(asked.get("level", 0.9))
 
     def floors(self) -> pd.DataFrame:
-        """What sampling alone gives, role x columns, fractions, means over the classes.
+        """Proportions that sampling alone gives, role x columns, fractions, means over the classes.
 
         `observed` is the proportion between halves of both splits, `train_noise_floor` and
         `test_noise_floor` that between two halves of one split, all of the same size; `*_low` and
@@ -240,38 +249,40 @@ class Taxonomy:
         floor. `observed_std_*` and `noise_floor_std_*` are the population std over classes (table
         2) and over units (table 3) at that size.
         """
-        return evidence.floors(self.data)
+        return evidence.floors(self._measured("floors"))
 
     def exchangeability(self) -> pd.DataFrame:
         """Units active on one split only, against new splits of all samples of the same sizes.
 
         p = (b + 1) / (R + 1); `attrs` hold R, the smallest possible p and what the test asks.
         """
-        return evidence.exchangeability(self.data)
+        return evidence.exchangeability(self._measured("exchangeability"))
 
     def intervals(self, by_label: bool = False) -> pd.DataFrame:
-        """Role shares, role x [value, low, high, ...]: other samples, this network.
+        """Proportions, role x [value, low, high, ...]: other samples, this network.
 
-        Mean shares, and their std over classes and units as in `summary`, each with its interval;
-        `attrs` say the level and whether rank noise is included: not with "fixed_ranking".
+        Mean proportions, and their std over classes and units as in `summary`, each with its
+        interval; `attrs` say the level, and whether the uncertainty of the ranking is included: not
+        with "fixed_ranking".
 
         Parameters
         ----------
         by_label : one row per label x role, with `value`, `low` and `high` alone.
         """
         made = evidence.intervals_by_label if by_label else evidence.intervals
-        return made(self.data, self.level)
+        return made(self._measured("intervals"), self.level)
 
     def signs(self) -> pd.DataFrame:
         """The paper's signs of good and bad generalization, and regret on test, as findings.
 
-        One row each, with `value`, interval (`low`, `high`), the columns of `floors`, `loose` (at
-        tolerance 0.01), `verdict` and a `sentence`. Fractions; regret in what the loss is measured.
+        One row each, with `value`, interval (`low`, `high`), the columns of `floors`, the value
+        `at_tolerance_0.01`, `finding` and a `sentence`. Fractions; regret in what the loss is
+        measured.
         """
-        return signs.signs(self.data, self.level, self.loss_units)
+        return signs.signs(self._measured("signs"), self.level, self.loss_units)
 
     def train_only_signs(self) -> pd.DataFrame:
-        """What the training samples alone say, sign x [value, low, high, sentence].
+        """Signs from the training samples alone, sign x [value, low, high, sentence].
 
         Of the test set nothing is used but how many samples it has, which says how large the halves
         are that `unstable units` come from.
@@ -289,7 +300,10 @@ class Taxonomy:
     @property
     def tables(self) -> list[str]:
         """The methods that give a table of this result."""
-        found = [*_TABLES, *(name for name, needed in _EVIDENCE.items() if needed in self.data)]
+        found = [
+            *_TABLES,
+            *(name for name, (needed, _) in _EVIDENCE.items() if needed in self.data),
+        ]
         measured = "noise_floor_proportion" in self.data or "proportion_replicate" in self.data
         known = measured and self._order not in signs.RANKED_BY_TEST
         return found + ["train_only_signs"] * known

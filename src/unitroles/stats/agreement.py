@@ -14,8 +14,7 @@ from jaxtyping import Float, Int
 from unitroles.roles import active_set, positions
 
 PERSISTENCE = 0.9
-"""How much less each further position of an order weighs in the rank-biased overlap; the first ten
-carry 86 % of the weight."""
+"""The weight of each further position of an order in the rank-biased overlap, to the one before."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +32,8 @@ class Overlap:
         of which one holds the other.
     over_by_turning_points : share of the units that is overfitted because train has more active
         units than test, max(0, n0_train - n0_test) / N: so many are with one shared order, too.
-    over_by_rank_swaps : the rest of the overfitted share: units that came early on train and late
-        on test.
+    over_by_rank_swaps : the rest of the overfitted proportion: units that came early on
+        train and late on test.
     spearman : rank correlation of the positions of all units; not a number for a single unit.
     rank_biased : overlap of the two orders in which early positions weigh most ([Webber2010]_, the
         extrapolated form); 1 = the same order.
@@ -72,14 +71,14 @@ def overlap(
     units, point = order.shape[-1], point.astype(np.int64)  # products of int32 may overflow
     on_train, on_test = active_set(order, point)
     core, either = (on_train & on_test).sum(axis=-1), (on_train | on_test).sum(axis=-1)
-    longer = np.maximum(0, point[0] - point[1])
+    more_on_train = np.maximum(0, point[0] - point[1])
     shared = (order[0] == order[1]).all(axis=-1)
     return Overlap(
         lift=core * units / (point[0] * point[1]),
         jaccard=core / either,
         p=np.where(shared, np.nan, hypergeom.sf(core - 1, units, point[0], point[1])),
-        over_by_turning_points=longer / units,
-        over_by_rank_swaps=(point[0] - core - longer) / units,
+        over_by_turning_points=more_on_train / units,
+        over_by_rank_swaps=(point[0] - core - more_on_train) / units,
         spearman=rank_correlation(order[0], order[1]),
         rank_biased=rank_biased_overlap(order[0], order[1]),
     )

@@ -114,7 +114,7 @@ def partial(
 def _beside(
     values: Float[np.ndarray, "*rest member"], along: Float[np.ndarray, " member"]
 ) -> Float[np.ndarray, "*rest member"]:
-    """What is left of centred values without their part along a vector; 0 where it is rounding."""
+    """The rest of centred values without their part along a vector; 0 where it is rounding."""
     centred = _centred(values)
     left = centred - (centred * along).sum(axis=-1, keepdims=True) * along
     whole, rest = (np.abs(part).max(axis=-1, keepdims=True) for part in (centred, left))

@@ -1,4 +1,4 @@
-"""Which samples stand in for which: halves of a split, new splits of all samples, new weights.
+"""Samples that stand in for others: halves of a split, new splits of all samples, new weights.
 
 NumPy only. Everything is drawn by split and class, keyed by what it is drawn for (the class by its
 place among those analysed), so that no draw depends on batches or on which process makes it.
@@ -28,7 +28,7 @@ def _poisson_levels(mean: int) -> Float[np.ndarray, " values"]:
 
 @dataclass(frozen=True)
 class Draws:
-    """How often each sample counts in each part, for some replicates.
+    """The weight of each sample in each part, for some replicates.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ class Draws:
 
 
 def held_bytes(samples: int, floors: int, resplits: int, replicates: int, alike: bool) -> int:
-    """What the weights of both splits' samples take at most at one time.
+    """The most that the weights of both splits' samples take at one time.
 
     Those of replicates stay while the others come and go. Where a part is not read alike in every
     pair, each of the three pairs of halves gets two parts of its own beside the four of all.

@@ -1,4 +1,4 @@
-"""What sampling alone does to a result: intervals, floors, tests. Arrays in, arrays out."""
+"""Effects of sampling alone on a result: intervals, noise floors, tests. Arrays in, arrays out."""
 
 from __future__ import annotations
 
@@ -18,9 +18,6 @@ from unitroles.stats.draws import weighted_again
 OUTER, INNER = 20, 40
 """Replicates of the iterated bootstrap: coverage is the share of the outer ones whose interval,
 from the inner ones, holds what the whole sample gives."""
-
-
-GOOD_COVERAGE = 0.85
 
 
 ALPHA = 0.05
@@ -90,7 +87,7 @@ def role_proportions(role: UInt8[np.ndarray, "*rest unit"]) -> Float[np.ndarray,
 
 
 def std_over_units(role: UInt8[np.ndarray, "*rest label unit"]) -> Float[np.ndarray, "*rest role"]:
-    """The population std over the units of their role shares, over the classes that have roles."""
+    """The population std over the units of their shares, over the classes that have roles."""
     known = role[..., :1].any(axis=-1).sum(axis=-1)[..., None, None]
     share = (role[..., None] == np.array(ROLES)).sum(axis=-3) / np.maximum(known, 1)
     return np.where(known[..., 0] > 0, share.std(axis=-2), np.nan)
@@ -98,7 +95,7 @@ def std_over_units(role: UInt8[np.ndarray, "*rest label unit"]) -> Float[np.ndar
 
 @dataclass(frozen=True)
 class Weighed:
-    """What weights on its samples do to one curve.
+    """One curve under weights on its samples.
 
     Parameters
     ----------
@@ -137,7 +134,7 @@ def weigh(
     tolerance: float,
     level: float,
 ) -> Weighed:
-    """Weigh the samples of one class of one split, whose losses are those in the given order.
+    """Weigh the samples of one class of one split, whose losses are those with a fixed ranking.
 
     Parameters
     ----------
@@ -163,7 +160,7 @@ def weigh_again(
     level: float,
     key: tuple[int, ...],
 ) -> Iterated:
-    """How often the intervals of `weigh` hold what they should.
+    """The coverage of the intervals of `weigh`: how often they hold what they should.
 
     Parameters
     ----------
@@ -208,7 +205,7 @@ def _paired_error(
 def proportions_at(
     order: Int[np.ndarray, "split position"], point: Points
 ) -> Float[np.ndarray, "*rest role"]:
-    """Role shares of one class at other turning points in the given orders."""
+    """Proportions of one class at other turning points, with a fixed ranking."""
     first, second = positions(order)
     units = len(first)
     core = _both(first, second)[point[0], point[1]]
@@ -219,7 +216,7 @@ def proportions_at(
 def _both(
     first: Int[np.ndarray, " unit"], second: Int[np.ndarray, " unit"]
 ) -> Int[np.ndarray, "n n"]:
-    """How many units are among the first a of one order and the first b of the other."""
+    """The number of units among the first a of one order and the first b of the other."""
     size = len(first) + 1
     table = np.zeros((size, size), dtype=np.int32)
     table[first + 1, second + 1] = 1
@@ -232,7 +229,7 @@ def proportion_coverage(
     inner: Int[np.ndarray, "split outer inner"],
     level: float,
 ) -> Float[np.ndarray, "outer kind"]:
-    """Whether the intervals of overfitted and generalizing share hold those of the whole sample."""
+    """Whether intervals of the overfitted and generalizing proportion hold the whole sample's."""
     truth = proportions_at(order, point[:, None])[0]
     low, high = interval(np.moveaxis(proportions_at(order, inner), 1, 0), level)
     held = (low <= truth + TIES) & (truth - TIES <= high)

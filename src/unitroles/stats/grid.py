@@ -1,4 +1,4 @@
-"""Which numbers of retrieved units are evaluated where every one costs a run of the head."""
+"""The numbers of retrieved units that are evaluated where every one costs a run of the head."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def grid(units: int, resolution: str | int) -> Int[np.ndarray, " points"]:
 
 
 def expected(units: int, resolution: str | int) -> int:
-    """How many points of a curve are evaluated; the grid and one refinement where it adapts."""
+    """The number of evaluated points of a curve; the grid and one refinement where it adapts."""
     points = grid(units, resolution)
     if resolution != "adaptive":
         return len(points)
@@ -39,7 +39,7 @@ def expected(units: int, resolution: str | int) -> int:
 def refinement(
     curve: Float[np.ndarray, " retrieved"], points: Int[np.ndarray, " points"], tolerance: float
 ) -> Bool[np.ndarray, " retrieved"]:
-    """Which n to evaluate next; none where the turning point is settled.
+    """The n to evaluate next; none where the turning point is settled.
 
     That are all n in the intervals of the grid that end at the turning point or hold it, and in
     those that would move it if the curve fell as far below their lower end as it has been seen to

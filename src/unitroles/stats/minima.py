@@ -1,4 +1,4 @@
-"""How sharp the minimum of a curve is: basins around turning points, and what can be said of them.
+"""Sharpness of the minimum of a curve: basins around turning points, and their kinds in words.
 
 Curves are E(n) for n = 0 ... N on the last axis, in nats; n at which one is not a number were not
 evaluated, and neither count nor interrupt.
@@ -55,7 +55,7 @@ def _run(
     point: Int[np.ndarray, "*rest"],
     delta: float | Float[np.ndarray, "*#rest"],
 ) -> tuple[Bool[np.ndarray, "*rest n"], Bool[np.ndarray, "*rest n"]]:
-    """Which n = 1 ... N belong to the run around n0, and which are within `delta` of it."""
+    """For n = 1 ... N: does it belong to the run around n0, and is it within `delta` of n0?"""
     retrieved, n, at = curve[..., 1:], np.arange(1, curve.shape[-1]), point[..., None]
     within = retrieved <= _at(curve, point) + np.asarray(delta)[..., None]
     bars = np.isfinite(retrieved) & ~within
@@ -116,7 +116,7 @@ def one_error_point(
 def status(
     loss: Float[np.ndarray, "*rest retrieved"], point: Int[np.ndarray, "*rest"]
 ) -> np.ndarray:
-    """What kind of minimum each turning point is, in plain words.
+    """The kind of minimum that each turning point is, in plain words.
 
     Parameters
     ----------

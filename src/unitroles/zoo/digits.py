@@ -16,18 +16,14 @@ CLASS_NAMES = tuple(str(digit) for digit in range(10))
 class DigitsData:
     """The two splits as arrays.
 
-    Attributes
+    Parameters
     ----------
-    train_images, test_images : ndarray
-        float32, shape (samples, 1, 8, 8); pixels in [0, 1] plus noise, not clipped.
-    train_labels : ndarray
-        int64, shape (samples,); the labels given to the training, corrupted or not.
-    true_train_labels, test_labels : ndarray
-        int64, shape (samples,); the correct labels.
-    class_names : tuple of str
-        The names of the labels 0 to 9.
-    label_noise : float
-        Fraction of ``train_labels`` that differ from ``true_train_labels``.
+    train_images, test_images : float32 (samples, 1, 8, 8); pixels in [0, 1] plus noise, not
+        clipped.
+    train_labels : int64; the labels given to the training, corrupted or not.
+    true_train_labels, test_labels : int64; the correct labels.
+    class_names : of the labels 0 to 9.
+    label_noise : fraction of `train_labels` that differ from `true_train_labels`.
     """
 
     train_images: np.ndarray
@@ -40,7 +36,7 @@ class DigitsData:
 
 
 def load_digits(settings: DigitsSettings, label_noise: float = 0.0) -> DigitsData:
-    """Return scikit-learn's digits in two stratified splits, with noise as part of the data.
+    """Scikit-learn's digits in two stratified splits, with noise as part of the data.
 
     The noise is drawn once per image of the whole set, so an image carries the same noise in
     every call and whatever the split sizes are. The images of a smaller rate of label noise
@@ -48,21 +44,13 @@ def load_digits(settings: DigitsSettings, label_noise: float = 0.0) -> DigitsDat
 
     Parameters
     ----------
-    settings : DigitsSettings
-        Split sizes, pixel noise and seeds.
-    label_noise : float
-        Fraction of the training labels replaced by another class, drawn uniformly.
-
-    Returns
-    -------
-    DigitsData
+    settings : split sizes, pixel noise and seeds.
+    label_noise : fraction of the training labels replaced by another class, drawn uniformly.
 
     Raises
     ------
-    ModuleNotFoundError
-        If scikit-learn is not installed.
-    ValueError
-        If the rate is outside [0, 1] or the splits do not fit in the data set.
+    InputError : scikit-learn is not installed.
+    ValueError : the rate is outside [0, 1], or the splits do not fit in the data set.
     """
     if not 0 <= label_noise <= 1:
         raise ValueError(f"label_noise must be between 0 and 1, got {label_noise}")

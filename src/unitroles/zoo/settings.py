@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from unitroles import InputError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from unitroles.errors import unknown
+from unitroles.files import read_toml
 
 T = TypeVar("T")
 
@@ -23,16 +18,15 @@ LADDERS = {"capacity": "digits.toml", "noise": "digits_noise.toml"}
 
 @dataclass(frozen=True)
 class DigitsSettings:
-    """What the data set is; the same for every model of a family.
+    """The data set; the same for every model of a family.
 
-    Attributes
+    Parameters
     ----------
-    train_samples, test_samples : int
-        Sizes of the two disjoint, stratified splits; together at most 1797.
-    pixel_noise : float
-        Standard deviation of the Gaussian noise on the pixels, whose own range is [0, 1].
-    split_seed, noise_seed, label_seed : int
-        Seeds of the split, of the pixel noise and of the corrupted labels.
+    train_samples, test_samples : sizes of the two disjoint, stratified splits; together at most
+        1797.
+    pixel_noise : standard deviation of the Gaussian noise on the pixels, whose own range is [0, 1].
+    split_seed, noise_seed, label_seed : of the split, of the pixel noise and of the corrupted
+        labels.
     """
 
     train_samples: int
@@ -47,12 +41,10 @@ class DigitsSettings:
 class ModelSettings:
     """The architecture; the same for every model of a family.
 
-    Attributes
+    Parameters
     ----------
-    channels : tuple of tuple of int
-        One inner tuple per stack of conv-ReLU pairs; a max-pool ends every stack.
-    hidden : int
-        Features of the hidden layer of the head.
+    channels : one inner tuple per stack of conv-ReLU pairs; a max-pool ends every stack.
+    hidden : features of the hidden layer of the head.
     """
 
     channels: tuple[tuple[int, ...], ...]
@@ -63,24 +55,16 @@ class ModelSettings:
 class Recipe:
     """The hyper-parameters in which the models of a family differ.
 
-    Attributes
+    Parameters
     ----------
-    dropout : float
-        Drop probability before the last linear layer.
-    weight_decay : float
-        Decoupled weight decay of AdamW.
-    epochs : int
-        Passes over the training images.
-    learning_rate : float
-        Peak of the one-cycle schedule.
-    batch_size : int
-        Images per optimizer step, over all processes.
-    augment_noise : float
-        Standard deviation of the Gaussian noise drawn again for every image and epoch.
-    augment_shift : int
-        Largest shift of an image along each axis, in pixels, drawn again every epoch.
-    label_noise : float
-        Fraction of the training labels that are replaced by another class.
+    dropout : drop probability before the last linear layer.
+    weight_decay : decoupled weight decay of AdamW.
+    epochs : passes over the training images.
+    learning_rate : peak of the one-cycle schedule.
+    batch_size : images per optimizer step, over all processes.
+    augment_noise : standard deviation of the Gaussian noise drawn again for every image and epoch.
+    augment_shift : largest shift of an image along each axis, in pixels, drawn again every epoch.
+    label_noise : fraction of the training labels that are replaced by another class.
     """
 
     dropout: float
@@ -94,21 +78,16 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Settings:
+class Family:
     """All that decides the weights of a family of models.
 
-    Attributes
+    Parameters
     ----------
-    data : DigitsSettings
-        The data set.
-    model : ModelSettings
-        The architecture.
-    seeds : tuple of int
-        One family is trained for each.
-    recipes : dict of str to Recipe
-        The hyper-parameters by model name, in the order of the file.
-    sha256 : str
-        Hexadecimal digest of the file the settings were read from.
+    data : the data set.
+    model : the architecture.
+    seeds : one family is trained for each.
+    recipes : the hyper-parameters by model name, in the order of the file.
+    sha256 : hexadecimal digest of the file the settings were read from.
     """
 
     data: DigitsSettings
@@ -117,8 +96,8 @@ class Settings:
     recipes: dict[str, Recipe]
     sha256: str
 
-    def quick(self) -> Settings:
-        """Return a variant for smoke runs: fewer samples, fewer epochs, the first seed only."""
+    def quick(self) -> Family:
+        """A variant for smoke runs: fewer samples, fewer epochs, the first seed only."""
         data = replace(
             self.data,
             train_samples=min(self.data.train_samples, 150),
@@ -131,60 +110,46 @@ class Settings:
         return replace(self, data=data, recipes=recipes, seeds=self.seeds[:1])
 
 
-def ladder(name: str) -> Settings:
-    """Read one of the settings files that come with the package.
+def ladder(name: str) -> Family:
+    """One of the settings files that come with the package.
 
     Parameters
     ----------
-    name : str
-        ``"capacity"`` (models A to E) or ``"noise"`` (rising label noise).
-
-    Returns
-    -------
-    Settings
+    name : "capacity" (models A to E) or "noise" (rising label noise).
 
     Raises
     ------
-    unitroles.InputError
-        If there is no such ladder.
+    InputError : there is no such ladder.
     """
     if name not in LADDERS:
-        raise InputError(f"unknown ladder {name!r}; known: {', '.join(LADDERS)}")
+        raise unknown("ladder", name, LADDERS)
     return read_settings(Path(__file__).with_name(LADDERS[name]))
 
 
-def read_settings(path: str | Path) -> Settings:
-    """Read the settings of a family of models from a TOML file.
+def read_settings(path: Path) -> Family:
+    """The settings of a family of models, from a TOML file.
 
     Parameters
     ----------
-    path : str or Path
-        A file with the key ``seeds`` and the tables ``data``, ``model`` and ``recipes.NAME``;
-        a table ``defaults`` holds what all recipes share.
-
-    Returns
-    -------
-    Settings
+    path : a file with the key `seeds` and the tables `data`, `model` and `recipes.NAME`; a table
+        `defaults` holds what all recipes share.
 
     Raises
     ------
-    ValueError
-        If a key is unknown, missing or of the wrong type, or if the file is no TOML; the
-        message names the file, the table and the keys.
+    ValueError : a key is unknown, missing or of the wrong type, or the file is no TOML; the message
+        names the file, the table and the keys.
     """
-    path = Path(path)
-    raw = path.read_bytes()
     try:
-        table = tomllib.loads(raw.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        table = read_toml(path)
+    except ValueError as error:
         raise ValueError(f"{path}: not a TOML file: {error}") from error
     try:
-        return _settings(table, hashlib.sha256(raw).hexdigest())
+        return _family(table, hashlib.sha256(path.read_bytes()).hexdigest())
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _settings(table: Mapping[str, Any], sha256: str) -> Settings:
+def _family(table: Mapping[str, Any], sha256: str) -> Family:
     known = {"seeds", "data", "model", "defaults", "recipes"}
     _refuse(sorted(set(table) - known), "unknown", "the top level", known)
     _refuse(sorted(known - {"defaults"} - set(table)), "missing", "the top level", known)
@@ -199,7 +164,7 @@ def _settings(table: Mapping[str, Any], sha256: str) -> Settings:
         name: _build(Recipe, {**defaults, **_table(own, name)}, f"recipes.{name}")
         for name, own in table["recipes"].items()
     }
-    return Settings(
+    return Family(
         data=_build(DigitsSettings, table["data"], "data"),
         model=_build(ModelSettings, table["model"], "model"),
         seeds=tuple(seeds),

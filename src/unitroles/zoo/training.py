@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -31,20 +31,15 @@ _FACTS = ("train_accuracy", "test_accuracy", "true_label_accuracy", "epochs", "s
 class Trained:
     """A trained model and how good it is.
 
-    Attributes
+    Parameters
     ----------
-    model : nn.Module
-        In eval mode, on the CPU.
-    train_accuracy, test_accuracy : float
-        Fractions, without augmentation or dropout; training by the given labels.
-    true_label_accuracy : float or None
-        Accuracy on the training images by the true labels; None without label noise.
-    epochs : int
-        Epochs trained.
-    seconds : float
-        Wall-clock time of the training, summed over interruptions.
-    reused : bool
-        Whether finished weights were found, so that nothing was trained in this call.
+    model : in eval mode, on the CPU.
+    train_accuracy, test_accuracy : fractions, without augmentation or dropout; training by the
+        given labels.
+    true_label_accuracy : on the training images by the true labels; None without label noise.
+    epochs : trained.
+    seconds : wall-clock time of the training, summed over interruptions.
+    reused : whether finished weights were found, so that nothing was trained in this call.
     """
 
     model: nn.Module
@@ -66,65 +61,47 @@ def train(
     data: DigitsData,
     model_settings: ModelSettings,
     seed: int,
-    folder: str | Path,
-    name: str,
+    weights: Path,
     on_epoch: Callable[[int, int], None] | None = None,
     *,
     checkpoint_seconds: float = 3.0,
 ) -> Trained:
     """Train one model, go on with a killed training, or load a finished one.
 
-    All randomness derives from ``seed`` and the epoch and each process computes on one CPU
+    All randomness derives from `seed` and the epoch and each process computes on one CPU
     thread, so a training that was killed and started again ends, on the same machine type and
     number of processes, with the very weights of an undisturbed one.
-    Finished weights are written to ``folder/NAME.safetensors``. They count only for the same
-    recipe, architecture, seed and data, whose common hash is in the metadata of the file.
+    Finished weights count only for the same recipe, architecture, seed and data, whose common hash
+    is in the metadata of the file.
 
     Parameters
     ----------
-    recipe : Recipe
-        Hyper-parameters.
-    data : DigitsData
-        Data set, loaded with the label noise of the recipe.
-    model_settings : ModelSettings
-        Architecture.
-    seed : int
-        Seed of initial weights, order of the samples, augmentation and dropout.
-    folder : str or Path
-        Where weights and checkpoints are kept; made if it does not exist.
-    name : str
-        Name of the model, used as a file name.
-    on_epoch : callable, optional
-        Called as ``on_epoch(epoch, epochs)`` after every epoch, on the main process; once,
-        with ``epochs`` twice, if the model was finished before.
-    checkpoint_seconds : float
-        Least time between two checkpoints, which are taken between epochs only.
-
-    Returns
-    -------
-    Trained
+    recipe : hyper-parameters.
+    data : the data set, loaded with the label noise of the recipe.
+    model_settings : the architecture.
+    seed : of initial weights, order of the samples, augmentation and dropout.
+    weights : the file of the finished weights, NAME.safetensors, beside which checkpoints are kept;
+        its folder is made if it does not exist.
+    on_epoch : called with the epoch and the number of epochs after every epoch, on the main
+        process; once, with the number twice, if the model was finished before.
+    checkpoint_seconds : least time between two checkpoints, which are taken between epochs only.
 
     Raises
     ------
-    unitroles.InputError
-        If accelerate is not installed or the folder cannot be written.
-    ValueError
-        If the label noise of data and recipe differ.
+    InputError : accelerate is not installed, or the folder cannot be written.
+    ValueError : the label noise of data and recipe differ.
     """
     if data.label_noise != recipe.label_noise:
         raise ValueError(
-            f"the recipe {name!r} has label noise {recipe.label_noise}, the data "
+            f"the recipe {weights.stem!r} has label noise {recipe.label_noise}, the data "
             f"{data.label_noise}: use load_digits(settings, label_noise=recipe.label_noise)"
         )
-    folder = Path(folder)
-    weights = folder / f"{name}.safetensors"
-    fingerprint = settings_hash(recipe, data, model_settings, seed)
+    job = _Job(recipe, data, model_settings, seed, weights)
     with _undisturbed() as accelerator:
-        trained = _finished(weights, fingerprint, recipe, model_settings)
+        trained = _finished(job)
         accelerator.wait_for_everyone()
         if trained is None:
-            make_folder(folder)
-            job = _Job(recipe, data, model_settings, seed, weights, fingerprint)
+            make_folder(weights.parent)
             trained = _run(job, accelerator, on_epoch, checkpoint_seconds)
         elif on_epoch is not None and accelerator.is_main_process:
             on_epoch(recipe.epochs, recipe.epochs)
@@ -134,7 +111,7 @@ def train(
 def settings_hash(
     recipe: Recipe, data: DigitsData, model_settings: ModelSettings, seed: int
 ) -> str:
-    """Return the SHA-256 of all that decides the weights, as hexadecimal digits."""
+    """The SHA-256 of all that decides the weights, as hexadecimal digits."""
     choices = {"recipe": asdict(recipe), "model": asdict(model_settings), "seed": seed}
     digest = hashlib.sha256(json.dumps(choices, sort_keys=True).encode())
     for array in (data.train_images, data.train_labels, data.test_images, data.test_labels):
@@ -149,30 +126,45 @@ class _Job:
     model_settings: ModelSettings
     seed: int
     weights: Path
-    fingerprint: str
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return settings_hash(self.recipe, self.data, self.model_settings, self.seed)
 
     @property
     def checkpoint(self) -> Path:
         return self.weights.with_name(self.weights.name + ".checkpoint")
 
+    def network(self) -> nn.Module:
+        return vgg_digits(
+            self.model_settings.channels, self.model_settings.hidden, self.recipe.dropout
+        )
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """The networks are so small that threads cost more than they give on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
 
 @contextmanager
 def _undisturbed() -> Iterator[Any]:
-    """Yield an Accelerator on one CPU thread; leave RNG state and thread count as they were."""
+    """An Accelerator on one CPU thread; leaves RNG state and thread count as they were."""
     require("accelerate")
     from accelerate import Accelerator
 
-    threads = torch.get_num_threads()
-    try:
+    with one_thread():
         accelerator = Accelerator(mixed_precision="no")
-        # The bits of a sum depend on the number of threads; small networks gain little from more,
-        # and lose much where other programs use the same cores.
+        # The bits of a sum depend on the number of threads, which accelerate may have set.
         torch.set_num_threads(1)
         devices = [accelerator.device] if accelerator.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             yield accelerator
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _derived_seed(*parts: int) -> int:
@@ -187,7 +179,7 @@ def _run(
 ) -> Trained:
     recipe = job.recipe
     torch.manual_seed(_derived_seed(job.seed))
-    bare = vgg_digits(job.model_settings.channels, job.model_settings.hidden, recipe.dropout)
+    bare = job.network()
     model, optimizer = accelerator.prepare(
         bare,
         torch.optim.AdamW(
@@ -291,40 +283,30 @@ def _save_weights(job: _Job, trained: Trained) -> None:
     write_whole({job.weights: write})
 
 
-def _finished(
-    weights: Path, fingerprint: str, recipe: Recipe, model_settings: ModelSettings
-) -> Trained | None:
-    if not weights.exists():
+def _finished(job: _Job) -> Trained | None:
+    if not job.weights.exists():
         return None
     try:
-        with safe_open(weights, framework="pt") as file:
+        with safe_open(job.weights, framework="pt") as file:
             metadata = file.metadata() or {}
     except SafetensorError:  # damaged: trained again
         return None
-    if metadata.get("settings_hash") != fingerprint:
+    if metadata.get("settings_hash") != job.fingerprint:
         return None
-    model = vgg_digits(model_settings.channels, model_settings.hidden, recipe.dropout)
-    model.load_state_dict(load_file(weights))
+    model = job.network()
+    model.load_state_dict(load_file(job.weights))
     facts = {name: json.loads(metadata[name]) for name in _FACTS}
     return Trained(model=model.eval(), reused=True, **facts)
 
 
 def augment(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
-    """Return shifted and noisier copies of images.
+    """Shifted and noisier copies of images; pixels shifted in from outside are 0 before the noise.
 
     Parameters
     ----------
-    images : Tensor
-        float32, shape (samples, 1, height, width), on the CPU.
-    recipe : Recipe
-        Gives the largest shift in pixels and the standard deviation of the noise.
-    generator : torch.Generator
-        The only source of randomness.
-
-    Returns
-    -------
-    Tensor
-        Of the same shape; pixels shifted in from outside are 0 before the noise.
+    images : float32 (samples, 1, height, width), on the CPU.
+    recipe : gives the largest shift in pixels and the standard deviation of the noise.
+    generator : the only source of randomness.
     """
     if recipe.augment_shift:
         images = _shift(images, recipe.augment_shift, generator)

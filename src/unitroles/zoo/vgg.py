@@ -13,28 +13,23 @@ def vgg_digits(
     hidden: int = 128,
     dropout: float = 0.0,
 ) -> nn.Module:
-    """Return a network for images of shape (1, 8, 8) and ten classes.
+    """A network for images of shape (1, 8, 8) and ten classes.
 
     Parameters
     ----------
-    channels : sequence of sequences of int
-        Output channels of the 3x3 convolutions; each inner sequence is a stack that ends with
-        a 2x2 max-pool, so there are at most three.
-    hidden : int
-        Features of the hidden layer of the head.
-    dropout : float
-        Drop probability between the hidden layer and the last one.
+    channels : output channels of the 3x3 convolutions; each inner sequence is a stack that ends
+        with a 2x2 max-pool, so there are at most three.
+    hidden : features of the hidden layer of the head.
+    dropout : drop probability between the hidden layer and the last one.
 
     Returns
     -------
-    nn.Module
-        With the parts ``features`` and ``classifier``; maps float tensors of shape
-        (samples, 1, 8, 8) to logits of shape (samples, 10). Weights come from torch's RNG.
+    A model with the parts `features` and `classifier`; it maps float tensors (samples, 1, 8, 8) to
+    logits (samples, 10). Weights come from torch's RNG.
 
     Raises
     ------
-    ValueError
-        If there are no stacks, or more than an image of eight pixels can be halved.
+    ValueError : there are no stacks, or more than an image of eight pixels can be halved.
 
     Examples
     --------
@@ -69,12 +64,11 @@ def vgg_digits(
 
 
 def last_conv_layer(model: nn.Module) -> str:
-    """Return the path of the ReLU after the last convolution of ``model.features``.
+    """The path of the ReLU after the last convolution of `model.features`.
 
     Raises
     ------
-    ValueError
-        If ``model.features`` holds no convolution that is followed by a ReLU.
+    ValueError : `model.features` holds no convolution that is followed by a ReLU.
     """
     features = list(model.get_submodule("features").children())
     pairs = [
