@@ -323,7 +323,9 @@ def test_ladder_of_noise_has_clean_pixels_and_rising_rates():
 
 
 def test_unknown_ladder():
-    with pytest.raises(InputError, match="unknown ladder 'nose'; known: capacity, noise"):
+    with pytest.raises(
+        InputError, match="unknown ladder 'nose'; did you mean noise. known: capacity, noise"
+    ):
         ladder("nose")
 
 

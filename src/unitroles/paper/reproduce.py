@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 import unitroles as ur
 from unitroles import Taxonomy, plots
+from unitroles.errors import unknown
 from unitroles.files import require, write_whole
 from unitroles.paper import tables
 from unitroles.paper.evidence import sure
@@ -73,7 +74,7 @@ def reproduce(
         disk, or a folder that cannot be written or holds another run.
     """
     if name != "digits":
-        raise ur.InputError(f"unknown reproduction {name!r}; known: digits")
+        raise unknown("name", name, ["digits"])
     job = _job(Path(out), seeds, quick, ladder, evidence)
     require("sklearn", "accelerate")
     claim(job)

@@ -9,7 +9,7 @@ from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from unitroles import InputError
+from unitroles.errors import unknown
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -149,7 +149,7 @@ def ladder(name: str) -> Settings:
         If there is no such ladder.
     """
     if name not in LADDERS:
-        raise InputError(f"unknown ladder {name!r}; known: {', '.join(LADDERS)}")
+        raise unknown("ladder", name, LADDERS)
     return read_settings(Path(__file__).with_name(LADDERS[name]))
 
 
