@@ -154,8 +154,6 @@ OPTIONS = options_of(
         ("output", Output),
     ]
 )
-
-
 LASTING = {n: option for n, option in OPTIONS.items() if n not in ("config", "force", "dry_run")}
 """Those that a configuration file may have; the others belong to one run."""
 

@@ -176,13 +176,12 @@ def _misplaced(key: str, table: str, path: Path, known: Mapping[str, Option]) ->
 
 def _value(value: Any, option: Option, where: str) -> Any:
     """As the command line would give it; numbers may stand where it takes a text."""
-    plain = isinstance(value, (str, int, float)) and not isinstance(value, bool)
-    fits, what = {
-        bool: (isinstance(value, bool), "true or false"),
-        int: (plain and isinstance(value, int), "a whole number"),
-        float: (plain and not isinstance(value, str), "a number"),
-    }.get(option.plain, (plain, "a text or a number"))
-    if fits:
+    kinds, what = {
+        bool: ([bool], "true or false"),
+        int: ([int], "a whole number"),
+        float: ([int, float], "a number"),
+    }.get(option.plain, ([str, int, float], "a text or a number"))
+    if type(value) in kinds:
         return value if option.plain in (bool, int, float) else str(value)
     if not option.items:
         raise InputError(f"{where} must be {what}, not {value!r}; change it")
@@ -200,8 +199,8 @@ def used_tables(
     for name, option in known.items():
         value = values[name]
         if value is not None:
-            plain = value if isinstance(value, (bool, int, float)) else str(value)
-            tables.setdefault(option.table, {})[name] = plain
+            entries = tables.setdefault(option.table, {})
+            entries[name] = str(value) if isinstance(value, Path) else value
     return tables
 
 
