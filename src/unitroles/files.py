@@ -84,13 +84,13 @@ def write_whole(files: Mapping[Path, str | Callable[[Path], Any]]) -> None:
             target = path.resolve()
             if target.exists() and not target.is_file():
                 raise InputError(f"cannot write {path}: it is no file; choose another name")
-            parts[target] = target.with_name(f".{uuid4().hex}.part")
+            parts[path] = target.with_name(f".{uuid4().hex}.part")
             if isinstance(content, str):
-                parts[target].write_text(content, encoding="utf-8")
+                parts[path].write_text(content, encoding="utf-8")
             else:
-                content(parts[target])
+                content(parts[path])
         for path, part in parts.items():
-            os.replace(part, path)
+            os.replace(part, path.resolve())
     except _failures() as error:
         why = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise InputError(f"cannot write {path}: {why}; {_remedy(error)}") from error

@@ -54,24 +54,27 @@ class Method:
 
     Parameters
     ----------
-    score : "activation_l1", "activation_mean", "activation_l2", "weight_l1", "random", or a
-        function of one tensor (samples, units, positions) that returns (samples, units).
-    order : whose scores rank the units. "per_split": each split by its own; "train", "test",
+    score : what ranks the units: "activation_l1", "activation_mean", "activation_l2", "weight_l1"
+        or "random". Or a function of one tensor (samples, units, positions) that returns (samples,
+        units).
+    order : whose scores rank the units: "per_split", each split by its own; "train", "test",
         "pooled": one order for both.
     tolerance : nats above the minimum of a curve that still count as the minimum.
-    baseline : what a ablated unit gives. "zero"; or "mean", the mean over all analysed training
-        samples of its mean activation over the positions of a sample.
-    loss : None, the cross-entropy of the sample's label; or a function of the model's output for
-        some samples, as the model gives it, and of their labels as the data give them, which
-        returns one number per sample, the lower the better: with `reduction="none"`, torch's own
-        losses are such. Samples are then classed by their labels or by `Sample.group_by`, and
-        accuracy is measured only where labels are class numbers of the output.
+    baseline : what an ablated unit gives: "zero"; or "mean", its mean activation. That is the mean
+        over all analysed training samples of its mean over the positions of a sample.
+    loss : a function (package.module:function) of the model's output and the labels that gives one
+        loss per sample; else the cross-entropy of the label. It gets the output for some samples,
+        as the model gives it, and their labels as the data give them, and returns one number per
+        sample, the lower the better: with `reduction="none"`, torch's own losses are such. Samples
+        are then classed by their labels or by `Sample.group_by`, and accuracy is measured only
+        where labels are class numbers of the output.
     resolution : at which numbers n of retrieved units the curves are evaluated, where each costs a
-        run of the head. "exact": at all; "adaptive": on a coarse grid, then at all n around the
-        minimum; a number: at 1 and every so many units from there, 0 and N. Other n are not a
-        number in the curves, and turning points under other rules (`Taxonomy.sensitivity`) are
-        read from the points that were evaluated for this one. Where the curve is one running sum
-        of logits, all n are evaluated whatever it says: nothing would be saved.
+        run of what comes after the layer: "exact", at all; "adaptive", on a coarse grid, then at
+        all n around the minimum; a number, at 1 and every so many units from there, 0 and N. Other
+        n are not a number in the curves, and turning points under other rules
+        (`Taxonomy.sensitivity`) are read from the points that were evaluated for this one. Where
+        the curve is one running sum of logits, all n are evaluated whatever it says: nothing would
+        be saved.
     """
 
     score: str | Callable[[Any], Any] = "activation_l1"
@@ -103,14 +106,14 @@ class Sample:
 
     Parameters
     ----------
-    classes : labels or class names to keep; None = all.
-    max_per_class : at most so many samples of each class in each split, drawn with `seed`.
-    equalize : draw the same number from both splits of a class (the smaller of the two).
-    group_by : what classes the samples: None, their label; or another column of theirs, by name or
-        as arrays {"train": ..., "test": ...} with a number or a text for each sample. The loss
-        still compares with the label. Roles are then those of the groups, such as the true labels
-        of a training set with wrong ones, or an attribute.
-    missing : "error" or "skip" a class that has samples in one split only.
+    classes : only these classes: names or numbers, on the command line with commas; else all.
+    max_per_class : at most so many samples of each class in each split. They are drawn with `seed`.
+    equalize : draw the same number from both splits of a class, the smaller of the two.
+    group_by : what classes the samples, if not their label: another column of theirs, or array of
+        an npz file. In Python by name or as arrays {"train": ..., "test": ...} with a number or a
+        text for each sample. The loss still compares with the label. Roles are then those of the
+        groups, such as the true labels of a training set with wrong ones, or an attribute.
+    missing : what to do with a class that has samples in one split only: "error" or "skip".
     seed : of the draw, and of the score "random".
     """
 
@@ -150,30 +153,24 @@ class Compute:
 
     Parameters
     ----------
-    device : a torch device; None = where the model is.
+    device : a torch device; else where the model is: for the command line, the CPU.
     batch_size : samples per forward.
-    memory_budget : bytes for what is kept of the samples, as a number or "2GiB"; what does not fit
-        goes to the folder for temporary files. Beside it the masks of some samples at a time take
-        up to a few hundred MiB, whatever the number of samples.
-    autocast : None, the model's own precision; "bfloat16" or "float16" for its matrix products.
-        What comes after the layer runs in float32.
-    channels_last : whether images and convolution weights have their channels last in memory.
-    engine : "local", this process.
-    run : None, nothing is kept between runs.
+    memory_budget : memory for what is kept of the samples: "500MB", "2GiB" or bytes; what does not
+        fit goes to the folder for temporary files. Beside it the masks of some samples at a time
+        take up to a few hundred MiB, whatever the number of samples.
+    autocast : precision of the matrix products up to the layer: "bfloat16" or "float16"; else the
+        model's own. What comes after the layer runs in float32.
+    channels_last : have the channels of images and convolution weights last in memory.
     """
 
     device: str | None = None
     batch_size: int = 256
     memory_budget: int | str = "2GiB"
     autocast: str | None = None
-    engine: str = "local"
-    run: None = None
     channels_last: bool = False
 
     def __post_init__(self) -> None:
         _one_of("autocast", self.autocast, (None, "bfloat16", "float16"))
-        _one_of("engine", self.engine, ("local",))
-        _one_of("run", self.run, (None,))
         if self.device is not None:
             object.__setattr__(self, "device", str(self.device))  # may be a torch.device
         _whole("batch_size", self.batch_size, 1)
@@ -209,16 +206,17 @@ class Evidence:
 
     Parameters
     ----------
-    floors : random splits inside the training and inside the test set, whose roles are what
-        sampling alone gives; 0 = none. Of fewer than 20 no verdict is read. What ablated units give
-        with `Method(baseline="mean")` stays that of all training samples.
-    resplits : new splits of all samples into two sets of the sizes of training and test set; 0 =
-        no test. The smallest possible p is 1 / (resplits + 1).
-    bootstrap : None; "fixed_ranking", intervals from samples weighted again, with each unit keeping
-        its place in the order; or "full", with scores, orders and curves computed again for every
-        replicate, as P(role) of a unit needs.
-    replicates : how many; None = 100 for "fixed_ranking" and 25 for "full".
-    level : of the intervals.
+    floors : random splits inside each split; 0 = no noise floors. The roles of such parts of the
+        training and of the test set are what sampling alone gives. Of fewer than 20 no verdict is
+        read. What ablated units give with `Method(baseline="mean")` stays that of all training
+        samples.
+    resplits : new splits of all samples; 0 = no exchangeability test. They are two sets of the
+        sizes of training and test set. The smallest possible p is 1 / (resplits + 1).
+    bootstrap : intervals from samples weighted again: "fixed_ranking", each unit keeps its place in
+        the order; "full", scores, orders and curves are computed again, as P(role) of a unit needs;
+        or none.
+    replicates : how many of the bootstrap; else 100 for "fixed_ranking" and 25 for "full".
+    level : of the intervals, between 0 and 1.
     controls : also random and reversed orders, scaled logits, and what the retrieved sets do to
         the other classes.
     seed : of every draw.
@@ -236,6 +234,8 @@ class Evidence:
         _whole("floors", self.floors, 0)
         _whole("resplits", self.resplits, 0)
         _whole("seed", self.seed, 0)
+        if self.bootstrap == "given_order":
+            raise InputError("bootstrap 'given_order' is now 'fixed_ranking'; write that")
         _one_of("bootstrap", self.bootstrap, (None, *BOOTSTRAPS))
         if self.replicates is not None:
             _whole("replicates", self.replicates, 2)

@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 
 import unitroles as ur
 from unitroles import wording
-from unitroles.cli import app, arguments
 from unitroles.cli.app import main
+from unitroles.cli.arguments import OPTIONS, Data, Network, Output, numbered
 from unitroles.curves.scores import LAYER_SCORES, SAMPLE_SCORES
 from unitroles.options import ORDERS
 from unitroles.report import text
@@ -126,14 +126,14 @@ def test_analyze_report_and_csv(here: Path, capsys: pytest.CaptureFixture[str]) 
     assert main(["report", "a.nc", "--csv", "new/tables"]) == 0
     assert capsys.readouterr().out == f"{text.report(taxonomy)}\n"
     written = {path.name: path for path in (here / "new" / "tables").iterdir()}
-    names = {"proportions", "shares", "summary", "sensitivity", "regret", "curves", "frame"}
+    names = {"proportions", "shares", "summary", "sensitivity", "regret", "curves", "units"}
     names |= {"minima", "agreement"}
     assert set(written) == {f"{name}.csv" for name in names}
     with written["proportions.csv"].open() as file:
         rows = list(csv.DictReader(file))
     assert [row["label"] for row in rows] == taxonomy.labels
     assert [float(row["core"]) for row in rows] == taxonomy.proportions()["core"].tolist()
-    with written["frame.csv"].open() as file:
+    with written["units.csv"].open() as file:
         rows = list(csv.DictReader(file))
     assert [row["role"] for row in rows] == taxonomy.to_frame().role.tolist()
 
@@ -230,9 +230,10 @@ def test_a_class_missing_in_a_folder_is_named(
 
 
 def test_a_number_is_a_name_where_the_data_have_it() -> None:
-    assert arguments.classes("3, cat,1", ["3", "cat"]) == ("3", "cat", 1)
-    assert arguments.classes("3", None) == (3,)
-    assert arguments.classes(None, ["3"]) is None
+    words = OPTIONS["classes"].value("3, cat,1")
+    assert numbered(words, ["3", "cat"]) == ("3", "cat", 1)
+    assert numbered(["3"], None) == (3,)
+    assert OPTIONS["classes"].value(None) is None
 
 
 def test_a_number_is_the_name_of_a_group_of_either_split(
@@ -295,22 +296,20 @@ def test_reproduce_hands_its_options_on(here: Path, monkeypatch: pytest.MonkeyPa
     ]
     assert callable(seen[0][5])
     assert [given[6:] for given in seen] == [(False,), (True,)]
-    assert (here / "demo").is_dir()
 
 
 def test_reproduce_says_what_is_not_installed(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from unitroles.paper import reproduce as module
+    from unitroles import files as module
 
-    def fail(*given: Any) -> None:
-        raise ModuleNotFoundError("No module named 'sklearn'", name="sklearn")
-
-    monkeypatch.setattr(module, "reproduce", fail)
+    monkeypatch.setattr(module, "find_spec", lambda package: None)
     assert main(["reproduce", "digits", "--out", "demo"]) == 2
-    assert "sklearn is missing; install it with: pip install 'unitroles[zoo]'" in (
-        capsys.readouterr().err
+    refused(
+        capsys.readouterr().err,
+        "the reproduction needs sklearn: install it with pip install 'unitroles[zoo]'",
     )
+    assert not (here / "demo").exists()
 
 
 # --- what does not
@@ -470,6 +469,22 @@ BAD: dict[str, tuple[Any, dict[str, str | None], str]] = {
         {"colour": "red"},
         "No such option: --colour ... see unitroles analyze --h",
     ),
+    "an option by its name of before": (
+        None,
+        {"confidence": "full"},
+        "error: --confidence is now --bootstrap; write that; see unitroles analyze --help",
+    ),
+    "a value by its name of before": (
+        None,
+        {"bootstrap": "given_order"},
+        "bootstrap 'given_order' is now 'fixed_ranking'; write that",
+    ),
+    "unknown bootstrap": (
+        None,
+        {"evidence": "", "bootstrap": "ful"},
+        "unknown bootstrap 'ful'; did you mean full? known: None, fixed_ranking, full",
+    ),
+    "no seed": (None, {"seed": "-1"}, "seed must be a whole number of at least 0, not -1"),
     "no evidence": (
         None,
         {"floors": "5", "bootstrap": "full"},
@@ -621,6 +636,27 @@ def test_help_names_every_option_of_the_groups(capsys: pytest.CaptureFixture[str
         assert f"─ {panel} ─" in shown
 
 
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_option_is_explained_in_one_sentence(name: str) -> None:
+    (info,) = OPTIONS[name].parameter.annotation.__metadata__
+    assert info.help.endswith(".")
+    assert info.help[0].isupper() or name == "model"
+    assert ". " not in info.help
+    assert not {"`", '"'} & set(info.help)
+
+
+def test_an_option_of_two_records_has_one_type_and_default() -> None:
+    """Of `seed` the command line has one, which sets both."""
+    records = (ur.Method, ur.Sample, ur.Compute, ur.Evidence, Network, Data, Output)
+    found: dict[str, set[Any]] = {}
+    for record in records:
+        for one in fields(record):
+            found.setdefault(one.name, set()).add((one.type, one.default, record))
+    twice = {name: each for name, each in found.items() if len(each) > 1}
+    assert set(twice) == {"seed"}
+    assert {each[:2] for each in twice["seed"]} == {("int", 0)}
+
+
 def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"unitroles {ur.__version__}\n"
@@ -632,7 +668,7 @@ def processes(here: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         command = [
             sys.executable,
             "-c",
-            "import sys; from unitroles.cli import main; sys.exit(main())",
+            "import sys; from unitroles.cli.app import main; sys.exit(main())",
         ]
         return subprocess.run([*command, *given], capture_output=True, text=True, cwd=here)
 
@@ -764,4 +800,3 @@ def test_defaults_are_those_of_the_library(here: Path) -> None:
     used = ur.load("a.nc").provenance["options"]
     for name, group in {"method": ur.Method, "sample": ur.Sample, "compute": ur.Compute}.items():
         assert used[name] == vars(group())
-    assert app.LADDERS[0] == "capacity"

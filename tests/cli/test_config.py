@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import unitroles as ur
-from unitroles.cli import app
 from unitroles.cli.app import main
-from unitroles.cli.config import config_text, read_config, settings, used_tables
+from unitroles.cli.arguments import LASTING
+from unitroles.cli.config import config_text, read_config, used_tables
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -163,17 +163,17 @@ def test_a_dry_run_writes_nothing(here: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_all_options_of_the_command_have_a_table() -> None:
-    tables = {setting.table for setting in settings(app.analyze).values()}
+    tables = {setting.table for setting in LASTING.values()}
     assert tables == {"model", "data", "method", "sample", "compute", "evidence", "output"}
-    assert settings(app.analyze)["model"].table == "model"
+    assert LASTING["model"].table == "model"
 
 
 @pytest.mark.parametrize("text", ['a"b', "a\\b", "a\nb", "ü\t€", "]\x7f\x01 #", ""])
 def test_any_text_comes_back(text: str, tmp_path: Path) -> None:
-    values = dict.fromkeys(settings(app.analyze)) | {"train": text, "seed": 3, "scale": False}
-    tables = used_tables(app.analyze, values)
+    values = dict.fromkeys(LASTING) | {"train": text, "seed": 3, "scale": False}
+    tables = used_tables(LASTING, values)
     (tmp_path / "a.toml").write_text(config_text(tables, "1"), encoding="utf-8")
-    found = read_config(tmp_path / "a.toml", settings(app.analyze))
+    found = read_config(tmp_path / "a.toml", LASTING)
     assert found == {"train": text, "seed": 3, "scale": False}
 
 
@@ -185,6 +185,11 @@ def test_any_text_comes_back(text: str, tmp_path: Path) -> None:
         ("[method]\nseed = 1", "run.toml: 'seed' stands in [method]; put it in [sample]"),
         ("seed = 1", "run.toml: 'seed' stands outside of all tables; put it in [sample]"),
         ("colour = 1", "run.toml: 'colour' stands outside of all tables; put it in one of its"),
+        (
+            "[evidence]\nconfidence = 'full'",
+            "run.toml: 'confidence' is now 'bootstrap'; write that",
+        ),
+        ("[evidence]\nbootstrap = 'given_order'", "bootstrap 'given_order' is now 'fixed_ranking'"),
         ("[sample]\nseed = '1'", "run.toml: [sample] seed must be a whole number, not '1'; change"),
         ("[sample]\nseed = true", "[sample] seed must be a whole number, not True; change it"),
         ("[sample]\nequalize = 1", "[sample] equalize must be true or false, not 1; change it"),

@@ -222,9 +222,8 @@ def made(**changes: Any) -> Forecast:
     return Forecast(**{**given, **changes})
 
 
-def lines(forecast: Forecast) -> dict[str, str]:
-    rows = (line.partition(" ") for line in str(forecast).splitlines())
-    return {name: rest.strip() for name, _, rest in rows}
+def lines(forecast: Forecast | str) -> dict[str, str]:
+    return {line[:14].rstrip(): line[15:] for line in str(forecast).splitlines()}
 
 
 def test_a_forecast_in_words():
@@ -233,9 +232,9 @@ def test_a_forecast_in_words():
         "plan": "suffix: units meet",
         "samples": "train 5,000, test 1,000",
         "body": "6,144 samples through the model as far as the layer",
-        "masks": "3,084,000 masked copies through what comes after the layer",
-        "kept": "3.0 MiB (memory)",
-        "time": "about 2.0 h: 1.2 s to prepare (now spent), 63 s body, 2.0 h masks",
+        "ablation runs": "3,084,000 masked copies through what comes after the layer",
+        "sample storage": "3.0 MiB (memory)",
+        "time": "about 2.0 h: 1.2 s to prepare (now spent), 63 s body, 2.0 h ablation runs",
         "evaluate": "62 s for one plain pass over both splits",
     }
 
@@ -243,24 +242,24 @@ def test_a_forecast_in_words():
 @pytest.mark.parametrize(
     ("changes", "row", "said"),
     [
-        ({"caches": ("memory", "disk")}, "kept", "3.0 MiB (train: memory, test: disk)"),
-        ({"caches": ("none", "none"), "bytes_cached": 0}, "kept", "nothing"),
+        ({"caches": ("memory", "disk")}, "sample storage", "3.0 MiB (train: memory, test: disk)"),
+        ({"caches": ("none", "none"), "bytes_cached": 0}, "sample storage", "nothing"),
         (
             {"caches": ("recompute", "recompute"), "bytes_cached": 0},
-            "kept",
+            "sample storage",
             "nothing, neither memory nor disk has room: the body runs for every pass",
         ),
-        ({"plan": "full"}, "masks", "3,084,000 masked copies through the whole model"),
+        ({"plan": "full"}, "ablation runs", "3,084,000 masked copies through the whole model"),
         (
             {"plan": "additive", "head_forwards": 6000, "tail_forwards": 12000},
-            "masks",
+            "ablation runs",
             "6,000 masked copies through what comes after the layer; 12,000 rows through what "
             "follows the sum",
         ),
         (
             {"fixed_seconds": 0.02, "body_seconds": 300.0, "sweep_seconds": 4.04},
             "time",
-            "about 5 min: 20 ms to prepare (now spent), 5 min body, 4.0 s masks",
+            "about 5 min: 20 ms to prepare (now spent), 5 min body, 4.0 s ablation runs",
         ),
     ],
 )
@@ -289,7 +288,7 @@ def test_evidence_is_counted():
         found = ur.plan(*given, evidence=asked)
         assert found.evidence_sweeps == pytest.approx(sweeps)
         assert found.evidence_seconds > 0
-        assert lines(found)["evidence"].startswith(f"about {sweeps:.0f} times the masks, ")
+        assert lines(found)["evidence"].startswith(f"about {sweeps:.0f} times the ablation runs, ")
     asked = ur.Evidence(floors=4, resplits=3, bootstrap="full", replicates=5, controls=False)
     with forced("full"), warnings.catch_warnings():
         warnings.simplefilter("ignore", ur.PlanWarning)
@@ -341,7 +340,7 @@ def test_a_dry_run_prints_the_forecast_and_writes_nothing(out, here, capsys):
     assert main([*ANALYZE, "--layer", "2", "--dry-run", *out]) == 0
     printed, errors = capsys.readouterr()
     assert errors == ""
-    rows = dict(line.split(maxsplit=1) for line in printed.splitlines())
+    rows = lines(printed)
     assert list(rows) == list(lines(made()))
     assert rows["layer"] == "2: 6 units, 3 classes"
     assert rows["plan"] == "additive: the logits are a running sum over the units"
@@ -403,7 +402,7 @@ def test_what_evidence_holds_is_counted(asked, order, monkeypatch):
     assert found.evidence_bytes == weights + drawn.get("losses", 0) + sum(scores)
     said = lines(found)["evidence"]
     assert said.endswith(f"holds {size(found.evidence_bytes)}") == bool(found.evidence_bytes)
-    assert said.startswith("from the same masks; ") == (not found.evidence_sweeps)
+    assert said.startswith("from the same ablation runs; ") == (not found.evidence_sweeps)
 
 
 def test_scores_that_evidence_keeps_take_room_before_the_rows():
@@ -423,7 +422,7 @@ def test_a_dry_run_counts_the_evidence(here, capsys):
     words = [*ANALYZE, "--layer", "2", "--dry-run", "--evidence", "--floors", "0"]
     for more, times in (([], 23), (["--no-controls"], 20)):
         assert main([*words, *more]) == 0
-        assert f"about {times} times the masks" in capsys.readouterr().out
+        assert f"about {times} times the ablation runs" in capsys.readouterr().out
 
 
 def test_without_a_dry_run_the_output_file_is_asked_for(here, capsys):

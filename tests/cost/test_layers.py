@@ -224,7 +224,7 @@ def test_the_table_is_readable_at_any_width(width, monkeypatch):
         "axis",
         "cost",
         "ms",
-        "kept",
+        "memory/sample",
         "why",
     ]
     named = [line.split() for line in lines[1:] if not line.startswith(" ")]

@@ -569,7 +569,6 @@ def test_an_unknown_layer_lists_the_near_ones():
             lambda: ur.Compute(batch_size=0),
             "batch_size must be a whole number of at least 1",
         ),
-        (lambda: ur.Compute(engine="ray"), "unknown engine 'ray'; known: local"),
         (lambda: ur.Compute(memory_budget=0), "memory_budget must be positive, not 0"),
         (lambda: ur.Compute(memory_budget="0 MB"), "memory_budget must be positive"),
         (lambda: ur.Compute(memory_budget="much"), "cannot read memory_budget 'much'; write"),

@@ -15,62 +15,26 @@ from typing import Annotated, Any
 
 import typer
 
-from unitroles.cli import arguments
 from unitroles.cli.arguments import (
-    Autocast,
-    Baseline,
-    BatchSize,
-    Bootstrap,
-    Budget,
-    ChannelsLast,
-    Classes,
-    Config,
-    Controls,
-    Device,
-    DryRun,
-    Equalize,
-    Floors,
+    LASTING,
+    Data,
     Force,
-    GroupBy,
-    ImageColumn,
-    ImageSize,
-    LabelColumn,
-    LayerPath,
-    Level,
-    Loss,
-    MaxLength,
-    MaxPerClass,
-    Mean,
-    Missing,
     Model,
-    Order,
-    OutFile,
-    Quiet,
-    Replicates,
-    Resolution,
-    Resplits,
-    Scale,
-    Score,
-    Seed,
-    Std,
-    Test,
-    TextColumn,
-    Tokenizer,
-    Tolerance,
-    Train,
-    Transform,
-    Weights,
-    WithEvidence,
+    Network,
+    Output,
+    made,
+    numbered,
+    require_evidence,
+    takes_all,
 )
-from unitroles.cli.config import config_beside, config_text, used_tables
-from unitroles.errors import DataWarning, InputError, LayerHint, PlanWarning, unknown
+from unitroles.cli.config import RENAMED, config_beside, config_text, flag, numbers, used_tables
+from unitroles.errors import DataWarning, InputError, LayerHint, PlanWarning
 from unitroles.files import check_new, make_folder, write_whole
 from unitroles.options import Compute, Evidence, Method, Sample
+from unitroles.wording import first_line
 
 # Only what parsing needs is imported here; the commands import what they run.
 
-LADDERS = ("capacity", "noise")
-REPRODUCIBLE = ("digits",)
 app = typer.Typer(
     name="unitroles",
     add_completion=False,
@@ -91,69 +55,21 @@ def root(
 
 
 @app.command()
-def analyze(
-    model: Model,
-    *,
-    config: Config = None,
-    weights: Weights = None,
-    layer: LayerPath = None,
-    train: Train,
-    test: Test,
-    image_size: ImageSize = None,
-    scale: Scale = False,
-    mean: Mean = None,
-    std: Std = None,
-    transform: Transform = None,
-    label_column: LabelColumn = None,
-    text_column: TextColumn = None,
-    image_column: ImageColumn = None,
-    tokenizer: Tokenizer = None,
-    max_length: MaxLength = None,
-    score: Score = Method.score,  # pyright: ignore[reportArgumentType]
-    order: Order = Method.order,
-    tolerance: Tolerance = Method.tolerance,
-    baseline: Baseline = Method.baseline,
-    loss: Loss = None,
-    resolution: Resolution = "exact",
-    classes: Classes = None,
-    max_per_class: MaxPerClass = None,
-    equalize: Equalize = False,
-    group_by: GroupBy = None,
-    missing: Missing = Sample.missing,
-    seed: Seed = Sample.seed,
-    device: Device = None,
-    batch_size: BatchSize = Compute.batch_size,
-    memory_budget: Budget = str(Compute.memory_budget),
-    autocast: Autocast = None,
-    channels_last: ChannelsLast = False,
-    evidence: WithEvidence = False,
-    floors: Floors = Evidence.floors,
-    resplits: Resplits = Evidence.resplits,
-    bootstrap: Bootstrap = "fixed_ranking",
-    replicates: Replicates = None,
-    level: Level = Evidence.level,
-    controls: Controls = Evidence.controls,
-    out: OutFile = None,
-    dry_run: DryRun = False,
-    force: Force = False,
-    quiet: Quiet = False,
-) -> None:
+@takes_all
+def analyze(**given: Any) -> None:
     """Name the role of every unit of a layer for every class of your own model."""
-    options = used_tables(analyze, locals())
-    method = Method(score, order, tolerance, baseline, None, arguments.whole(resolution))
-    sample = Sample(None, max_per_class, equalize, None, missing, seed)
-    budget = arguments.whole(memory_budget)
-    compute = Compute(device, batch_size, budget, autocast, channels_last=channels_last)
-    surely = None if bootstrap == "none" else bootstrap
-    asked = Evidence(floors, resplits, surely, replicates, level, controls, seed)
-    arguments.require_evidence(evidence, asked)
+    options = used_tables(LASTING, given)
+    method, sample = made(Method, {**given, "loss": None}), made(Sample, given)
+    compute, evidence = made(Compute, given), made(Evidence, given)
+    require_evidence(given)
+    asked, data, output = made(Network, given), made(Data, given), made(Output, given)
     beside = None
-    if not dry_run:
-        if out is None:
+    if not output.dry_run:
+        if output.out is None:
             raise InputError("Missing option '--out'; see unitroles analyze --help")
-        check_new([out], force)
-        beside = config_beside(out, config, options, force)
-    _check_device(device)
+        check_new([output.out], output.force)
+        beside = config_beside(output.out, given["config"], options, output.force)
+    _check_device(compute.device)
 
     import unitroles as ur
     from unitroles.report import text
@@ -162,34 +78,34 @@ def analyze(
     from unitroles.sources.splits import Pictures, load_groups, load_splits
     from unitroles.sources.tokens import Tables
 
-    change, own_loss = (
-        load_object(spec, f"{option} must be module:function") if spec else None
-        for option, spec in (("--transform", transform), ("--loss", loss))
+    transform, loss = (
+        load_object(given[name], f"--{name} must be module:function") if given[name] else None
+        for name in ("transform", "loss")
     )
-    method = replace(method, loss=own_loss)
-    network = trained_model(model, weights)
-    known = known_of(model, network)
-    spread = arguments.numbers("--mean", mean), arguments.numbers("--std", std)
-    pictures = Pictures(image_size, scale, *spread, change, known.transform)
-    columns = Columns(label_column, text_column, image_column)
-    tables = Tables(columns, tokenizer, max_length, known)
-    first, second, names = load_splits(train, test, pictures, tables)
-    groups = load_groups(train, test, group_by) if group_by else None
+    network = trained_model(asked.model, asked.weights)
+    known = known_of(asked.model, network)
+    pictures = Pictures(
+        data.image_size, data.scale, data.mean, data.std, transform, known.transform
+    )
+    columns = Columns(data.label_column, data.text_column, data.image_column)
+    tables = Tables(columns, data.tokenizer, data.max_length, known)
+    first, second, names = load_splits(data.train, data.test, pictures, tables)
+    groups = load_groups(data.train, data.test, given["group_by"]) if given["group_by"] else None
     if groups is not None:
         names = None  # those of the groups
     known_names = names if groups is None else {n for own in groups.values() for n in own.tolist()}
-    chosen = arguments.classes(classes, known_names)
-    sample = replace(sample, classes=chosen, group_by=groups)
-    given = method, sample, compute, asked if evidence else None
-    if out is None or dry_run:
-        typer.echo(str(ur.plan(network, first, second, layer, names, *given)))
+    classes = None if sample.classes is None else numbered(sample.classes, known_names)
+    sample = replace(sample, classes=classes, group_by=groups)
+    wanted = replace(method, loss=loss), sample, compute, evidence if given["evidence"] else None
+    if output.out is None or output.dry_run:
+        typer.echo(str(ur.plan(network, first, second, asked.layer, names, *wanted)))
         return
-    taxonomy = ur.analyze(network, first, second, layer, names, not quiet, *given)
-    taxonomy.save(out)
+    taxonomy = ur.analyze(network, first, second, asked.layer, names, not output.quiet, *wanted)
+    taxonomy.save(output.out)
     if beside is not None:
         write_whole({beside: config_text(options, ur.__version__)})
-    if not quiet:
-        written = f"{out} and {beside}" if beside else f"{out}"
+    if not output.quiet:
+        written = f"{output.out} and {beside}" if beside else f"{output.out}"
         typer.echo(f"{text.report(taxonomy)}\n\nwrote {written}")
 
 
@@ -210,8 +126,11 @@ def list_layers(
     from unitroles.report import text
     from unitroles.sources.factory import example_of, load_model
 
+    sizes = None if shape is None else numbers("--input", shape, int)
+    if sizes is not None and min(sizes) < 1:
+        raise InputError(f"--input takes positive sizes such as 3,224,224, not {shape!r}")
     network = load_model(model, bare=True)
-    example = example_of(model, network, batch, arguments.shape(shape))
+    example = example_of(model, network, batch, sizes)
     frame = ur.layers(network, example)
     typer.echo(frame.to_csv(index=False).rstrip() if csv else text.layer_table(frame))
 
@@ -230,13 +149,18 @@ def report(
     from unitroles.report.layout import csv_of
 
     found = ur.load(taxonomy)
-    files = {} if csv is None else {csv / f"{n.removeprefix('to_')}.csv": n for n in found.tables}
+    files = {}
     if csv is not None:
+        files = {csv / f"{n.replace('to_frame', 'units')}.csv": n for n in found.tables}
         make_folder(csv)
         check_new(list(files), force)
     typer.echo(text.report(found))
-    tables = {path: getattr(found, name)() for path, name in files.items()}
-    write_whole({p: csv_of(t, p.stem not in ("curves", "frame")) for p, t in tables.items()})
+    write_whole(
+        {
+            path: csv_of(getattr(found, name)(), index=name not in ("curves", "to_frame"))
+            for path, name in files.items()
+        }
+    )
 
 
 @app.command("reproduce")
@@ -262,21 +186,10 @@ def run_again(
     ] = False,
 ) -> None:
     """Train the models of the paper's kind and make its tables and figures."""
-    for what, given, known in (("name", name, REPRODUCIBLE), ("ladder", ladder, LADDERS)):
-        if given not in known:
-            raise unknown(what, given, known)
-    numbers = (
-        None if seeds is None else tuple(map(int, arguments.numbers("--seeds", seeds, whole=True)))
-    )
-    make_folder(out)
-    try:
-        from unitroles.paper.reproduce import reproduce
+    from unitroles.paper.reproduce import reproduce
 
-        reproduce(name, out, numbers, quick, ladder, typer.echo, evidence)
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"{error.name} is missing; install it with: pip install 'unitroles[zoo]'"
-        ) from error
+    each = None if seeds is None else numbers("--seeds", seeds, int)
+    reproduce(name, out, each, quick, ladder, typer.echo, evidence)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -298,20 +211,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except InputError as error:
             return _fail(str(error))
         except Exception as error:
-            # The usage errors of typer, whichever click it brings, and of ignore else.
+            # The usage errors of typer, whichever click it brings, and of nobody else.
             message = getattr(error, "format_message", None)
             if message is None:
                 raise
             command = getattr(getattr(error, "ctx", None), "command_path", "unitroles")
-            return _fail(f"{message().rstrip('.')}; see {command} --help")
+            old = str(getattr(error, "option_name", "")).removeprefix("--").replace("-", "_")
+            said = message().rstrip(".")
+            if old in RENAMED:
+                said = f"{flag(old)} is now {flag(RENAMED[old])}; write that"
+            return _fail(f"{said}; see {command} --help")
     if code == 130:
-        typer.echo("error: interrupted; what was finished is kept", err=True)
+        return _fail("interrupted; what was finished is kept", code)
     return int(code or 0)
 
 
-def _fail(message: str) -> int:
+def _fail(message: str, code: int = 2) -> int:
     typer.echo(f"error: {' '.join(message.split())}", err=True)
-    return 2
+    return code
 
 
 def _show_warning(message: Warning | str, *where: Any) -> None:
@@ -324,7 +241,6 @@ def _check_device(device: str | None) -> None:
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:  # the latter: torch built without it
-        reason = str(error).splitlines()[0]
         raise InputError(
-            f"device {device!r} cannot be used: {reason}; leave --device out for the CPU"
+            f"device {device!r} cannot be used: {first_line(error)}; leave --device out for the CPU"
         ) from error

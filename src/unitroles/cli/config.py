@@ -1,77 +1,136 @@
-"""Options of a command from a TOML file, and the file of all that were used.
+"""Options of a command from records, and from a TOML file; and the file of all that were used.
 
-The tables are the panels of the command's help, the keys the names of its options.
+Name, type, default and text of an option stand in its record alone. The tables of a file are the
+panels of the command's help, the keys the names of its options.
 """
 
 from __future__ import annotations
 
-import inspect
-import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
+from inspect import Parameter, getdoc
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+import typer
 
 from unitroles.errors import InputError, unknown
-from unitroles.files import check_new
+from unitroles.files import check_new, read_toml
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-LISTS = ("mean", "std", "classes")
-"""Options that take several values, with commas between or as a list."""
-_OF_ONE_RUN = ("config", "force", "dry_run")
+RENAMED = {"confidence": "bootstrap"}
+"""Options by the names of before."""
 
 
 @dataclass(frozen=True)
-class Setting:
-    """Where an option stands, and the type of its values."""
-
-    table: str
-    kind: type
-
-
-def take_config(context: Any, option: Any, config: Path | None) -> Path | None:
-    """Let the file give what the command line does not.
+class Option:
+    """A field of a record, as the command line and its configuration files have it.
 
     Parameters
     ----------
-    context, option : of the parser that calls this, whichever click it brings.
+    table : of the configuration file; with a capital, the panel of the help.
+    kinds : the types of the field.
+    plain : the one that parser and files take: what is no number, path or truth is a text.
+    items : the types of the items, where several values may be given with commas between.
+    parameter : of the function that the parser calls.
+    """
+
+    table: str
+    kinds: Sequence[Any]
+    plain: Any
+    items: Sequence[Any]
+    parameter: Parameter
+
+    def value(self, given: Any) -> Any:
+        """For the record, from what the parser gives.
+
+        Raises
+        ------
+        InputError : a text that must hold numbers does not.
+        """
+        if not isinstance(given, str):
+            return given
+        if given == "none" and NoneType in self.kinds and self.parameter.default is not None:
+            return None
+        if float in self.items:
+            return numbers(flag(self.parameter.name), given, float)
+        if self.items:
+            return tuple(word.strip() for word in given.split(","))
+        return int(given) if int in self.kinds and given.isdigit() else given
+
+
+def flag(name: str) -> str:
+    """The option of a field: --max-per-class."""
+    return f"--{name.replace('_', '-')}"
+
+
+def numbers(option: str, text: str, kind: type[int] | type[float]) -> tuple[Any, ...]:
+    """ "3,224,224" as numbers."""
+    try:
+        return tuple(map(kind, text.split(",")))
+    except ValueError:
+        what = "whole numbers" if kind is int else "numbers"
+        raise InputError(f"{option} takes {what} with commas between, not {text!r}") from None
+
+
+def options_of(records: Iterable[tuple[str, type]]) -> dict[str, Option]:
+    """The options of a command by name; a name that two records have is one option.
+
+    Their help is the first sentence of the docstring's line, their settings are the field's
+    `metadata`; a field that is `Annotated` has both from its annotation.
+
+    Parameters
+    ----------
+    records : frozen dataclasses, each after the name of its table.
+    """
+    found: dict[str, Option] = {}
+    for table, record in records:
+        hints = get_type_hints(record, include_extras=True)
+        for field in fields(record):
+            name, hint, default = field.name, hints[field.name], field.default
+            kind, *own = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+            kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+            first, *others = (kind for kind in kinds if kind is not NoneType)
+            plain = first if first in (bool, int, float, Path) and not others else str
+            items = get_args(first) if get_origin(first) in (tuple, Sequence) else ()
+            info = (
+                own[0]
+                if own
+                else typer.Option(
+                    *[flag(name)] * (default is False),  # else there is --no- as well
+                    help=_first_sentence(record, name),
+                    rich_help_panel=table.capitalize(),
+                    **field.metadata,
+                )
+            )
+            parameter = Parameter(
+                name,
+                Parameter.KEYWORD_ONLY,
+                default=Parameter.empty if default is MISSING else default,
+                annotation=Annotated[plain | None if default is None else plain, info],
+            )
+            found.setdefault(name, Option(table, kinds, plain, items, parameter))
+    return found
+
+
+def _first_sentence(record: type, name: str) -> str:
+    """Of the line `name : text` of a docstring, without the marks of code."""
+    found = re.search(rf"^{name} : (.+(?:\n .+)*)", getdoc(record) or "", re.MULTILINE)
+    text = " ".join(re.sub('[`"]', "", found[1] if found else "").split())
+    first = re.split(r"(?<=\.) (?=[A-Z])", text)[0]
+    return first[:1].upper() + first[1:]
+
+
+def read_config(path: Path, known: Mapping[str, Option]) -> dict[str, Any]:
+    """The values of a file, by the names of the options.
 
     Raises
     ------
     InputError : the file cannot be read, or a table, a key or a value does not fit.
     """
-    if config is not None:
-        known = settings(context.command.callback)
-        context.default_map = {**(context.default_map or {}), **read_config(config, known)}
-    return config
-
-
-def settings(command: Callable[..., Any]) -> dict[str, Setting]:
-    """The options of a command by name."""
-    found = {}
-    signature = inspect.signature(inspect.unwrap(command), eval_str=True)
-    for name, parameter in signature.parameters.items():
-        if get_origin(parameter.annotation) is not Annotated or name in _OF_ONE_RUN:
-            continue
-        kind, info = get_args(parameter.annotation)[:2]
-        (kind,) = [k for k in get_args(kind) or (kind,) if k is not type(None)]
-        found[name] = Setting((info.rich_help_panel or "model").lower(), kind)
-    return found
-
-
-def read_config(path: Path, known: Mapping[str, Setting]) -> dict[str, Any]:
-    """The values of a file, by the names of the options.
-
-    Raises
-    ------
-    InputError : see `take_config`.
-    """
     try:
-        given = tomllib.loads(path.read_text(encoding="utf-8"))
+        given = read_toml(path)
     except OSError as error:
         raise InputError(
             f"cannot read the configuration {path}: {error.strerror}; give a TOML file"
@@ -81,7 +140,7 @@ def read_config(path: Path, known: Mapping[str, Setting]) -> dict[str, Any]:
             f"the configuration {path} cannot be read: {error}; write TOML: tables such as "
             "[sample] with lines such as seed = 1"
         ) from error
-    tables = list(dict.fromkeys(setting.table for setting in known.values()))
+    tables = list(dict.fromkeys(option.table for option in known.values()))
     found = {}
     for table, entries in given.items():
         if not isinstance(entries, dict):
@@ -94,29 +153,31 @@ def read_config(path: Path, known: Mapping[str, Setting]) -> dict[str, Any]:
             name = key.replace("-", "_")
             if name not in known or known[name].table != table:
                 raise _misplaced(key, table, path, known)
-            found[name] = _value(name, value, known[name].kind, f"{path}: [{table}] {key}")
+            found[name] = _value(value, known[name], f"{path}: [{table}] {key}")
     return found
 
 
-def _misplaced(key: str, table: str, path: Path, known: Mapping[str, Setting]) -> InputError:
-    other = known.get(key.replace("-", "_"))
+def _misplaced(key: str, table: str, path: Path, known: Mapping[str, Option]) -> InputError:
+    name = key.replace("-", "_")
+    if name in RENAMED:
+        return InputError(f"{path}: {key!r} is now {RENAMED[name]!r}; write that")
+    other = known.get(name)
     if other is not None:
         return InputError(f"{path}: {key!r} stands in [{table}]; put it in [{other.table}]")
-    names = [name for name, setting in known.items() if setting.table == table]
+    names = [name for name, option in known.items() if option.table == table]
     return unknown(f"key in [{table}] of {path}", key, names)
 
 
-def _value(name: str, value: Any, kind: type, where: str) -> Any:
+def _value(value: Any, option: Option, where: str) -> Any:
     """As the command line would give it; numbers may stand where it takes a text."""
-    plain = isinstance(value, (str, int, float)) and not isinstance(value, bool)
-    fits, what = {
-        bool: (isinstance(value, bool), "true or false"),
-        int: (plain and isinstance(value, int), "a whole number"),
-        float: (plain and not isinstance(value, str), "a number"),
-    }.get(kind, (plain, "a text or a number"))
-    if fits:
-        return value if kind in (bool, int, float) else str(value)
-    if name not in LISTS:
+    kinds, what = {
+        bool: ([bool], "true or false"),
+        int: ([int], "a whole number"),
+        float: ([int, float], "a number"),
+    }.get(option.plain, ([str, int, float], "a text or a number"))
+    if type(value) in kinds:
+        return value if option.plain in (bool, int, float) else str(value)
+    if not option.items:
         raise InputError(f"{where} must be {what}, not {value!r}; change it")
     items = [str(item) for item in value] if isinstance(value, list) else [","]
     if not items or any("," in item for item in items):
@@ -125,15 +186,15 @@ def _value(name: str, value: Any, kind: type, where: str) -> Any:
 
 
 def used_tables(
-    command: Callable[..., Any], values: Mapping[str, Any]
+    known: Mapping[str, Option], values: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
     """The options of one run by table; those that are None are left out, as TOML has no word."""
     tables: dict[str, dict[str, Any]] = {}
-    for name, setting in settings(command).items():
+    for name, option in known.items():
         value = values[name]
         if value is not None:
-            plain = value if isinstance(value, (bool, int, float)) else str(value)
-            tables.setdefault(setting.table, {})[name] = plain
+            entries = tables.setdefault(option.table, {})
+            entries[name] = str(value) if isinstance(value, Path) else value
     return tables
 
 
@@ -151,7 +212,7 @@ def config_beside(
     if path == out:
         raise InputError(f"{out} is the place of the options used; end --out with .nc")
     if config is not None and path.exists() and path.samefile(config):
-        if tomllib.loads(path.read_text(encoding="utf-8")) == tables:
+        if read_toml(path) == tables:
             return None
         if not force:
             raise InputError(

@@ -92,24 +92,24 @@ class Forecast:
             "plan": f"{self.plan}: {self.reason}",
             "samples": f"train {train:,}, test {test:,}",
             "body": f"{self.body_forwards:,} samples through the model as far as the layer",
-            "masks": self._masks(),
-            "kept": self._kept(),
+            "ablation runs": self._masks(),
+            "sample storage": self._kept(),
             "time": f"about {_duration(self.seconds)}: {_duration(self.fixed_seconds)} to prepare "
             f"(now spent), {_duration(self.body_seconds)} body, {_duration(self.sweep_seconds)} "
-            "masks",
+            "ablation runs",
             "evaluate": f"{_duration(self.evaluation_seconds)} for one plain pass over both splits",
         }
         if self.evidence_sweeps or self.evidence_bytes:
             rows["evidence"] = self._evidence()
-        return "\n".join(f"{name:<8} {value}" for name, value in rows.items())
+        return "\n".join(f"{name:<14} {value}" for name, value in rows.items())
 
     def _evidence(self) -> str:
         holds = f"; holds {size(self.evidence_bytes)}" if self.evidence_bytes else ""
         if not self.evidence_sweeps:
-            return f"from the same masks{holds}"
+            return f"from the same ablation runs{holds}"
         times = self.evidence_sweeps
         more = f"about {times:.0f} times" if times >= 1 else f"{times:.1g} of"
-        more += f" the masks, {_duration(self.evidence_seconds)} more"
+        more += f" the ablation runs, {_duration(self.evidence_seconds)} more"
         return f"{more}{'; less where draws share sets' * (self.plan != 'full')}{holds}"
 
     def _masks(self) -> str:

@@ -18,9 +18,9 @@ from unitroles.wording import count_of, names_of, range_of, size
 
 FEW = 20
 """Samples; roles of a class with fewer are mostly chance."""
-_REASON = 30
+_REASON = 22
 _REST = "; masked copies run through the rest"
-_NUMBERS = ("units", "axis", "cost", "ms", "kept")
+_NUMBERS = ("units", "axis", "cost", "ms", "memory/sample")
 
 
 def report(taxonomy: Taxonomy) -> str:
@@ -213,7 +213,7 @@ def layer_table(frame: pd.DataFrame) -> str:
         "axis": list(map(str, frame.axis)),
         "cost": [f"{cost:,.1f}" for cost in frame.cost],
         "ms": [f"{each:,.2g}" if each < 10 else f"{each:,.0f}" for each in frame.ms_per_sample],
-        "kept": [size(count) for count in frame.bytes_per_sample.tolist()],
+        "memory/sample": [size(count) for count in frame.bytes_per_sample.tolist()],
         "": ["*" if best else "" for best in frame.recommended],
     }
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
@@ -232,5 +232,5 @@ def layer_table(frame: pd.DataFrame) -> str:
     return (
         f"{shown}\n\n* = taken where --layer is not given; cost = in evaluation passes over the "
         "same samples;\nms = cost × what one sample of the example takes here, in milliseconds;\n"
-        "kept = of every sample between the pass of the model and the masks"
+        "memory/sample = kept of every sample between the pass of the model and the ablation runs"
     )
