@@ -372,7 +372,7 @@ def test_what_evidence_holds_is_counted(asked, order, monkeypatch):
             return found
 
         monkeypatch.setattr(measured, name, kept)
-    by_pair, stores = resample._by_pair, []
+    by_pair, held = resample._by_pair, []
 
     def apart(whole, setting):
         found = by_pair(whole, setting)
@@ -390,7 +390,7 @@ def test_what_evidence_holds_is_counted(asked, order, monkeypatch):
     remember = collect._remember
 
     def remembered(kept, values, stores):
-        stores.append(values.nbytes)
+        held.append(values.nbytes)
         remember(kept, values, stores)
 
     monkeypatch.setattr(collect, "_remember", remembered)
@@ -400,7 +400,7 @@ def test_what_evidence_holds_is_counted(asked, order, monkeypatch):
     quietly(ur.analyze, *given, method=method, evidence=asked)
     halves = drawn.get("halves", 0) + drawn.get("apart", 0)
     weights = drawn.get("reweighted", 0) + max(halves, drawn.get("resplits", 0))
-    assert found.evidence_bytes == weights + drawn.get("losses", 0) + sum(stores)
+    assert found.evidence_bytes == weights + drawn.get("losses", 0) + sum(held)
     said = lines(found)["evidence"]
     assert said.endswith(f"holds {size(found.evidence_bytes)}") == bool(found.evidence_bytes)
     assert said.startswith("from the same masks; ") == (not found.evidence_sweeps)
