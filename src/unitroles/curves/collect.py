@@ -45,6 +45,12 @@ class Tile:
         """What was kept of some of the samples."""
         return rows_of(self.kept, part)
 
+    def some(self, chosen: Int[np.ndarray, " samples"]) -> Tile:
+        """Some of the samples, perhaps several times, of a plan that keeps rows."""
+        index = torch.from_numpy(chosen)
+        rows = tuple(value.index_select(0, index.to(value.device)) for value in self.kept)
+        return Tile(self.plan, self.places[chosen], rows)
+
 
 @dataclass
 class Kept:

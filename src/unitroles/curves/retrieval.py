@@ -19,11 +19,8 @@ from unitroles.engine.masks import Own, Prefixes
 from unitroles.engine.plan import Plan
 from unitroles.errors import InputError
 from unitroles.model.forward import Logits, batch_size, blamed
-from unitroles.model.memory import Pieces, slices
+from unitroles.model.memory import Pieces
 from unitroles.stats.grid import refinement
-
-# Masks whose logits are held at once where every class has its own.
-_TOGETHER = 128
 
 Run = Callable[[Plan, Any, Int[Tensor, " samples"]], Iterator[tuple[slice, Logits]]]
 """(plan, what it kept, the place of each sample's class) -> logits by mask and sample."""
@@ -70,6 +67,7 @@ def mask_sums(
     run: Run,
     done: Callable[[int], None] = lambda count: None,
     observe: Observer = ignore,
+    apart: bool = False,
 ) -> CurveSums:
     """Evaluate as many masks on every sample of a split, and sum by class.
 
@@ -80,6 +78,7 @@ def mask_sums(
     run : gives the logits; classes are told by their place among `labels`.
     done : told how many samples each tile added.
     observe : shown the losses of every sample.
+    apart : whether the samples of each class run by themselves, where batches need not stay whole.
 
     Raises
     ------
@@ -89,7 +88,7 @@ def mask_sums(
     correct = torch.zeros(len(labels), masks, dtype=torch.float64)
     own = np.searchsorted(labels, kept.samples.labels)
     pieces = Pieces("the runs with masks")
-    for tile in kept.tiles():
+    for tile in _tiles(kept, own, apart):
         classes = torch.from_numpy(own[tile.places])
         values, right = tile_losses(kept, tile, classes, masks, run, pieces)
         loss.index_add_(0, classes, values.T)
@@ -100,6 +99,16 @@ def mask_sums(
     if not kept.criterion.scored:
         correct.fill_(float("nan"))
     return CurveSums(loss.numpy(), correct.numpy(), count)
+
+
+def _tiles(kept: Kept, classes: Int[np.ndarray, " samples"], apart: bool) -> Iterator[Tile]:
+    """All samples, those of each class by themselves if `apart`; some batches must stay whole."""
+    for tile in kept.tiles():
+        if not apart or tile.plan.whole_batches:
+            yield tile
+            continue
+        mine = classes[tile.places]
+        yield from (tile.some(np.flatnonzero(mine == label)) for label in np.unique(mine))
 
 
 def tile_losses(
@@ -270,45 +279,11 @@ def _by_class(
         row[: len(mine)] = mine
 
     def run(plan: Plan, rows: Any, classes: Tensor) -> Iterator[tuple[slice, Logits]]:
-        orders = table[classes].to(kept.precision.device)
+        orders, mine = table[classes].to(kept.precision.device), points[int(classes[0])]
         if plan.whole_batches:
             counts = torch.from_numpy(padded[classes].T).to(orders.device)
             yield from plan.run(rows, Own(orders, counts))
-            return
-        for part in slices(most, _TOGETHER):
-            some = [mine[part] for mine in points]
-            yield from _gathered(plan, rows, orders, classes, some, part)
+        elif len(mine):
+            yield from plan.run(rows, Prefixes(orders, mine.tolist()))
 
-    return mask_sums(kept, labels, most, run, done)
-
-
-def _gathered(
-    plan: Plan,
-    rows: Any,
-    orders: Int[Tensor, "samples units"],
-    classes: Int[Tensor, " samples"],
-    points: Sequence[Int[np.ndarray, " _"]],
-    part: slice,
-) -> Iterator[tuple[slice, Logits]]:
-    """The masks of every class on its own samples, put together; nothing where none has any."""
-    whole: Tensor | None = None
-    idle = torch.ones(len(classes), dtype=torch.bool)
-    for place in classes.unique().tolist():
-        if not len(points[place]):
-            continue
-        mine = (classes == place).nonzero()[:, 0].to(orders.device)
-        some = tuple(value[mine] for value in rows)
-        for masks, logits in plan.run(some, Prefixes(orders[mine], points[place].tolist())):
-            if whole is None:
-                size = part.stop - part.start
-                whole = logits.new_zeros(size, len(classes), logits.shape[2])
-            whole[masks, mine] = logits
-        assert whole is not None
-        # What no one asked for must be fit for any loss, as real outputs are.
-        done = len(points[place])
-        whole[done:, mine] = whole[done - 1, mine]
-        idle[classes == place] = False
-    if whole is not None:
-        some = int((~idle).nonzero()[0])
-        whole[:, idle.to(whole.device)] = whole[:, some : some + 1].clone()
-        yield part, whole
+    return mask_sums(kept, labels, most, run, done, apart=True)

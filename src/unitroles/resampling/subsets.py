@@ -102,7 +102,7 @@ class Subsets:
             if not mine.shared:  # a copy of each sample for every use of it
                 use, place = np.nonzero(self.weights[:, tile.places])
                 for part in slices(len(use), tile.plan.tile):
-                    add(_some(tile, place[part]), use[part])
+                    add(tile.some(place[part]), use[part])
                 continue
             times = self.weights[:, tile.places][mine.used].astype(np.float64)
             group = torch.zeros(len(tile.places), dtype=torch.int64)
@@ -129,8 +129,7 @@ class Subsets:
                 if waiting and label != last:
                     yield _joined(waiting)
                     waiting = []
-                mine = np.flatnonzero(wanted[tile.places] & (own == label))
-                waiting.append(_some(tile, mine))
+                waiting.append(tile.some(np.flatnonzero(wanted[tile.places] & (own == label))))
                 last, size = label, rows_of(label)
                 if sum(len(part.places) for part in waiting) >= size:
                     pieces = _cut(_joined(waiting), size)
@@ -138,13 +137,6 @@ class Subsets:
                     yield from pieces
         if waiting:
             yield _joined(waiting)
-
-
-def _some(tile: Tile, chosen: Int[np.ndarray, " samples"]) -> Tile:
-    """Some of its samples, perhaps several times."""
-    index = torch.from_numpy(chosen)
-    rows = tuple(value.index_select(0, index.to(value.device)) for value in tile.kept)
-    return Tile(tile.plan, tile.places[chosen], rows)
 
 
 def _joined(some: Sequence[Tile]) -> Tile:
