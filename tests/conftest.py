@@ -1,6 +1,7 @@
 """What holds for every test: no display, two cores, repeatable examples, checked shapes."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["MPLBACKEND"] = "Agg"  # read once, when matplotlib is first imported
@@ -35,6 +36,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
             item.add_marker("property")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def exports_of_shared_toys() -> Iterator[None]:
+    """Thousands of analyses of the same few toys would else be mostly their exports."""
+    from forcing import once_for_shared
+    from unitroles.engine import choice
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(choice, "export", once_for_shared(choice.export))
+        yield
 
 
 @pytest.fixture(scope="session")

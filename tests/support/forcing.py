@@ -1,7 +1,7 @@
 """Let the engine take a certain plan, and hear what it says on the way."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -16,6 +16,7 @@ from unitroles.engine import choice
 from unitroles.graph.extract import CannotCut
 from unitroles.model.borrow import untouched
 from unitroles.model.candidates import resolve
+from unitroles.model.forward import form_of
 from unitroles.model.trace import Site, Trace, trace
 
 PLANS = ("additive", "suffix", "full")
@@ -67,8 +68,31 @@ def quietly(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
 
 @cache
 def one_copy(name: str, dtype: torch.dtype, logit_scale: float = 1.0) -> networks.Toy:
-    """A toy that several tests share, none of which may change it."""
-    return networks.toy(name, dtype, logit_scale)
+    """A toy that several tests share, none of which may change it: each layer is exported once."""
+    toy = networks.toy(name, dtype, logit_scale)
+    SHARED.add(toy.model)
+    return toy
+
+
+SHARED: set[nn.Module] = set()
+
+
+def once_for_shared(export: Callable[..., Any]) -> Callable[..., Any]:
+    """An `export` that keeps what it made of shared toys, while they are the same tensors."""
+    kept: dict[Any, Any] = {}
+
+    def remembered(model: nn.Module, sites: Sequence[Site], inputs: Any) -> Any:
+        if model not in SHARED:
+            return export(model, sites, inputs)
+        tensors = [*model.parameters(), *model.buffers()]
+        made_of = tuple((id(t), t.data_ptr(), t.dtype) for t in tensors)
+        layers = tuple((site.path, site.call, site.axis) for site in sites)
+        key = (model, made_of, layers, str(form_of(inputs)))
+        if key not in kept:
+            kept[key] = export(model, sites, inputs)
+        return kept[key]
+
+    return remembered
 
 
 def layer_of(toy: networks.Toy) -> ur.Layer:
