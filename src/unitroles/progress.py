@@ -1,4 +1,4 @@
-"""Progress bars on the error stream; none where nobody looks."""
+"""Progress bars on the error stream; none where no terminal is."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ TOLERANCES = (0.0, RESOLUTION, 1e-3, 1e-2, 5e-2)
 
 
 class Role(IntEnum):
-    """What a unit is to one class; 0 = undecided."""
+    """A unit's role for one class: its place in the two active sets; 0 = undecided."""
 
     UNDECIDED = 0
     CORE = 1

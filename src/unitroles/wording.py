@@ -29,7 +29,7 @@ def range_of(numbers: Any, between: str = " to ") -> str:
 
 
 def count_of(labels: Sequence[object]) -> str:
-    """How many classes these are."""
+    """The number of these classes, in words."""
     return f"{len(labels)} class{'' if len(labels) == 1 else 'es'}"
 
 

@@ -42,7 +42,7 @@ class Tile:
     kept: Any
 
     def rows(self, part: slice) -> Any:
-        """What was kept of some of the samples."""
+        """Some of the samples, as they were kept."""
         return rows_of(self.kept, part)
 
     def some(self, chosen: Int[np.ndarray, " samples"]) -> Tile:
@@ -54,7 +54,7 @@ class Tile:
 
 @dataclass
 class Kept:
-    """What the masks of one layer need of every sample of a split.
+    """All that the masks of one layer need of every sample of a split.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What the model's outputs are compared with the labels by: cross-entropy, or a user's own loss."""
+"""Losses that compare outputs with labels: cross-entropy, or a user's own."""
 
 from __future__ import annotations
 

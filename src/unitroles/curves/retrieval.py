@@ -145,7 +145,7 @@ def tile_losses(
 def _answers(
     criterion: Criterion, found: Iterator[tuple[slice, Logits]], targets: Tensor, masks: int
 ) -> Answers:
-    """What the criterion sees in every sample under every mask, and whether its answer is right."""
+    """The criterion's answer for every sample under every mask, and whether it is right."""
     number = torch.zeros(masks, len(targets), dtype=torch.float64)
     right = torch.zeros(masks, len(targets), dtype=torch.bool)
     for part, logits in found:

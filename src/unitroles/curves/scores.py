@@ -1,4 +1,4 @@
-"""How strongly every unit responds to every class."""
+"""Scores: the strength with which every unit responds to every class."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def by_unit(activation: Tensor, axis: int) -> Float[Tensor, "samples units posit
 def attended(
     inputs: Any, shape: Sequence[int], axis: int
 ) -> Bool[Tensor, "samples positions"] | None:
-    """Which positions of an output are no padding, from the attention mask of the inputs.
+    """The positions of an output that are no padding, from the attention mask of the inputs.
 
     Parameters
     ----------

@@ -28,7 +28,7 @@ _HALF_TOLERANCE, _HALF_NOISE = 3e-2, 1e-3
 
 @dataclass(frozen=True)
 class SelfCheck:
-    """How a plan compared with the definition on a few samples and masks before the run.
+    """A plan compared with the definition on a few samples and masks before the run.
 
     Parameters
     ----------
@@ -93,7 +93,7 @@ class Definition:
 
     @property
     def moved(self) -> float:
-        """How far the masks moved a logit."""
+        """The farthest that the masks moved a logit."""
         return _largest(_differences(self.masked, self.seen.logits))
 
     @property

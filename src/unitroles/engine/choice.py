@@ -138,7 +138,7 @@ def additive_plan(suffix: SuffixPlan, labels: int) -> AdditivePlan:
 
 
 def additive_reason(folded: bool, normed: bool) -> str:
-    """What adds up, and what is left to run."""
+    """The reason of an additive plan: what adds up, and what is left to run."""
     if not folded:
         return "what the units meet in is a running sum; the rest runs for every n"
     return "the logits are a running sum over the units" + " before one normalisation" * normed

@@ -159,7 +159,7 @@ class Tree:
 
     @property
     def sizes(self) -> list[int]:
-        """How many sets of n = 0 ... N units there are."""
+        """The number of sets of n = 0 ... N units."""
         return [1, *map(len, self.units)]
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""What every plan can do, and the plan *full*: the definition itself.
+"""The protocol of every plan, and the plan *full*: the definition itself.
 
 *full* runs the whole model once per mask. *suffix* runs the body once and many masked copies of
 what it gives through the rest. *additive* adds up what every unit gives.
@@ -50,7 +50,7 @@ class Plan(Protocol):
 
     @property
     def baseline(self) -> Tensor | None:
-        """What ablated units give; None = zero."""
+        """The values that ablated units give; None = zero."""
         ...
 
     @property
@@ -75,11 +75,11 @@ class Plan(Protocol):
 
     @property
     def tile(self) -> int:
-        """How many samples run together, each in an order of its own."""
+        """Samples that run together, each in an order of its own."""
         ...
 
     def rows(self, masks: Masks) -> int:
-        """How many samples run together under masks that are the same for all of them."""
+        """Samples that run together under masks that are the same for all of them."""
         ...
 
     def resolution(self, asked: str | int) -> str | int:
@@ -87,7 +87,7 @@ class Plan(Protocol):
         ...
 
     def forwards(self, points: int) -> tuple[int, int]:
-        """How often a curve of so many points runs the head, and its tail alone, for a sample."""
+        """The runs of a curve of so many points: of the head, and its tail alone, for a sample."""
         ...
 
     def keep(self, found: Sequence[Tensor], inputs: Any) -> Rows | None:

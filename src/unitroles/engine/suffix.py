@@ -78,7 +78,7 @@ class SuffixPlan:
         return max(self.tile, min(_MASKED_ROWS, self.rows_within(self._copies_bytes)))
 
     def rows_within(self, memory: int) -> int:
-        """How many rows of what is kept fit into so many bytes, at least one."""
+        """The rows of what is kept that fit into so many bytes, at least one."""
         return max(1, memory // sum(v[:1].numel() * v.element_size() for v in self._probed[0]))
 
     def resolution(self, asked: str | int) -> str | int:
@@ -135,7 +135,7 @@ class SuffixPlan:
         return kept[:edges], ablated, around
 
     def around(self) -> tuple[Tensor, ...]:
-        """What flows around the layer for the samples of the probe."""
+        """The values that flow around the layer for the samples of the probe."""
         return self._probed[0][self.head.edges :]
 
     def run(self, kept: Any, masks: Masks, least: int = 1) -> Iterator[tuple[slice, Logits]]:

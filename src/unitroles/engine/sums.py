@@ -27,7 +27,7 @@ _NUMBERS = 2**18
 
 @runtime_checkable
 class _Parts(Protocol):
-    """What every unit adds to a running sum, for some samples."""
+    """The parts that units add to a running sum, for some samples."""
 
     def add(self, total: Tensor, n: int, out: Tensor, sign: float = 1.0) -> None:
         """The sum with the unit in place n of each sample's order, in `out`, maybe `total`."""
@@ -51,7 +51,7 @@ class _Rows:
 
 @dataclass(frozen=True)
 class _Blocks:
-    """What a unit of several features adds, computed for all units at once."""
+    """The parts of units of several features, computed for all units at once."""
 
     blocks: Float[Tensor, "rows outputs"]
     units: Int[Tensor, "units samples"]
@@ -190,7 +190,7 @@ class Sums:
         return self._logits(partial(self._grown, tree))
 
     def rows_of(self, tree: Tree, memory: int) -> int:
-        """How many samples' sums with the sets of a level fit into so many bytes, at least one."""
+        """The samples whose sums with the sets of a level fit into so many bytes, at least one."""
         units, features, outputs = self.form.add.shape
         blocks = units * outputs if features > 1 else 0
         each = max(tree.sizes) * self.start[0].numel() + blocks
@@ -325,7 +325,7 @@ class Sums:
 
 
 def _in_cache(start: Tensor) -> int:
-    """How many sums of this size stay in the CPU's caches together."""
+    """The number of sums of this size that stay in the CPU's caches together."""
     return max(1, _BLOCK_BYTES // (start.numel() * start.element_size()))
 
 
@@ -335,7 +335,7 @@ def repeat(value: Tensor, times: int) -> Tensor:
 
 
 def rows_per_tile(form: Additive, labels: int) -> int:
-    """How many samples run together; it depends on the head alone, never on the data."""
+    """Samples that run together; it depends on the head alone, never on the data."""
     units, features, outputs = form.add.shape
     if features > 1:
         return max(1, min(64, _PARTS_BYTES // (4 * units * outputs)))

@@ -90,7 +90,7 @@ def prune(
     axis: int,
     boundaries: Mapping[fx.Node, int],
 ) -> Cut:
-    """What lies after the tap, and what must be known of the values that flow around it.
+    """The graph after the tap, and what must be known of the values that flow around it.
 
     Raises
     ------

@@ -36,7 +36,7 @@ def _described(node: fx.Node) -> Any:
 
 
 def _value(node: fx.Node) -> Any:
-    """What a node holds; a number of rows that was put into the graph later is that of samples."""
+    """The value of a node; rows that were put into the graph later are as many as samples."""
     counts_rows = node.target is torch.ops.aten.sym_size.int and node.args[1] == 0
     return ROWS if counts_rows else value_of(node)
 

@@ -55,7 +55,7 @@ def is_tap(node: fx.Node) -> bool:
 
 
 def value_of(node: Any) -> Any:
-    """What a node is known to hold while tracing, a tensor of shapes without numbers."""
+    """The value that a node is known to hold while tracing, a tensor of shapes without numbers."""
     return node.meta.get("val") if isinstance(node, fx.Node) else node
 
 
@@ -91,7 +91,7 @@ def plain(size: Any) -> Any:
 
 
 class Kind(Enum):
-    """What an op does with the units of what it takes."""
+    """The kinds of ops, by what they do with the units of what they take."""
 
     MOVE = auto()  # gives the same numbers in other places
     PAD = auto()
@@ -192,7 +192,7 @@ def _fixed_statistics(node: fx.Node) -> bool:
 
 @dataclass(frozen=True)
 class Op:
-    """What is known of an operation.
+    """An operation, as far as it is known.
 
     Parameters
     ----------
@@ -273,7 +273,7 @@ _OPS[operator.getitem] = Op(Kind.MOVE, renames=True)
 
 
 def op_of(node: fx.Node) -> Op:
-    """What is known of a node's operation."""
+    """The operation of a node, as far as it is known."""
     return _OPS.get(node.target, Op())
 
 

@@ -80,11 +80,11 @@ def other_roles(
     seed: int,
     bars: Track,
 ) -> tuple[Variables, list[str]]:
-    """Role shares under every control, the share of units whose role is the same, and their names.
+    """Proportions under every control, of units whose role is the same too, and their names.
 
-    Orders: at random, and from the weakest unit to the strongest. Measures in the given order: the
-    loss of logits divided by the temperature at which the test loss of the intact network is
-    lowest ([Guo2017]_), and accuracy; each only where it is defined.
+    Orders: at random, and from the weakest unit to the strongest. Measures with the ranking as it
+    is: the loss of logits divided by the temperature at which the test loss of the intact network
+    is lowest ([Guo2017]_), and accuracy; each only where it is defined.
 
     .. [Guo2017] Guo, Pleiss, Sun, Weinberger. On calibration of modern neural networks. ICML 2017.
 
@@ -150,7 +150,7 @@ def what_sets_do(
     point: Int[np.ndarray, "split label"],
     bars: Track,
 ) -> Variables:
-    """What the active set of each class does to the samples of all classes of its split.
+    """The effect of each class's active set on the samples of all classes of its split.
 
     `set_loss`: mean loss of all samples with that set alone retrieved; `set_balanced_accuracy`:
     half the recall of the class plus half the share of the other classes' samples that are not

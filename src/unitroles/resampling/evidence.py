@@ -52,14 +52,14 @@ Found = tuple[Variables, dict[str, np.ndarray]]
 
 @dataclass(frozen=True)
 class Measurement:
-    """What is asked about one layer.
+    """The evidence that is asked for about one layer.
 
     Parameters
     ----------
     layer_run : what all replicates share.
     evidence : what was asked for.
     bars : progress.
-    observers : of the losses in the given order, for both splits; () = none.
+    observers : of the losses with the ranking as it is, for both splits; () = none.
     swapped : of the losses under the other split's active sets, likewise.
     """
 
@@ -70,11 +70,11 @@ class Measurement:
     swapped: tuple[SwapObserver, ...] = ()
 
     def observer(self, split: int) -> Observer:
-        """What is shown the losses of the curves."""
+        """The observer of the losses of the curves."""
         return self.observers[split] if self.observers else ignore
 
     def swap_observer(self, split: int) -> Observer:
-        """What is shown the losses under the other split's active sets."""
+        """The observer of the losses under the other split's active sets."""
         return self.swapped[split] if self.swapped else ignore
 
 
@@ -186,7 +186,9 @@ def _bootstrap(
 def _full(
     measurement: Measurement, draws: Draws, report: Callable[[float], None] | None
 ) -> dict[str, np.ndarray]:
-    """Score, order and curve again for every replicate: P(role), and intervals with rank noise."""
+    """Score, order and curve again for every replicate: P(role), and intervals with the
+    uncertainty of the ranking.
+    """
     layer_run, level = measurement.layer_run, measurement.evidence.level
     if report is not None:
         whole = layer_run.kept[0].plan.whole_batches

@@ -96,7 +96,7 @@ class SwapObserver:
 def regrets(
     observers: tuple[LossObserver, LossObserver], swapped: tuple[SwapObserver, SwapObserver]
 ) -> Float[np.ndarray, "replicate split label"]:
-    """What the other split's active set costs in every replicate, both sets as given."""
+    """The cost of the other split's active set in every replicate, both sets as given."""
     found = []
     for split, (own, other) in enumerate(zip(observers, swapped, strict=True)):
         classes = own.layer_run.classes[split]
@@ -153,7 +153,7 @@ def _coverage(
     order: Int[np.ndarray, "split label position"],
     point: Int[np.ndarray, "split label"],
 ) -> Float[np.ndarray, " quantity"]:
-    """How often intervals hold what they should, as `QUANTITIES`, mean over the classes."""
+    """The rates at which intervals hold what they should, as `QUANTITIES`; means over classes."""
     labels, level = range(order.shape[1]), observers[0].evidence.level
     inner = [np.stack([split.iterated[label].inner for split in observers]) for label in labels]
     held = [

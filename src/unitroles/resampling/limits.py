@@ -1,4 +1,4 @@
-"""What evidence needs of samples and memory, checked beforehand."""
+"""The samples and the memory that evidence needs, checked beforehand."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def weights_of(evidence: Evidence, method: Method, samples: int) -> int:
 
 
 def resampling_memory(budget: int) -> int:
-    """What weights, the losses of a class, and some replicates may take each: a quarter."""
+    """The bytes that weights, the losses of a class, and replicates may take each: a quarter."""
     return budget // 4
 
 

@@ -26,7 +26,7 @@ _Counts = Int[np.ndarray, "replicate part label"]
 
 @dataclass(frozen=True)
 class LayerRun:
-    """What all replicates of one layer share.
+    """All that the replicates of one layer share.
 
     Parameters
     ----------
@@ -100,7 +100,7 @@ def redo(
 
 
 def work(layer_run: LayerRun, draws: Draws) -> int:
-    """How many samples `redo` puts under all masks."""
+    """The number of samples that `redo` puts under all masks."""
     draws = _by_pair(draws, layer_run)
     return sum(int(np.count_nonzero(weights)) for weights in draws.weights)
 
@@ -116,7 +116,7 @@ def _by_pair(draws: Draws, layer_run: LayerRun) -> Draws:
 
 
 def _together(layer_run: LayerRun, draws: Draws) -> int:
-    """How many replicates fit into the memory: scores, copies of the orders, curves."""
+    """The number of replicates that fit into the memory: scores, copies of the orders, curves."""
     parts, units = draws.weights[0].shape[1], layer_run.units
     each = parts * (3 * units + len(layer_run.points)) + 2 * len(draws.pairs) * units
     return max(1, layer_run.memory // (8 * len(layer_run.labels) * each))

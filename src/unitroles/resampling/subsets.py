@@ -25,7 +25,7 @@ Runs = Iterator[tuple[slice, Logits]]
 
 @dataclass(frozen=True)
 class Job:
-    """What is evaluated on the samples of one class, whatever they are used for.
+    """The sets that are evaluated on the samples of one class, whatever they are used for.
 
     Parameters
     ----------

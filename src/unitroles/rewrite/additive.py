@@ -267,7 +267,7 @@ def _eps(node: fx.Node) -> float:
 def _linear_part(
     module: fx.GraphModule, rows: Float[Tensor, "rows features"], around: tuple[Tensor, ...]
 ) -> Float[Tensor, "rows outputs"]:
-    """What an affine graph makes of rows, without its constant part."""
+    """The linear part of what an affine graph makes of rows."""
     wide = copy.deepcopy(module).to(rows.dtype)
     shape = value_of(next(iter(module.graph.nodes))).shape[1:]
     zeros = torch.zeros_like(rows[:1]).expand(2, -1)  # two rows at least, as in the export

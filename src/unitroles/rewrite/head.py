@@ -24,7 +24,7 @@ _aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Owners:
-    """Which unit owns each element of a row, for masks over values.
+    """The unit that owns each element of a row, for masks over values.
 
     Parameters
     ----------
@@ -90,7 +90,7 @@ class Head:
 
     @property
     def edges(self) -> int:
-        """How many values the masks act on."""
+        """The number of values that the masks act on."""
         return len(self.owners)
 
     def to(self, dtype: torch.dtype) -> Head:

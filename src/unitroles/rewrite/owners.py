@@ -1,4 +1,4 @@
-"""Which unit every element of a value in a graph comes from.
+"""Owners: the unit that every element of a value in a graph comes from.
 
 The ops that move, pool or join values are run on whole numbers, the unit that owns each element,
 instead of activations. Where two units would meet in one element, the value has no owners any
