@@ -74,9 +74,8 @@ def analyze(**given: Any) -> None:
     import unitroles as ur
     from unitroles.report import text
     from unitroles.sources.factory import known_of, load_object, trained_model
-    from unitroles.sources.records import Columns
-    from unitroles.sources.splits import Pictures, load_groups, load_splits
-    from unitroles.sources.tokens import Tables
+    from unitroles.sources.records import DataOptions
+    from unitroles.sources.splits import load_groups, load_splits
 
     transform, loss = (
         load_object(given[name], f"--{name} must be module:function") if given[name] else None
@@ -84,12 +83,9 @@ def analyze(**given: Any) -> None:
     )
     network = trained_model(asked.model, asked.weights)
     known = known_of(asked.model, network)
-    pictures = Pictures(
-        data.image_size, data.scale, data.mean, data.std, transform, known.transform
-    )
-    columns = Columns(data.label_column, data.text_column, data.image_column)
-    tables = Tables(columns, data.tokenizer, data.max_length, known)
-    first, second, names = load_splits(data.train, data.test, pictures, tables)
+    reading = {**vars(data), "transform": transform, "known": known}
+    train, test = reading.pop("train"), reading.pop("test")
+    first, second, names = load_splits(train, test, DataOptions(**reading))
     groups = load_groups(data.train, data.test, given["group_by"]) if given["group_by"] else None
     if groups is not None:
         names = None  # those of the groups
