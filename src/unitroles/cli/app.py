@@ -83,9 +83,20 @@ def analyze(**given: Any) -> None:
     )
     network = trained_model(asked.model, asked.weights)
     known = known_of(asked.model, network)
-    reading = {**vars(data), "transform": transform, "known": known}
-    train, test = reading.pop("train"), reading.pop("test")
-    first, second, names = load_splits(train, test, DataOptions(**reading))
+    reading = DataOptions(
+        image_size=data.image_size,
+        scale=data.scale,
+        mean=data.mean,
+        std=data.std,
+        transform=transform,
+        label_column=data.label_column,
+        text_column=data.text_column,
+        image_column=data.image_column,
+        tokenizer=data.tokenizer,
+        max_length=data.max_length,
+        known=known,
+    )
+    first, second, names = load_splits(data.train, data.test, reading)
     groups = load_groups(data.train, data.test, given["group_by"]) if given["group_by"] else None
     if groups is not None:
         names = None  # those of the groups

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,8 @@ def load_splits(
 
     Raises
     ------
-    InputError : the data cannot be read, or an option is needed or has no use.
+    InputError : the data cannot be read, or an option is needed or has no use, the splits
+        differ in kind or classes, or the model lacks a label.
     """
     specs = {"train": train, "test": test}
     kinds = {name: is_table(spec) for name, spec in specs.items()}
@@ -96,16 +97,9 @@ def load_groups(train: str, test: str, name: str) -> dict[str, np.ndarray]:
 
 
 def _npz_group(spec: str, split: str, name: str) -> list[Any]:
-    file, _, inside = spec.partition("::")
-    key = f"{inside}_{name}" if inside else name
-    with _opened(file, split) as arrays:
-        if key not in arrays.files:
-            raise InputError(
-                f"{file} has no {key!r} for --group-by {name}; it holds {', '.join(arrays.files)}"
-            )
-        values = _array(arrays, key, file)
+    ((what, values), *_) = _arrays(spec, split, [name], f"--group-by {name}").items()
     if values.ndim != 1 or values.dtype.kind not in "iubU":
-        raise _wrong(values, f"{key!r} in {file}", "one whole number or text per sample")
+        raise _wrong(values, what, "one whole number or text per sample")
     return (values.astype(np.int64) if values.dtype.kind == "b" else values).tolist()
 
 
@@ -146,8 +140,18 @@ def _load_pictures(
     if not folders and (options.image_size or options.transform):
         raise InputError("--image-size and --transform are for folders; npz files need none")
     inside = [path for folder in folders for path in folder.iterdir() if path.is_dir()]
-    classes = {path.name for path in inside if not path.name.startswith(".")}
-    classes = _ordered(sorted(classes), options.known.numbers)
+    classes = sorted({path.name for path in inside if not path.name.startswith(".")})
+    numbers = options.known.numbers
+    absent = [name for name in classes if name not in numbers]
+    if absent and numbers:
+        warnings.warn(
+            f"the model has no class {few([repr(name) for name in absent])}: the class folders are "
+            "numbered in the sorted order of their names. Check that the model was trained so",
+            DataWarning,
+            stacklevel=2,
+        )
+    elif classes and not absent:
+        classes = by_number(numbers) or []
     (train, names), (test, others) = (
         _folder(Path(spec), name, classes, options)
         if Path(spec).is_dir()
@@ -159,22 +163,7 @@ def _load_pictures(
             f"train classes {few(names)}, test classes {few(others)}; give both splits the same "
             "class names"
         )
-    return train, test, names or others or by_number(options.known.numbers)
-
-
-def _ordered(classes: list[str], numbers: Mapping[str, int]) -> list[str]:
-    """The classes by number."""
-    absent = [name for name in classes if name not in numbers]
-    if not absent:
-        return (by_number(numbers) or []) if classes else []
-    if numbers:
-        warnings.warn(
-            f"the model has no class {few([repr(name) for name in absent])}: the class folders are "
-            "numbered in the sorted order of their names. Check that the model was trained so",
-            DataWarning,
-            stacklevel=2,
-        )
-    return classes
+    return train, test, names or others or by_number(numbers)
 
 
 def load_npz(
@@ -190,41 +179,48 @@ def load_npz(
     ------
     InputError : no such file or array, or an array that holds something else than numbers.
     """
-    file, _, split = spec.partition("::")
-    keys = [f"{split}_{part}" if split else part for part in ("images", "labels")]
-    with _opened(file, name) as arrays:
-        absent = [key for key in keys if key not in arrays.files]
-        if absent:
-            splits = [k.removesuffix("_images") for k in arrays.files if k.endswith("_images")]
-            near = "".join(f", or give {file}::{other}" for other in splits if other != split)
-            raise InputError(
-                f"{file} has no {' and no '.join(map(repr, absent))} for the {name} data; it holds "
-                f"{', '.join(arrays.files) or 'nothing'}; add what is missing{near}"
-            )
-        images, labels = (_array(arrays, key, file) for key in keys)
-        classes = _array(arrays, "classes", file) if "classes" in arrays.files else None
+    found = _arrays(spec, name, ["images", "labels"], f"the {name} data")
+    (what, images), (what_labels, labels), *classes = found.items()
     if labels.dtype.kind not in "iu" or labels.ndim != 1:
-        raise _wrong(labels, f"{keys[1]!r} in {file}", "one whole number per sample, from 0")
-    inputs = _scaled(images, keys[0], file, options)
-    names = None if classes is None else classes.ravel().astype(str).tolist()
+        raise _wrong(labels, what_labels, "one whole number per sample, from 0")
+    names = classes[0][1].ravel().astype(str).tolist() if classes else None
+    inputs = _scaled(images, what, options)
     return (inputs, torch.from_numpy(labels.astype(np.int64))), names
 
 
-def _opened(file: str, name: str) -> Any:
+def _arrays(spec: str, split: str, parts: Sequence[str], purpose: str) -> dict[str, np.ndarray]:
+    """Arrays of an npz file by name and file: one for each part, then `classes` if it is there.
+
+    Parameters
+    ----------
+    parts : names without what "file.npz::train" puts before them.
+    purpose : of the parts, for messages.
+    """
+    file, _, inside = spec.partition("::")
     if not zipfile.is_zipfile(file):
         what = f"{file} is no npz file" if Path(file).is_file() else f"there is no file {file}"
-        raise InputError(f"the {name} data cannot be read: {what}; {_FORMS}")
-    return np.load(file, allow_pickle=False)
-
-
-def _array(arrays: Any, key: str, file: str) -> np.ndarray:
-    try:
-        return arrays[key]
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(
-            f"{key!r} in {file} cannot be read ({first_line(error)}); save it again with "
-            "numpy.savez as an array of numbers (classes: of texts), not of Python objects"
-        ) from error
+        raise InputError(f"the {split} data cannot be read: {what}; {_FORMS}")
+    keys = [f"{inside}_{part}" if inside else part for part in parts]
+    found = {}
+    with np.load(file, allow_pickle=False) as arrays:
+        absent = [key for key in keys if key not in arrays.files]
+        if absent:
+            last = f"_{parts[0]}"
+            others = [key.removesuffix(last) for key in arrays.files if key.endswith(last)]
+            near = "".join(f", or give {file}::{other}" for other in others if other != inside)
+            raise InputError(
+                f"{file} has no {' and no '.join(map(repr, absent))} for {purpose}; it holds "
+                f"{', '.join(arrays.files) or 'nothing'}; add what is missing{near}"
+            )
+        for key in [*keys, *({"classes"} & {*arrays.files})]:
+            try:
+                found[f"{key!r} in {file}"] = arrays[key]
+            except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+                raise InputError(
+                    f"{key!r} in {file} cannot be read ({first_line(error)}); save it again with "
+                    "numpy.savez as an array of numbers (classes: of texts), not of Python objects"
+                ) from error
+    return found
 
 
 def _wrong(array: np.ndarray, what: str, expected: str) -> InputError:
@@ -233,8 +229,7 @@ def _wrong(array: np.ndarray, what: str, expected: str) -> InputError:
     )
 
 
-def _scaled(images: np.ndarray, key: str, file: str, options: DataOptions) -> Tensor:
-    what = f"{key!r} in {file}"
+def _scaled(images: np.ndarray, what: str, options: DataOptions) -> Tensor:
     if images.ndim < 2 or images.dtype.kind not in "iuf":
         raise _wrong(images, what, "numbers of shape (samples, ...)")
     if images.dtype != np.uint8:
