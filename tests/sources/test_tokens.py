@@ -174,7 +174,7 @@ def test_no_utf8(tmp_path: Path) -> None:
 # --- numbers of the classes
 
 
-def rows(labels: list[Any], names: tuple[str, ...] | None = None) -> Table:
+def rows(labels: list[Any], names: tuple[str, ...] = ()) -> Table:
     return Table("a.csv", labels, names, texts=[""] * len(labels))
 
 

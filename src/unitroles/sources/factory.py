@@ -60,12 +60,9 @@ def load_model(spec: str, bare: bool = False) -> nn.Module:
         return timm_model(name)
     if source == "hf":
         return hub_model(name, bare)
-    with _current_folder():
-        found = load_object(spec, f"MODEL must be {_FORMS}")
-        try:
-            found = found if isinstance(found, nn.Module) or not callable(found) else found()
-        except (Exception, SystemExit) as error:
-            raise _failed(f"calling {spec} without arguments", error) from error
+    found = load_object(spec, f"MODEL must be {_FORMS}")
+    with _running(f"calling {spec} without arguments"):
+        found = found if isinstance(found, nn.Module) or not callable(found) else found()
     if not isinstance(found, nn.Module):
         raise InputError(
             f"{spec} gives {type(found).__name__}, not a torch.nn.Module; name a model or a "
@@ -174,13 +171,12 @@ def load_object(spec: str, form: str) -> Any:
     module_name, _, name = spec.rpartition(":")
     if not module_name or not name:
         raise InputError(f"{form}, not {spec!r}")
-    with _current_folder():
+    with _running(f"importing {module_name}"):
         try:
             module = importlib.import_module(module_name)
-        except (Exception, SystemExit) as error:
-            missing = error.name if isinstance(error, ModuleNotFoundError) else None
-            if missing is None or not f"{module_name}.".startswith(f"{missing}."):
-                raise _failed(f"importing {module_name}", error) from error
+        except ModuleNotFoundError as error:
+            if not f"{module_name}.".startswith(f"{error.name}."):
+                raise
             hint = module_name.removesuffix(".py").replace("/", ".")
             near = f"write {hint}:{name}" if hint != module_name else "run in its folder"
             raise InputError(f"there is no module {module_name!r}; {near}, or install it") from None
@@ -190,21 +186,25 @@ def load_object(spec: str, form: str) -> Any:
     return getattr(module, name)
 
 
-def _failed(doing: str, error: BaseException) -> InputError:
-    """Names the line of the user's code, as no traceback is shown."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return InputError(
-        f"{doing} failed: {type(error).__name__}: {first_line(error)} "
-        f"({frame.filename}:{frame.lineno}); it must work in Python before it can be analysed"
-    )
-
-
 @contextmanager
-def _current_folder() -> Iterator[None]:
-    """Import from the current folder first, as `python` itself does."""
+def _running(doing: str) -> Iterator[None]:
+    """The user's code, as `python` itself runs it: imports come from the current folder first.
+
+    Raises
+    ------
+    InputError : it failed; names the line of the code, as no traceback is shown.
+    """
     before = list(sys.path)
     sys.path.insert(0, os.getcwd())
     try:
         yield
+    except InputError:
+        raise
+    except (Exception, SystemExit) as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        raise InputError(
+            f"{doing} failed: {type(error).__name__}: {first_line(error)} "
+            f"({frame.filename}:{frame.lineno}); it must work in Python before it can be analysed"
+        ) from error
     finally:
         sys.path[:] = before

@@ -119,14 +119,14 @@ class Table:
     ----------
     file : where it comes from, for messages.
     labels : as they stand there.
-    names : the class names, where the labels are numbers of these.
+    names : the class names, where the labels are numbers of these; else none.
     texts : one per sample; None for pictures.
     pictures : a data set of one column of encoded pictures; None for texts.
     """
 
     file: str
     labels: list[Any]
-    names: tuple[str, ...] | None = None
+    names: tuple[str, ...] = ()
     texts: list[str] | None = None
     pictures: Any = None
 
@@ -182,8 +182,8 @@ def read_column(spec: str, split: str, name: str) -> list[Any]:
     else:
         data = _data_set(spec, split)
         known = getattr(data.features[_existing(name, data.column_names, spec)], "names", None)
-        wanted = "whole number, boolean or text per sample", "--group-by"
-        values = _values(data, name, spec, (int, bool, str), *wanted)
+        wanted = "whole number, boolean or text per sample; name the one that does with --group-by"
+        values = _values(data, name, spec, (int, bool, str), wanted)
         if known is not None:
             values = [known[n] if n is not None and 0 <= n < len(known) else None for n in values]
     for row, value in enumerate(values):
@@ -256,7 +256,15 @@ def _arrow(spec: str, split: str, options: DataOptions) -> Table:
     if image is None and options.text_column is None:
         kinds = {name: type(feature).__name__ for name, feature in data.features.items()}
         image = next((name for name in names if kinds[name] == "Image"), None)
-    labels, known = _labels(data, label, spec)
+    wanted = "whole number or one name per sample; name the one that does with --label-column"
+    labels = _values(data, label, spec, (int, str), wanted)
+    known = tuple(getattr(data.features[label], "names", None) or ())
+    outside = [n for n in labels if known and n is not None and not 0 <= n < len(known)]
+    if outside:
+        raise InputError(
+            f"a label in {spec} is {outside[0]}, outside its {len(known)} class names; "
+            "remove what has no label"
+        )
     if image is None:
         text = _text_column(options, names, label, spec)
         texts = data[text][:]
@@ -300,58 +308,44 @@ def _data_set(spec: str, split: str) -> Any:
         ) from error
 
 
-def _values(
-    data: Any, column: str, spec: str, kinds: Sequence[type], wanted: str, option: str
-) -> list[Any]:
+def _values(data: Any, column: str, spec: str, kinds: Sequence[type], wanted: str) -> list[Any]:
     """All values of a column, of one of these kinds or None."""
     values = data[column][:]
     found = {type(value) for value in values if value is not None}
     if not any(found <= {kind} for kind in kinds):
         raise InputError(
             f"column {column!r} of {spec} holds {few(sorted(k.__name__ for k in found))}, not one "
-            f"{wanted}; name the one that does with {option}"
+            f"{wanted}"
         )
     return values
 
 
-def _labels(data: Any, column: str, spec: str) -> tuple[list[Any], tuple[str, ...] | None]:
-    wanted = "whole number or one name per sample", "--label-column"
-    labels = _values(data, column, spec, (int, str), *wanted)
-    names = getattr(data.features[column], "names", None)
-    outside = next((label for label in labels if names and not 0 <= (label or 0) < len(names)), 0)
-    if outside:
-        raise InputError(
-            f"a label in {spec} is {outside}, outside its {len(names or ())} class names; remove "
-            "what has no label"
-        )
-    return labels, tuple(names) if names else None
-
-
-def _label_column(options: DataOptions, names: Sequence[str], spec: str) -> str:
-    if options.label_column is not None:
-        return _existing(options.label_column, names, spec)
-    found = next((name for name in names if name.lower() in LABELS), None)
+def _column(
+    chosen: str | None, usual: Sequence[str], names: Sequence[str], spec: str, what: str
+) -> str:
+    """The chosen column of these, or the first with a usual name."""
+    if chosen is not None:
+        return _existing(chosen, names, spec)
+    found = next((name for name in names if name.lower() in usual), None)
     if found is None:
+        *first, last = map(repr, usual)
         raise InputError(
-            f"{spec} has no column 'label' or 'labels' among {few(list(names))}; name the one that "
-            "holds the class with --label-column"
+            f"{spec} has no column {', '.join(first)} or {last} among {few(list(names))}; name the "
+            f"one that holds the {what}"
         )
     return found
 
 
+def _label_column(options: DataOptions, names: Sequence[str], spec: str) -> str:
+    return _column(options.label_column, LABELS, names, spec, "class with --label-column")
+
+
 def _text_column(options: DataOptions, names: Sequence[str], label: str, spec: str) -> str:
-    if options.text_column is not None:
-        return _existing(options.text_column, names, spec)
     others = [name for name in names if name != label]
-    found = [name for name in others if name.lower() in TEXTS] or others
-    if len(found) > 1 and found == others:
-        raise InputError(
-            f"{spec} has no column {', '.join(map(repr, TEXTS))} among {few(others)}; name the one "
-            "that holds the text with --text-column"
-        )
-    if not found:
+    if not others:
         raise InputError(f"{spec} has no column beside {label!r}; add one with the texts")
-    return found[0]
+    usual = TEXTS if len(others) > 1 else [others[0].lower()]
+    return _column(options.text_column, usual, others, spec, "text with --text-column")
 
 
 def _existing(name: str, names: Sequence[str], spec: str) -> str:
