@@ -81,22 +81,18 @@ def load_groups(train: str, test: str, name: str) -> dict[str, np.ndarray]:
     -------
     One array per split, of whole numbers or of texts.
     """
-    found = []
-    for split, spec in {"train": train, "test": test}.items():
-        if is_table(spec):
-            found.append(read_column(spec, split, name))
-        elif Path(spec).is_dir():
-            raise InputError(
-                f"--group-by {name}: the class folders of {spec} carry no label but their name; "
-                "give a table or an npz file with a column or array for it"
-            )
-        else:
-            found.append(_npz_group(spec, split, name))
-    first, second = same_kind(found)
+    first, second = same_kind([_group(train, "train", name), _group(test, "test", name)])
     return {"train": first, "test": second}
 
 
-def _npz_group(spec: str, split: str, name: str) -> list[Any]:
+def _group(spec: str, split: str, name: str) -> list[Any]:
+    if is_table(spec):
+        return read_column(spec, split, name)
+    if Path(spec).is_dir():
+        raise InputError(
+            f"--group-by {name}: the class folders of {spec} carry no label but their name; "
+            "give a table or an npz file with a column or array for it"
+        )
     ((what, values), *_) = _arrays(spec, split, [name], f"--group-by {name}").items()
     if values.ndim != 1 or values.dtype.kind not in "iubU":
         raise _wrong(values, what, "one whole number or text per sample")
