@@ -14,6 +14,7 @@ from torch import nn
 
 from unitroles.errors import InputError
 from unitroles.sources.vision import needed
+from unitroles.sources.weights import conversion
 from unitroles.wording import few, first_line
 
 _CLASSIFIERS = ("ForImageClassification", "ForSequenceClassification")
@@ -161,8 +162,6 @@ def _maker(name: str, config: Any) -> Any:
 
 def _check_weights(folder: Path) -> None:
     """Before transformers looks for them: it would read a pickle, or say that nothing is there."""
-    from unitroles.sources.weights import conversion
-
     if any((folder / name).is_file() for name in _WEIGHTS):
         return
     pickled, target = folder / _PICKLED, folder / _WEIGHTS[0]
@@ -193,8 +192,6 @@ def _reading(name: str) -> Iterator[None]:
     """One sentence for what transformers says in many."""
     try:
         yield
-    except InputError:
-        raise
     except Exception as error:  # damaged files and foreign formats fail anywhere
         if "trust_remote_code" in str(error):
             reason = "it needs code of its own, which is never run"

@@ -71,9 +71,11 @@ class DataOptions:
         if self.transform is not None and (self.image_size or self.mean):
             raise InputError("--transform replaces --image-size, --mean, --std; leave these out")
 
-    def given(self, names: Sequence[str]) -> str:
-        """Those of these options that were given, as on the command line."""
-        return ", ".join(f"--{name.replace('_', '-')}" for name in names if getattr(self, name))
+    def refuse(self, names: Sequence[str], reason: str) -> None:
+        """Raise an error if one of these options was given."""
+        given = [f"--{name.replace('_', '-')}" for name in names if getattr(self, name)]
+        if given:
+            raise InputError(f"{', '.join(given)} is for {reason}")
 
 
 @dataclass(frozen=True)
@@ -199,8 +201,7 @@ def _is_text_file(spec: str) -> bool:
 
 
 def _separated(spec: str, split: str, options: DataOptions) -> Table:
-    if options.image_column is not None:
-        raise InputError("--image-column is for parquet files; leave it out for text files")
+    options.refuse(["image_column"], "parquet files; leave it out for text files")
     lines = _lines(spec, split)
     header = [cell.strip() for cell in lines[0]]
     named = {cell.lower() for cell in header} & {*LABELS, *TEXTS}

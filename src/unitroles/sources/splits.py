@@ -63,8 +63,7 @@ def load_splits(
             "not; give both in the same form"
         )
     if not any(kinds.values()):
-        if unused := options.given(FOR_TABLES):
-            raise InputError(f"{unused} is for tables (csv, tsv, parquet); leave it out")
+        options.refuse(FOR_TABLES, "tables (csv, tsv, parquet); leave it out")
         return _load_pictures(specs, options)
     return _load_tables(specs, options)
 
@@ -114,13 +113,11 @@ def _load_tables(
             raise InputError(
                 "--tokenizer and --max-length are for texts; leave them out for pictures"
             )
-        if options.scale:
-            raise InputError("--scale is for uint8 images in npz files; leave it out for tables")
+        options.refuse(["scale"], "uint8 images in npz files; leave it out for tables")
         transform = _transform(options, specs["train"])
         samples = [Pictured(table.file, table.pictures, transform) for table in pictured]
     else:
-        if unused := options.given(FOR_PICTURES):
-            raise InputError(f"{unused} is for pictures; leave it out for texts")
+        options.refuse(FOR_PICTURES, "pictures; leave it out for texts")
         samples = tokenise([table.texts or [] for table in splits], options)
     labels, names = number_labels(splits, options.known.numbers)
     train, test = map(Rows, samples, labels)
@@ -131,8 +128,8 @@ def _load_pictures(
     specs: Mapping[str, str], options: DataOptions
 ) -> tuple[Any, Any, list[str] | None]:
     folders = [Path(spec) for spec in specs.values() if Path(spec).is_dir()]
-    if len(folders) == 2 and options.scale:
-        raise InputError("--scale is for uint8 images in npz files; leave it out for folders")
+    if len(folders) == 2:
+        options.refuse(["scale"], "uint8 images in npz files; leave it out for folders")
     if not folders and (options.image_size or options.transform):
         raise InputError("--image-size and --transform are for folders; npz files need none")
     inside = [path for folder in folders for path in folder.iterdir() if path.is_dir()]

@@ -45,12 +45,14 @@ def torchvision_preset(name: str) -> Any:
 def timm_model(name: str) -> nn.Module:
     """A model of timm with random weights; a tag, as in "resnet50.a1_in1k", chooses its preset."""
     timm = needed("timm", "vision")
-    plain, _, tag = name.partition(".")
-    if not timm.is_model(plain):
-        raise no_name("timm model", name, timm.list_models())
-    tagged = timm.list_models(f"{plain}.*", pretrained=True)
-    if tag and name not in tagged:
-        raise no_name("timm model", name, tagged or [plain])
+    plain = name.partition(".")[0]
+    known = (
+        [plain, *timm.list_models(f"{plain}.*", pretrained=True)]
+        if timm.is_model(plain)
+        else timm.list_models()
+    )
+    if name not in known:
+        raise no_name("timm model", name, known)
     return timm.create_model(name, pretrained=False)
 
 
