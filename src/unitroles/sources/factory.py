@@ -20,15 +20,13 @@ from unitroles.sources.huggingface import (
     hub_model,
     kind_of,
     label_numbers,
-    picture_shape,
-    picture_transform,
+    picture_input,
     token_shape,
     tokens_at_most,
 )
 from unitroles.sources.vision import (
+    timm_input,
     timm_model,
-    timm_preset,
-    timm_shape,
     torchvision_model,
     torchvision_preset,
 )
@@ -100,12 +98,15 @@ class Known:
     tokenizer : folder or name of its tokenizer.
     tokens : how many a text may have.
     numbers : class numbers by name; empty where nobody named the classes.
+    shape : channels, height and width of its pictures; of an ImageNet picture where it does not
+        know.
     """
 
     transform: Callable[[Any], Any] | None = None
     tokenizer: str | None = None
     tokens: int | None = None
     numbers: Mapping[str, int] = field(default_factory=dict)
+    shape: tuple[int, ...] = (3, USUAL_SIDE, USUAL_SIDE)
 
 
 def known_of(spec: str, model: nn.Module) -> Known:
@@ -116,15 +117,18 @@ def known_of(spec: str, model: nn.Module) -> Known:
     model : what `load_model` made of `spec`.
     """
     source, _, name = spec.partition(":")
-    if source == "torchvision":
-        return Known(torchvision_preset(name))
+    if source == "hf" and kind_of(model) == "text":
+        return Known(None, name, tokens_at_most(model), label_numbers(model))
+    if source == "hf":
+        transform, shape = picture_input(name, model)
+        return Known(transform, numbers=label_numbers(model), shape=shape)
     if source == "timm":
-        return Known(timm_preset(model))
-    if source != "hf":
-        return Known()
-    if kind_of(model) == "image":
-        return Known(picture_transform(name), numbers=label_numbers(model))
-    return Known(None, name, tokens_at_most(model), label_numbers(model))
+        transform, shape = timm_input(model)
+        return Known(transform, shape=shape)
+    transform = torchvision_preset(name) if source == "torchvision" else None
+    usual = getattr(transform, "crop_size", [USUAL_SIDE])[0]
+    side: Any = getattr(model, "image_size", usual)  # of torchvision's transformers
+    return Known(transform, shape=(3, side, side))
 
 
 def example_of(
@@ -150,20 +154,7 @@ def example_of(
         size = (batch, length if shape is None else shape[0])
         tokens = torch.randint(vocabulary, size, generator=draw)
         return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
-    return torch.rand(batch, *(shape or _shape_of(spec, model)), generator=draw)
-
-
-def _shape_of(spec: str, model: nn.Module) -> tuple[int, ...]:
-    source, _, name = spec.partition(":")
-    if source == "timm":
-        return timm_shape(model)
-    if source == "hf":
-        return picture_shape(name, model)
-    usual = USUAL_SIDE
-    if source == "torchvision":
-        usual = getattr(torchvision_preset(name), "crop_size", [usual])[0]
-    side: Any = getattr(model, "image_size", usual)  # of torchvision's transformers
-    return 3, side, side
+    return torch.rand(batch, *(shape or known_of(spec, model).shape), generator=draw)
 
 
 def load_object(spec: str, form: str) -> Any:

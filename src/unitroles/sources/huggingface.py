@@ -6,7 +6,7 @@ import logging
 import re
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -82,41 +82,33 @@ def label_numbers(model: nn.Module) -> dict[str, int]:
     return {str(label): int(number) for label, number in numbers.items()}
 
 
-def picture_transform(name: str) -> Callable[[Any], Any] | None:
-    """The model's own image processor, for one PIL picture; None where it has none."""
-    processor = _processor(name)
-    if processor is None:
-        return None
+def picture_input(
+    name: str, model: nn.Module
+) -> tuple[Callable[[Any], Any] | None, tuple[int, ...]]:
+    """The input that an image classifier of transformers is made for.
+
+    Returns
+    -------
+    Its own image processor, for one PIL picture, or None where it has none; channels, height and
+    width of a picture.
+    """
+    transformers = needed("transformers", "hf")
+    processor: Any = None
+    with suppress(OSError, ValueError, ImportError):
+        processor = _loaded(transformers.AutoImageProcessor, name)
 
     def transform(picture: Any) -> Any:
         return processor(images=picture, return_tensors="pt")["pixel_values"][0]
 
-    return transform
-
-
-def picture_shape(name: str, model: nn.Module) -> tuple[int, ...]:
-    """Channels, height and width of the pictures that a model of transformers is made for."""
     config: Any = model.config
-    side = getattr(config, "image_size", None) or _processed_side(name)
-    height, width = side if isinstance(side, (list, tuple)) else (side, side)
-    return getattr(config, "num_channels", 3), height, width
-
-
-def _processor(name: str) -> Any:
-    transformers = needed("transformers", "hf")
-    try:
-        return _loaded(transformers.AutoImageProcessor, name)
-    except (OSError, ValueError):
-        return None
-
-
-def _processed_side(name: str) -> int | tuple[int, int]:
-    processor = _processor(name)
     crops = getattr(processor, "do_center_crop", None)
     size = getattr(processor, "crop_size" if crops else "size", None) or {}
-    if "height" in size:
-        return size["height"], size["width"]
-    return size.get("shortest_edge", USUAL_SIDE)
+    edge = size.get("shortest_edge", USUAL_SIDE)
+    read = (size["height"], size["width"]) if "height" in size else edge
+    side = getattr(config, "image_size", None) or read
+    height, width = side if isinstance(side, (list, tuple)) else (side, side)
+    shape = getattr(config, "num_channels", 3), height, width
+    return None if processor is None else transform, shape
 
 
 def tokenizer_of(name: str) -> Any:

@@ -56,13 +56,8 @@ def timm_model(name: str) -> nn.Module:
     return timm.create_model(name, pretrained=False)
 
 
-def timm_preset(model: nn.Module) -> Any:
-    """The transform of the weights that the model of timm is made for."""
+def timm_input(model: nn.Module) -> tuple[Any, tuple[int, ...]]:
+    """The transform of the weights that a model of timm is made for; shape of its pictures."""
     data = needed("timm.data", "vision")
-    return data.create_transform(**data.resolve_model_data_config(model), is_training=False)
-
-
-def timm_shape(model: nn.Module) -> tuple[int, ...]:
-    """Channels, height and width of its pictures."""
-    config = needed("timm.data", "vision").resolve_model_data_config(model)
-    return tuple(config["input_size"])
+    config = data.resolve_model_data_config(model)
+    return data.create_transform(**config, is_training=False), tuple(config["input_size"])
