@@ -21,7 +21,7 @@ import tiny
 import unitroles as ur
 from unitroles.errors import InputError
 from unitroles.sources.factory import example_of, known_of, load_model, trained_model
-from unitroles.sources.huggingface import hub_model, label_numbers, picture_transform
+from unitroles.sources.huggingface import hub_model, label_numbers
 
 timm = pytest.importorskip("timm", reason="timm is not installed")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
@@ -70,7 +70,7 @@ def test_an_image_classifier_and_its_own_preset(pictures: Path) -> None:
 
 def test_an_image_classifier_without_a_preset(pictures: Path) -> None:
     (pictures / "preprocessor_config.json").unlink()
-    assert picture_transform(str(pictures)) is None
+    assert known_of(f"hf:{pictures}", hub_model(str(pictures))).transform is None
 
 
 def test_what_transformers_keeps_is_as_before(texts: Path) -> None:

@@ -12,9 +12,9 @@ from PIL import Image
 import tiny
 from unitroles.errors import DataWarning, InputError
 from unitroles.sources.factory import Known
-from unitroles.sources.records import Columns, Table, is_table, read_table, same_kind
-from unitroles.sources.splits import Pictures, load_groups, load_splits
-from unitroles.sources.tokens import Tables, number_labels
+from unitroles.sources.records import DataOptions, Table, is_table, read_table, same_kind
+from unitroles.sources.splits import load_groups, load_splits
+from unitroles.sources.tokens import number_labels
 
 NAMED = "label,text\nwho,who is the king ?\nwhere,where is the city ?\n"
 
@@ -47,9 +47,9 @@ def test_labels_and_texts(name: str, content: str, tmp_path: Path) -> None:
 
 def test_chosen_columns(tmp_path: Path) -> None:
     spec = write(tmp_path / "a.csv", "id,label,kind,text,body\n1,a,b,c,d\n")
-    rows = read_table(spec, "train", Columns("kind", "body"))
+    rows = read_table(spec, "train", DataOptions(label_column="kind", text_column="body"))
     assert (rows.labels, rows.texts) == (["b"], ["d"])
-    rows = read_table(spec, "train", Columns("kind"))
+    rows = read_table(spec, "train", DataOptions(label_column="kind"))
     assert (rows.labels, rows.texts) == (["b"], ["c"])
 
 
@@ -63,41 +63,106 @@ def test_texts_stay_as_they_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "columns", "message"),
+    ("name", "content", "options", "message"),
     [
         (
             "a.csv",
             None,
-            Columns(),
+            DataOptions(),
             "train data cannot be read: there is no file .*a.csv; give a te",
         ),
-        ("a.csv", "", Columns(), "train data .*a.csv are empty; give a text file"),
-        ("a.csv", "label,text\n", Columns(), "train data in .*a.csv hold no rows; give samples"),
-        ("a.csv", "a,b,c\nd,e,f\n", Columns(), "has 3 columns and no header line with 'label' and"),
-        ("a.csv", "a\nb\n", Columns(), "has 1 columns and no header line"),
-        ("a.csv", "x,text\nd,e\n", Columns(), "no column 'label' or 'labels' among x, text; name"),
-        ("a.csv", "label,x,y\nd,e,f\n", Columns(), "no column 'text', .* among x, y; name the one"),
-        ("a.csv", "label\nd\n", Columns(), "has no column beside 'label'; add one with the texts"),
-        ("a.csv", NAMED, Columns("labl"), "unknown column of .*a.csv 'labl'; did you mean label?"),
-        ("a.csv", NAMED, Columns(text="txt"), "unknown column of .*a.csv 'txt'; did you mean text"),
-        ("a.csv", NAMED, Columns(image="x"), "--image-column is for parquet files; leave it out"),
-        ("a.csv", "label,text\na,b\n,c\n", Columns(), "sample 1 in .*a.csv has no label; add it"),
-        ("a.csv", "a,b\n\nc,d,e\n", Columns(), "line 3 of .*a.csv has 3 columns, the first line 2"),
-        ("a.csv", "a,b\nc\n", Columns(), "line 2 of .*a.csv has 1 columns, the first line 2; give"),
-        ("a.csv", 'a,b\nc,"d\ne,f\n', Columns(), "a.csv cannot be read: .*end of data; give a"),
-        ("a.parquet", None, Columns(), "cannot be read: there is no file .*a.parquet; give a parq"),
-        ("a.parquet", "x", Columns(), "train data .*a.parquet cannot be read: .*; give a parquet"),
+        ("a.csv", "", DataOptions(), "train data .*a.csv are empty; give a text file"),
+        (
+            "a.csv",
+            "label,text\n",
+            DataOptions(),
+            "train data in .*a.csv hold no rows; give samples",
+        ),
+        (
+            "a.csv",
+            "a,b,c\nd,e,f\n",
+            DataOptions(),
+            "has 3 columns and no header line with 'label' and",
+        ),
+        ("a.csv", "a\nb\n", DataOptions(), "has 1 columns and no header line"),
+        (
+            "a.csv",
+            "x,text\nd,e\n",
+            DataOptions(),
+            "no column 'label' or 'labels' among x, text; name",
+        ),
+        (
+            "a.csv",
+            "label,x,y\nd,e,f\n",
+            DataOptions(),
+            "no column 'text', .* among x, y; name the one",
+        ),
+        (
+            "a.csv",
+            "label\nd\n",
+            DataOptions(),
+            "has no column beside 'label'; add one with the texts",
+        ),
+        (
+            "a.csv",
+            NAMED,
+            DataOptions(label_column="labl"),
+            "unknown column of .*a.csv 'labl'; did you mean label?",
+        ),
+        (
+            "a.csv",
+            NAMED,
+            DataOptions(text_column="txt"),
+            "unknown column of .*a.csv 'txt'; did you mean text",
+        ),
+        (
+            "a.csv",
+            NAMED,
+            DataOptions(image_column="x"),
+            "--image-column is for parquet files; leave it out",
+        ),
+        (
+            "a.csv",
+            "label,text\na,b\n,c\n",
+            DataOptions(),
+            "sample 1 in .*a.csv has no label; add it",
+        ),
+        (
+            "a.csv",
+            "a,b\n\nc,d,e\n",
+            DataOptions(),
+            "line 3 of .*a.csv has 3 columns, the first line 2",
+        ),
+        (
+            "a.csv",
+            "a,b\nc\n",
+            DataOptions(),
+            "line 2 of .*a.csv has 1 columns, the first line 2; give",
+        ),
+        ("a.csv", 'a,b\nc,"d\ne,f\n', DataOptions(), "a.csv cannot be read: .*end of data; give a"),
+        (
+            "a.parquet",
+            None,
+            DataOptions(),
+            "cannot be read: there is no file .*a.parquet; give a parq",
+        ),
+        (
+            "a.parquet",
+            "x",
+            DataOptions(),
+            "train data .*a.parquet cannot be read: .*; give a parquet",
+        ),
     ],
 )
 def test_tables_that_cannot_be_used(
-    name: str, content: str | None, columns: Columns, message: str, tmp_path: Path
+    name: str, content: str | None, options: DataOptions, message: str, tmp_path: Path
 ) -> None:
     if name.endswith("parquet"):
         pytest.importorskip("datasets", reason="datasets is not installed")
     if content is not None:
         write(tmp_path / name, content)
     with pytest.raises(InputError, match=message):
-        read_table(str(tmp_path / name), "train", columns)
+        read_table(str(tmp_path / name), "train", options)
 
 
 def test_no_utf8(tmp_path: Path) -> None:
@@ -109,7 +174,7 @@ def test_no_utf8(tmp_path: Path) -> None:
 # --- numbers of the classes
 
 
-def rows(labels: list[Any], names: tuple[str, ...] | None = None) -> Table:
+def rows(labels: list[Any], names: tuple[str, ...] = ()) -> Table:
     return Table("a.csv", labels, names, texts=[""] * len(labels))
 
 
@@ -162,8 +227,8 @@ def tokenizer(tmp_path: Path) -> str:
     return str(tmp_path / "tokenizer")
 
 
-def tables(tokenizer: str | None, **changes: Any) -> Tables:
-    return Tables(tokenizer=tokenizer, known=Known(numbers={"who": 0, "where": 1}), **changes)
+def tables(tokenizer: str | None, **changes: Any) -> DataOptions:
+    return DataOptions(tokenizer=tokenizer, known=Known(numbers={"who": 0, "where": 1}), **changes)
 
 
 def texts(folder: Path) -> tuple[str, str]:
@@ -174,52 +239,52 @@ def texts(folder: Path) -> tuple[str, str]:
 
 def test_both_splits_have_one_length(tokenizer: str, tmp_path: Path) -> None:
     splits = texts(tmp_path)
-    train, test, names = load_splits(*splits, tables=tables(tokenizer))
+    train, test, names = load_splits(*splits, tables(tokenizer))
     assert names == ["who", "where"]
     assert (len(train), train.targets.tolist(), test.targets.tolist()) == (2, [0, 1], [0, 0])
-    first = train[0]
-    assert first["label"] == 0
+    first, label = train[0]
+    assert label == 0
     assert {"input_ids", "attention_mask"} <= first.keys()
-    assert {len(value) for name, value in first.items() if name != "label"} == {tiny.MOST}
+    assert {len(value) for value in first.values()} == {tiny.MOST}
     assert first["input_ids"].tolist()[:7] == [2, 4, 6, 7, 15, 13, 3]
     assert first["attention_mask"].tolist() == [1] * 7 + [0] * 17
-    assert test[0]["attention_mask"].sum() == tiny.MOST
-    short, long, _ = load_splits(*splits, tables=tables(tokenizer, max_length=6))
-    assert [split[0]["input_ids"].shape for split in (short, long)] == [(6,), (6,)]
+    assert test[0][0]["attention_mask"].sum() == tiny.MOST
+    short, long, _ = load_splits(*splits, tables(tokenizer, max_length=6))
+    assert [split[0][0]["input_ids"].shape for split in (short, long)] == [(6,), (6,)]
     known = Known(None, tokenizer, 12, {"who": 0, "where": 1})
-    train, _, _ = load_splits(*splits, tables=Tables(known=known))
-    assert train[0]["input_ids"].shape == (12,)
+    train, _, _ = load_splits(*splits, DataOptions(known=known))
+    assert train[0][0]["input_ids"].shape == (12,)
 
 
 def test_a_tokenizer_without_a_limit(tmp_path: Path, tokenizer: str) -> None:
     tiny.save_tokenizer(tmp_path / "other", most=int(1e30))
-    train, _, _ = load_splits(*texts(tmp_path), tables=tables(str(tmp_path / "other")))
-    assert train[0]["input_ids"].shape == (32,)
+    train, _, _ = load_splits(*texts(tmp_path), tables(str(tmp_path / "other")))
+    assert train[0][0]["input_ids"].shape == (32,)
 
 
 def test_texts_that_cannot_be_tokenised(tokenizer: str, tmp_path: Path) -> None:
     splits = texts(tmp_path)
     with pytest.raises(InputError, match="become tokens is not known; give the folder .*--tokeni"):
-        load_splits(*splits, tables=tables(None))
+        load_splits(*splits, tables(None))
     with pytest.raises(InputError, match="there is no tokenizer in .*none .*; give .*--tokenizer"):
-        load_splits(*splits, tables=tables(str(tmp_path / "none")))
+        load_splits(*splits, tables(str(tmp_path / "none")))
     with pytest.raises(InputError, match="--max-length 25 is more than the 24 tokens that the"):
-        load_splits(*splits, tables=tables(tokenizer, max_length=25))
+        load_splits(*splits, tables(tokenizer, max_length=25))
     tiny.save_tokenizer(tmp_path / "other", padding=False)
     with pytest.raises(InputError, match="the tokenizer .*other cannot read the texts: .*padding"):
-        load_splits(*splits, tables=tables(str(tmp_path / "other")))
+        load_splits(*splits, tables(str(tmp_path / "other")))
 
 
 def test_options_of_pictures_have_no_use_for_texts(tokenizer: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--image-size, --scale is for pictures; leave it out"):
-        load_splits(*texts(tmp_path), Pictures(size=4, scale=True), tables(tokenizer))
+        load_splits(*texts(tmp_path), tables(tokenizer, image_size=4, scale=True))
 
 
 def test_options_of_tables_have_no_use_for_arrays(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", images=np.zeros((2, 3)), labels=np.array([0, 1]))
     spec = str(tmp_path / "a.npz")
     with pytest.raises(InputError, match=r"--max-length is for tables \(csv, tsv, parquet\)"):
-        load_splits(spec, spec, tables=Tables(max_length=3))
+        load_splits(spec, spec, DataOptions(max_length=3))
     with pytest.raises(InputError, match="train data .*csv are a table, the test data .*npz are n"):
         load_splits(texts(tmp_path)[0], spec)
 
@@ -255,7 +320,7 @@ def test_pictures_in_parquet_and_on_disk(datasets: Any, tmp_path: Path) -> None:
     before = set(tmp_path.rglob("*"))
     for spec in (str(tmp_path / "a.parquet"), str(tmp_path / "saved")):
         assert is_table(spec)
-        train, test, names = load_splits(spec, spec, Pictures(transform=change))
+        train, test, names = load_splits(spec, spec, DataOptions(transform=change))
         assert names == ["cat", "dog"]
         assert train.targets.tolist() == test.targets.tolist() == [1, 0, 1]
         picture, label = train[1]
@@ -266,14 +331,14 @@ def test_pictures_in_parquet_and_on_disk(datasets: Any, tmp_path: Path) -> None:
 def test_a_preset_and_sizes_for_pictures_in_tables(datasets: Any, tmp_path: Path) -> None:
     pictured(datasets).to_parquet(tmp_path / "a.parquet")
     spec = str(tmp_path / "a.parquet")
-    assert load_splits(spec, spec, Pictures(size=4))[0][0][0].shape == (3, 4, 4)
-    assert load_splits(spec, spec, Pictures(preset=lambda picture: 7))[0][0][0] == 7
+    assert load_splits(spec, spec, DataOptions(image_size=4))[0][0][0].shape == (3, 4, 4)
+    assert load_splits(spec, spec, DataOptions(known=Known(lambda picture: 7)))[0][0][0] == 7
     with pytest.raises(InputError, match="how to read the pictures in .*a.parquet .*--image-size"):
         load_splits(spec, spec)
     with pytest.raises(InputError, match="--scale is for uint8 images in npz files; leave it out"):
-        load_splits(spec, spec, Pictures(scale=True))
+        load_splits(spec, spec, DataOptions(scale=True))
     with pytest.raises(InputError, match="--tokenizer and --max-length are for texts; leave them"):
-        load_splits(spec, spec, Pictures(size=4), Tables(max_length=3))
+        load_splits(spec, spec, DataOptions(image_size=4, max_length=3))
 
 
 def test_pictures_that_are_not_in_the_table(datasets: Any, tmp_path: Path) -> None:
@@ -287,7 +352,7 @@ def test_pictures_that_are_not_in_the_table(datasets: Any, tmp_path: Path) -> No
     table = pyarrow.table({"label": [0, 1], "picture": paths}, schema=features.arrow_schema)
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
     spec = str(tmp_path / "a.parquet")
-    train, _, _ = load_splits(spec, spec, Pictures(size=4))
+    train, _, _ = load_splits(spec, spec, DataOptions(image_size=4))
     with pytest.raises(InputError, match="row 0 of .* holds the path of a picture, not the pictur"):
         train[0]
     with pytest.raises(InputError, match="picture in row 1 of .*cannot be read .*repair or remove"):
@@ -305,19 +370,17 @@ def test_texts_in_parquet(datasets: Any, tokenizer: str, tmp_path: Path) -> None
     data.to_parquet(tmp_path / "a.parquet")
     spec = str(tmp_path / "a.parquet")
     for label, expected in {"kind": [0, 1], "number": [1, 0]}.items():
-        train, _, names = load_splits(
-            spec, spec, tables=tables(tokenizer, columns=Columns(label=label))
-        )
+        train, _, names = load_splits(spec, spec, tables(tokenizer, label_column=label))
         assert (train.targets.tolist(), names) == (expected, ["who", "where"])
-        assert train[0]["input_ids"].tolist() == [2, 4, 3]
+        assert train[0][0]["input_ids"].tolist() == [2, 4, 3]
     with pytest.raises(InputError, match="column 'number' of .*does not hold texts; name the one"):
-        read_table(spec, "train", Columns("kind", "number"))
+        read_table(spec, "train", DataOptions(label_column="kind", text_column="number"))
     with pytest.raises(InputError, match="column 'number' of .*does not hold pictures .*--image-c"):
-        read_table(spec, "train", Columns("kind", image="number"))
+        read_table(spec, "train", DataOptions(label_column="kind", image_column="number"))
     with pytest.raises(InputError, match="no column 'label' or 'labels' among sentence, kind, num"):
         read_table(spec, "train")
     with pytest.raises(InputError, match="unknown column of .*'nmber'; did you mean number?"):
-        read_table(spec, "train", Columns("nmber"))
+        read_table(spec, "train", DataOptions(label_column="nmber"))
 
 
 @pytest.mark.parametrize(
@@ -349,7 +412,7 @@ def test_unlabelled_rows_of_a_class_column(datasets: Any, tmp_path: Path) -> Non
 def test_texts_against_pictures(datasets: Any, tokenizer: str, tmp_path: Path) -> None:
     pictured(datasets).to_parquet(tmp_path / "a.parquet")
     with pytest.raises(InputError, match="one of train and test holds texts, the other pictures"):
-        load_splits(texts(tmp_path)[0], str(tmp_path / "a.parquet"), tables=tables(tokenizer))
+        load_splits(texts(tmp_path)[0], str(tmp_path / "a.parquet"), tables(tokenizer))
 
 
 def test_a_dictionary_of_splits_names_them(datasets: Any, tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from torch import nn
 
 from unitroles.errors import DataWarning, InputError
 from unitroles.sources.factory import Known, known_of, load_model, load_object
-from unitroles.sources.splits import Pictures, load_npz, load_splits
-from unitroles.sources.tokens import Tables
+from unitroles.sources.records import DataOptions
+from unitroles.sources.splits import load_npz, load_splits
 from unitroles.sources.weights import load_weights
 
 NETS = """
@@ -263,12 +263,12 @@ def test_whole_numbers_stay_whole(tmp_path: Path) -> None:
 def test_scaled_pictures(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (2, 4, 5, 3), dtype=np.uint8)
     spec = write(tmp_path / "a.npz", images=images, labels=[0, 1])
-    plain = load_npz(spec, "train", Pictures(scale=True))[0][0]
+    plain = load_npz(spec, "train", DataOptions(scale=True))[0][0]
     expected = images.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
     assert plain.is_contiguous()
     assert torch.equal(plain, torch.from_numpy(expected))
     mean, std = (0.1, 0.2, 0.3), (0.5, 0.25, 2.0)
-    normal = load_npz(spec, "train", Pictures(scale=True, mean=mean, std=std))[0][0]
+    normal = load_npz(spec, "train", DataOptions(scale=True, mean=mean, std=std))[0][0]
     for channel in range(3):
         want = (plain[:, channel] - mean[channel]) / std[channel]
         torch.testing.assert_close(normal[:, channel], want)
@@ -276,7 +276,7 @@ def test_scaled_pictures(tmp_path: Path) -> None:
 
 def test_grey_pictures_get_a_channel(tmp_path: Path) -> None:
     grey = write(tmp_path / "a.npz", images=np.full((2, 4, 5), 51, np.uint8), labels=[0, 1])
-    inputs = load_npz(grey, "train", Pictures(scale=True, mean=(0.1,), std=(0.5,)))[0][0]
+    inputs = load_npz(grey, "train", DataOptions(scale=True, mean=(0.1,), std=(0.5,)))[0][0]
     torch.testing.assert_close(inputs, torch.full((2, 1, 4, 5), 0.2))
 
 
@@ -321,7 +321,7 @@ def test_npz_that_cannot_be_used(
     arrays = {key: value for key, value in {**GOOD, **change}.items() if value is not None}
     spec = write(tmp_path / "a.npz", **arrays) + split
     with pytest.raises(InputError, match=message):
-        load_npz(spec, "train", Pictures(**pictures))
+        load_npz(spec, "train", DataOptions(**pictures))
 
 
 def test_files_that_are_no_npz(tmp_path: Path) -> None:
@@ -359,7 +359,7 @@ def folders(tmp_path: Path) -> tuple[str, str]:
 
 
 def test_a_missing_class_does_not_shift_the_others(folders: tuple[str, str]) -> None:
-    train, test, names = load_splits(*folders, Pictures(size=4))
+    train, test, names = load_splits(*folders, DataOptions(image_size=4))
     assert names == ["b", "c", "d"]
     assert train.targets == [0, 0, 1, 1, 2, 2]
     assert test.targets == [1, 1, 2, 2]
@@ -367,8 +367,8 @@ def test_a_missing_class_does_not_shift_the_others(folders: tuple[str, str]) -> 
 
 def test_folders_have_the_numbers_of_the_model(folders: tuple[str, str]) -> None:
     numbers = {"d": 0, "c": 1, "a": 2, "b": 3}
-    named = Tables(known=Known(numbers=numbers))
-    train, test, names = load_splits(*folders, Pictures(size=4), named)
+    named = Known(numbers=numbers)
+    train, test, names = load_splits(*folders, DataOptions(image_size=4, known=named))
     assert names == ["d", "c", "a", "b"]
     assert (train.targets, test.targets) == ([3, 3, 1, 1, 0, 0], [1, 1, 0, 0])
     assert {train.classes[label] for _, label in train.samples} == {"b", "c", "d"}
@@ -377,20 +377,20 @@ def test_folders_have_the_numbers_of_the_model(folders: tuple[str, str]) -> None
 
 
 def test_folders_that_the_model_does_not_name(folders: tuple[str, str]) -> None:
-    named = Tables(known=Known(numbers={"c": 0, "b": 1}))
+    named = Known(numbers={"c": 0, "b": 1})
     with pytest.warns(DataWarning, match="no class 'd': the class folders are numbered in the sor"):
-        train, _, names = load_splits(*folders, Pictures(size=4), named)
+        train, _, names = load_splits(*folders, DataOptions(image_size=4, known=named))
     assert (names, train.targets) == (["b", "c", "d"], [0, 0, 1, 1, 2, 2])
 
 
 def test_arrays_without_names_have_those_of_the_model(tmp_path: Path) -> None:
     spec = write(tmp_path / "a.npz", **GOOD)
-    named = Tables(known=Known(numbers={"y": 1, "x": 0}))
-    assert load_splits(spec, spec, tables=named)[2] == ["x", "y"]
+    named = Known(numbers={"y": 1, "x": 0})
+    assert load_splits(spec, spec, DataOptions(known=named))[2] == ["x", "y"]
 
 
 def test_pictures_are_resized_cropped_and_normalized(folders: tuple[str, str]) -> None:
-    train, _, _ = load_splits(*folders, Pictures(size=6, mean=(0.5,) * 3, std=(0.25,) * 3))
+    train, _, _ = load_splits(*folders, DataOptions(image_size=6, mean=(0.5,) * 3, std=(0.25,) * 3))
     image, label = train[0]
     with Image.open(Path(folders[0]) / "b" / "0.png") as file:
         pixels = np.asarray(file).astype(np.float32)[:, 1:7].transpose(2, 0, 1)
@@ -399,16 +399,16 @@ def test_pictures_are_resized_cropped_and_normalized(folders: tuple[str, str]) -
 
 
 def test_preset_and_own_transform(folders: tuple[str, str]) -> None:
-    train, _, _ = load_splits(*folders, Pictures(preset=lambda picture: picture.size))
+    train, _, _ = load_splits(*folders, DataOptions(known=Known(lambda picture: picture.size)))
     assert train[0][0] == (8, 6)
-    own = Pictures(preset=lambda picture: 1, transform=lambda picture: 2)
+    own = DataOptions(known=Known(lambda picture: 1), transform=lambda picture: 2)
     assert load_splits(*folders, own)[0][0][0] == 2
 
 
 def test_a_picture_that_cannot_be_read(folders: tuple[str, str]) -> None:
     path = Path(folders[0]) / "b" / "0.png"
     path.write_bytes(path.read_bytes()[:60])
-    train, _, _ = load_splits(*folders, Pictures(size=4))
+    train, _, _ = load_splits(*folders, DataOptions(image_size=4))
     with pytest.raises(InputError, match="0.png cannot be read as a picture .*repair or remove it"):
         train[0]
 
@@ -417,23 +417,26 @@ def test_a_picture_that_cannot_be_read(folders: tuple[str, str]) -> None:
     ("pictures", "message"),
     [
         ({}, "how to read the pictures in .* is not known; give --image-size"),
-        ({"preset": len, "mean": (0.0,), "std": (1.0,)}, "give --image-size with --mean"),
-        ({"size": 4, "scale": True}, "--scale is for uint8 images in npz files; leave it out"),
+        ({"known": Known(len), "mean": (0.0,), "std": (1.0,)}, "give --image-size with --mean"),
+        (
+            {"image_size": 4, "scale": True},
+            "--scale is for uint8 images in npz files; leave it out",
+        ),
         ({"mean": (0.0,)}, "--mean and --std belong together; give both or neither"),
         ({"mean": (0.0,), "std": (0.0,)}, "--std must be positive"),
-        ({"size": 3, "transform": len}, "--transform replaces --image-size"),
+        ({"image_size": 3, "transform": len}, "--transform replaces --image-size"),
     ],
 )
 def test_options_that_do_not_fit_folders(
     pictures: dict[str, Any], message: str, folders: tuple[str, str]
 ) -> None:
     with pytest.raises(InputError, match=message):
-        load_splits(*folders, Pictures(**pictures))
+        load_splits(*folders, DataOptions(**pictures))
 
 
 def test_options_that_do_not_fit_npz(tmp_path: Path) -> None:
     spec = write(tmp_path / "a.npz", **GOOD)
-    for pictures in (Pictures(size=4), Pictures(transform=len)):
+    for pictures in (DataOptions(image_size=4), DataOptions(transform=len)):
         with pytest.raises(InputError, match="are for folders; npz files need none"):
             load_splits(spec, spec, pictures)
 
@@ -441,11 +444,11 @@ def test_options_that_do_not_fit_npz(tmp_path: Path) -> None:
 def test_no_class_folders(tmp_path: Path) -> None:
     (tmp_path / "a.png").touch()
     with pytest.raises(InputError, match="holds no class folders; DATA is a folder of class"):
-        load_splits(str(tmp_path), str(tmp_path), Pictures(size=4))
+        load_splits(str(tmp_path), str(tmp_path), DataOptions(image_size=4))
 
 
 def test_splits_with_other_class_names(tmp_path: Path, folders: tuple[str, str]) -> None:
     named = write(tmp_path / "a.npz", **GOOD, classes=np.array(["x", "y"]))
     with pytest.raises(InputError, match="train classes b, c, d, test classes x, y; give both"):
-        load_splits(folders[0], named, Pictures(size=4))
-    assert load_splits(named, named, Pictures())[2] == ["x", "y"]
+        load_splits(folders[0], named, DataOptions(image_size=4))
+    assert load_splits(named, named, DataOptions())[2] == ["x", "y"]

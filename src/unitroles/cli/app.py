@@ -74,9 +74,8 @@ def analyze(**given: Any) -> None:
     import unitroles as ur
     from unitroles.report import text
     from unitroles.sources.factory import known_of, load_object, trained_model
-    from unitroles.sources.records import Columns
-    from unitroles.sources.splits import Pictures, load_groups, load_splits
-    from unitroles.sources.tokens import Tables
+    from unitroles.sources.records import DataOptions
+    from unitroles.sources.splits import load_groups, load_splits
 
     transform, loss = (
         load_object(given[name], f"--{name} must be module:function") if given[name] else None
@@ -84,12 +83,20 @@ def analyze(**given: Any) -> None:
     )
     network = trained_model(asked.model, asked.weights)
     known = known_of(asked.model, network)
-    pictures = Pictures(
-        data.image_size, data.scale, data.mean, data.std, transform, known.transform
+    reading = DataOptions(
+        image_size=data.image_size,
+        scale=data.scale,
+        mean=data.mean,
+        std=data.std,
+        transform=transform,
+        label_column=data.label_column,
+        text_column=data.text_column,
+        image_column=data.image_column,
+        tokenizer=data.tokenizer,
+        max_length=data.max_length,
+        known=known,
     )
-    columns = Columns(data.label_column, data.text_column, data.image_column)
-    tables = Tables(columns, data.tokenizer, data.max_length, known)
-    first, second, names = load_splits(data.train, data.test, pictures, tables)
+    first, second, names = load_splits(data.train, data.test, reading)
     groups = load_groups(data.train, data.test, given["group_by"]) if given["group_by"] else None
     if groups is not None:
         names = None  # those of the groups

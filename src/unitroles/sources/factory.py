@@ -20,15 +20,13 @@ from unitroles.sources.huggingface import (
     hub_model,
     kind_of,
     label_numbers,
-    picture_shape,
-    picture_transform,
+    picture_input,
     token_shape,
     tokens_at_most,
 )
 from unitroles.sources.vision import (
+    timm_input,
     timm_model,
-    timm_preset,
-    timm_shape,
     torchvision_model,
     torchvision_preset,
 )
@@ -60,12 +58,9 @@ def load_model(spec: str, bare: bool = False) -> nn.Module:
         return timm_model(name)
     if source == "hf":
         return hub_model(name, bare)
-    with _current_folder():
-        found = load_object(spec, f"MODEL must be {_FORMS}")
-        try:
-            found = found if isinstance(found, nn.Module) or not callable(found) else found()
-        except (Exception, SystemExit) as error:
-            raise _failed(f"calling {spec} without arguments", error) from error
+    found = load_object(spec, f"MODEL must be {_FORMS}")
+    with _running(f"calling {spec} without arguments"):
+        found = found if isinstance(found, nn.Module) or not callable(found) else found()
     if not isinstance(found, nn.Module):
         raise InputError(
             f"{spec} gives {type(found).__name__}, not a torch.nn.Module; name a model or a "
@@ -103,12 +98,15 @@ class Known:
     tokenizer : folder or name of its tokenizer.
     tokens : how many a text may have.
     numbers : class numbers by name; empty where nobody named the classes.
+    shape : channels, height and width of its pictures; of an ImageNet picture where it does not
+        know.
     """
 
     transform: Callable[[Any], Any] | None = None
     tokenizer: str | None = None
     tokens: int | None = None
     numbers: Mapping[str, int] = field(default_factory=dict)
+    shape: tuple[int, ...] = (3, USUAL_SIDE, USUAL_SIDE)
 
 
 def known_of(spec: str, model: nn.Module) -> Known:
@@ -119,15 +117,18 @@ def known_of(spec: str, model: nn.Module) -> Known:
     model : what `load_model` made of `spec`.
     """
     source, _, name = spec.partition(":")
-    if source == "torchvision":
-        return Known(torchvision_preset(name))
+    if source == "hf" and kind_of(model) == "text":
+        return Known(None, name, tokens_at_most(model), label_numbers(model))
+    if source == "hf":
+        transform, shape = picture_input(name, model)
+        return Known(transform, numbers=label_numbers(model), shape=shape)
     if source == "timm":
-        return Known(timm_preset(model))
-    if source != "hf":
-        return Known()
-    if kind_of(model) == "image":
-        return Known(picture_transform(name), numbers=label_numbers(model))
-    return Known(None, name, tokens_at_most(model), label_numbers(model))
+        transform, shape = timm_input(model)
+        return Known(transform, shape=shape)
+    transform = torchvision_preset(name) if source == "torchvision" else None
+    usual = getattr(transform, "crop_size", [USUAL_SIDE])[0]
+    side: Any = getattr(model, "image_size", usual)  # of torchvision's transformers
+    return Known(transform, shape=(3, side, side))
 
 
 def example_of(
@@ -153,20 +154,7 @@ def example_of(
         size = (batch, length if shape is None else shape[0])
         tokens = torch.randint(vocabulary, size, generator=draw)
         return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
-    return torch.rand(batch, *(shape or _shape_of(spec, model)), generator=draw)
-
-
-def _shape_of(spec: str, model: nn.Module) -> tuple[int, ...]:
-    source, _, name = spec.partition(":")
-    if source == "timm":
-        return timm_shape(model)
-    if source == "hf":
-        return picture_shape(name, model)
-    usual = USUAL_SIDE
-    if source == "torchvision":
-        usual = getattr(torchvision_preset(name), "crop_size", [usual])[0]
-    side: Any = getattr(model, "image_size", usual)  # of torchvision's transformers
-    return 3, side, side
+    return torch.rand(batch, *(shape or known_of(spec, model).shape), generator=draw)
 
 
 def load_object(spec: str, form: str) -> Any:
@@ -174,13 +162,12 @@ def load_object(spec: str, form: str) -> Any:
     module_name, _, name = spec.rpartition(":")
     if not module_name or not name:
         raise InputError(f"{form}, not {spec!r}")
-    with _current_folder():
+    with _running(f"importing {module_name}"):
         try:
             module = importlib.import_module(module_name)
-        except (Exception, SystemExit) as error:
-            missing = error.name if isinstance(error, ModuleNotFoundError) else None
-            if missing is None or not f"{module_name}.".startswith(f"{missing}."):
-                raise _failed(f"importing {module_name}", error) from error
+        except ModuleNotFoundError as error:
+            if not f"{module_name}.".startswith(f"{error.name}."):
+                raise
             hint = module_name.removesuffix(".py").replace("/", ".")
             near = f"write {hint}:{name}" if hint != module_name else "run in its folder"
             raise InputError(f"there is no module {module_name!r}; {near}, or install it") from None
@@ -190,21 +177,25 @@ def load_object(spec: str, form: str) -> Any:
     return getattr(module, name)
 
 
-def _failed(doing: str, error: BaseException) -> InputError:
-    """Names the line of the user's code, as no traceback is shown."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return InputError(
-        f"{doing} failed: {type(error).__name__}: {first_line(error)} "
-        f"({frame.filename}:{frame.lineno}); it must work in Python before it can be analysed"
-    )
-
-
 @contextmanager
-def _current_folder() -> Iterator[None]:
-    """Import from the current folder first, as `python` itself does."""
+def _running(doing: str) -> Iterator[None]:
+    """The user's code, as `python` itself runs it: imports come from the current folder first.
+
+    Raises
+    ------
+    InputError : it failed; names the line of the code, as no traceback is shown.
+    """
     before = list(sys.path)
     sys.path.insert(0, os.getcwd())
     try:
         yield
+    except InputError:
+        raise
+    except (Exception, SystemExit) as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        raise InputError(
+            f"{doing} failed: {type(error).__name__}: {first_line(error)} "
+            f"({frame.filename}:{frame.lineno}); it must work in Python before it can be analysed"
+        ) from error
     finally:
         sys.path[:] = before

@@ -6,7 +6,7 @@ import logging
 import re
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ from torch import nn
 
 from unitroles.errors import InputError
 from unitroles.sources.vision import needed
+from unitroles.sources.weights import conversion
 from unitroles.wording import few, first_line
 
-KINDS = {"image": "ForImageClassification", "text": "ForSequenceClassification"}
+_CLASSIFIERS = ("ForImageClassification", "ForSequenceClassification")
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _PICKLED = "pytorch_model.bin"
 _FOREIGN = ("pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack", "model.ckpt.index")
@@ -39,13 +40,22 @@ def hub_model(name: str, bare: bool = False) -> nn.Module:
         read without running anything.
     """
     transformers = needed("transformers", "hf")
-    config = hub_config(name)
-    maker = getattr(transformers, f"AutoModel{KINDS[_kind(name, config)]}")
+    folder = Path(name)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise InputError(
+                f"the folder {name} has no config.json; give one written by save_pretrained"
+            )
+    elif folder.is_absolute() or name.startswith(("./", "../", "~")) or name.count("/") > 1:
+        raise InputError(f"there is no folder {name}; give one written by save_pretrained")
+    with _reading(name):
+        config = _loaded(transformers.AutoConfig, name)
+    maker = _maker(name, config)
     if bare:
         with _quiet(), _reading(name):
             return maker.from_config(config, trust_remote_code=False).float()
-    if Path(name).is_dir():
-        _check_weights(Path(name))
+    if folder.is_dir():
+        _check_weights(folder)
     with _reading(name):
         model, found = _loaded(
             maker, name, config=config, use_safetensors=True, output_loading_info=True
@@ -56,21 +66,6 @@ def hub_model(name: str, bare: bool = False) -> nn.Module:
             "give the trained weights with --weights"
         )
     return model.float()  # what was stored in half precision is analysed in full
-
-
-def hub_config(name: str) -> Any:
-    """The configuration of a model; no code beside that of transformers itself is imported."""
-    transformers = needed("transformers", "hf")
-    folder = Path(name)
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise InputError(
-                f"the folder {name} has no config.json; give one written by save_pretrained"
-            )
-    elif folder.is_absolute() or name.startswith(("./", "../", "~")) or name.count("/") > 1:
-        raise InputError(f"there is no folder {name}; give one written by save_pretrained")
-    with _reading(name):
-        return _loaded(transformers.AutoConfig, name)
 
 
 def kind_of(model: nn.Module) -> str | None:
@@ -87,41 +82,33 @@ def label_numbers(model: nn.Module) -> dict[str, int]:
     return {str(label): int(number) for label, number in numbers.items()}
 
 
-def picture_transform(name: str) -> Callable[[Any], Any] | None:
-    """The model's own image processor, for one PIL picture; None where it has none."""
-    processor = _processor(name)
-    if processor is None:
-        return None
+def picture_input(
+    name: str, model: nn.Module
+) -> tuple[Callable[[Any], Any] | None, tuple[int, ...]]:
+    """The input that an image classifier of transformers is made for.
+
+    Returns
+    -------
+    Its own image processor, for one PIL picture, or None where it has none; channels, height and
+    width of a picture.
+    """
+    transformers = needed("transformers", "hf")
+    processor: Any = None
+    with suppress(OSError, ValueError, ImportError):
+        processor = _loaded(transformers.AutoImageProcessor, name)
 
     def transform(picture: Any) -> Any:
         return processor(images=picture, return_tensors="pt")["pixel_values"][0]
 
-    return transform
-
-
-def picture_shape(name: str, model: nn.Module) -> tuple[int, ...]:
-    """Channels, height and width of the pictures that a model of transformers is made for."""
     config: Any = model.config
-    side = getattr(config, "image_size", None) or _processed_side(name)
-    height, width = side if isinstance(side, (list, tuple)) else (side, side)
-    return getattr(config, "num_channels", 3), height, width
-
-
-def _processor(name: str) -> Any:
-    transformers = needed("transformers", "hf")
-    try:
-        return _loaded(transformers.AutoImageProcessor, name)
-    except (OSError, ValueError):
-        return None
-
-
-def _processed_side(name: str) -> int | tuple[int, int]:
-    processor = _processor(name)
     crops = getattr(processor, "do_center_crop", None)
     size = getattr(processor, "crop_size" if crops else "size", None) or {}
-    if "height" in size:
-        return size["height"], size["width"]
-    return size.get("shortest_edge", USUAL_SIDE)
+    edge = size.get("shortest_edge", USUAL_SIDE)
+    read = (size["height"], size["width"]) if "height" in size else edge
+    side = getattr(config, "image_size", None) or read
+    height, width = side if isinstance(side, (list, tuple)) else (side, side)
+    shape = getattr(config, "num_channels", 3), height, width
+    return None if processor is None else transform, shape
 
 
 def tokenizer_of(name: str) -> Any:
@@ -147,20 +134,17 @@ def token_shape(model: nn.Module) -> tuple[int, int]:
     return min(_TOKENS, tokens_at_most(model) or _TOKENS), config.vocab_size
 
 
-def _kind(name: str, config: Any) -> str:
-    """The kind that the model was saved as; else one that its configuration is made for."""
+def _maker(name: str, config: Any) -> Any:
+    """The class for what the model was saved as; else one that its configuration is made for."""
+    transformers = needed("transformers", "hf")
+    makers = {ending: getattr(transformers, f"AutoModel{ending}") for ending in _CLASSIFIERS}
     saved = [str(known) for known in getattr(config, "architectures", None) or ()]
-    for kind, ending in KINDS.items():
+    for ending, maker in makers.items():
         if any(known.endswith(ending) for known in saved):
-            return kind
-    auto = needed("transformers.models.auto.modeling_auto", "hf")
-    known = {
-        "image": auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
-        "text": auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
-    }
-    for kind, mapping in known.items():
-        if type(config) in mapping:
-            return kind
+            return maker
+    for maker in makers.values():
+        if type(config) in maker._model_mapping:
+            return maker
     what = few(saved) or config.model_type
     raise InputError(
         f"hf:{name} is a {what}, neither an image nor a text classifier; give a model saved with "
@@ -170,8 +154,6 @@ def _kind(name: str, config: Any) -> str:
 
 def _check_weights(folder: Path) -> None:
     """Before transformers looks for them: it would read a pickle, or say that nothing is there."""
-    from unitroles.sources.weights import conversion
-
     if any((folder / name).is_file() for name in _WEIGHTS):
         return
     pickled, target = folder / _PICKLED, folder / _WEIGHTS[0]
@@ -202,8 +184,6 @@ def _reading(name: str) -> Iterator[None]:
     """One sentence for what transformers says in many."""
     try:
         yield
-    except InputError:
-        raise
     except Exception as error:  # damaged files and foreign formats fail anywhere
         if "trust_remote_code" in str(error):
             reason = "it needs code of its own, which is never run"
@@ -223,17 +203,14 @@ def _reading(name: str) -> Iterator[None]:
 def _quiet() -> Iterator[None]:
     """No messages and no bars: what matters of them is an error here, in one line."""
     own = needed("transformers.utils.logging", "hf")
-    loggers = [logging.getLogger(name) for name in ("transformers", "huggingface_hub")]
-    levels, bars = [logger.level for logger in loggers], own.is_progress_bar_enabled()
+    disabled, bars = logging.root.manager.disable, own.is_progress_bar_enabled()
+    logging.disable(logging.CRITICAL)
     own.disable_progress_bar()
     try:
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(disabled)
         if bars:
             own.enable_progress_bar()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from unitroles.errors import InputError, unknown
+from unitroles.sources.factory import Known
 from unitroles.sources.vision import needed
 from unitroles.wording import few, first_line
 
@@ -26,27 +27,70 @@ _ARROW = (ValueError, TypeError, NotImplementedError)
 _REMEDY = "give a text file in UTF-8 with a label and a text in every line"
 
 
-@dataclass(frozen=True)
-class Columns:
-    """The columns of a table that are read; None finds them by name or type."""
+FOR_PICTURES = ("image_size", "scale", "mean", "transform")
+FOR_TABLES = ("label_column", "text_column", "image_column", "tokenizer", "max_length")
 
-    label: str | None = None
-    text: str | None = None
-    image: str | None = None
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Options for turning data into the model's input, named as on the command line.
+
+    Parameters
+    ----------
+    image_size : folders, tables: the shorter side after resizing, in pixels; then the centre is
+        cropped square.
+    scale : uint8 arrays: divide by 255 and put the channels first.
+    mean, std : per channel, subtracted and divided by after scaling to 0 ... 1.
+    transform : folders, tables: a function of one PIL picture, in place of `image_size`, `mean`,
+        `std`.
+    label_column, text_column, image_column : the columns of a table that are read; None finds them
+        by name or type.
+    tokenizer : folder or name on the Hugging Face hub; None takes that of the model.
+    max_length : at most so many tokens; None takes what model and tokenizer can.
+    known : what the model says of its inputs and classes; its transform is taken where none of the
+        options for pictures is given.
+    """
+
+    image_size: int | None = None
+    scale: bool = False
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    transform: Callable[[Any], Any] | None = None
+    label_column: str | None = None
+    text_column: str | None = None
+    image_column: str | None = None
+    tokenizer: str | None = None
+    max_length: int | None = None
+    known: Known = Known()
+
+    def __post_init__(self) -> None:
+        if (self.mean is None) != (self.std is None):
+            raise InputError("--mean and --std belong together; give both or neither")
+        if self.std is not None and not all(value > 0 for value in self.std):
+            raise InputError(f"--std must be positive, not {self.std}")
+        if self.transform is not None and (self.image_size or self.mean):
+            raise InputError("--transform replaces --image-size, --mean, --std; leave these out")
+
+    def refuse(self, names: Sequence[str], reason: str) -> None:
+        """Raise an error if one of these options was given."""
+        given = [f"--{name.replace('_', '-')}" for name in names if getattr(self, name)]
+        if given:
+            raise InputError(f"{', '.join(given)} is for {reason}")
 
 
 @dataclass(frozen=True)
 class Pictured:
-    """A column of encoded pictures, decoded one by one."""
+    """A column of encoded pictures, decoded and transformed one by one."""
 
     file: str
     encoded: Any
-    column: str
+    transform: Callable[[Any], Any]
 
     def __getitem__(self, row: int) -> Any:
         from PIL import Image, ImageOps
 
-        content = self.encoded[row][self.column]["bytes"]
+        (column,) = self.encoded.column_names
+        content = self.encoded[row][column]["bytes"]
         if content is None:
             raise InputError(
                 f"row {row} of {self.file} holds the path of a picture, not the picture; save the "
@@ -56,7 +100,8 @@ class Pictured:
             reading_picture(f"the picture in row {row} of {self.file} cannot be read"),
             Image.open(BytesIO(content)) as picture,
         ):
-            return ImageOps.exif_transpose(picture).convert("RGB")
+            plain = ImageOps.exif_transpose(picture).convert("RGB")
+        return self.transform(plain)
 
 
 @contextmanager
@@ -76,16 +121,16 @@ class Table:
     ----------
     file : where it comes from, for messages.
     labels : as they stand there.
-    names : the class names, where the labels are numbers of these.
+    names : the class names, where the labels are numbers of these; else none.
     texts : one per sample; None for pictures.
-    pictures : reads the picture with a number; None for texts.
+    pictures : a data set of one column of encoded pictures; None for texts.
     """
 
     file: str
     labels: list[Any]
-    names: tuple[str, ...] | None = None
+    names: tuple[str, ...] = ()
     texts: list[str] | None = None
-    pictures: Pictured | None = None
+    pictures: Any = None
 
 
 def is_table(spec: str) -> bool:
@@ -96,7 +141,7 @@ def is_table(spec: str) -> bool:
     return path.suffix.lower() in (*SEPARATORS, ".parquet")
 
 
-def read_table(spec: str, split: str, columns: Columns = Columns()) -> Table:
+def read_table(spec: str, split: str, options: DataOptions = DataOptions()) -> Table:
     """Labels, and texts or pictures, of one split.
 
     Parameters
@@ -104,18 +149,14 @@ def read_table(spec: str, split: str, columns: Columns = Columns()) -> Table:
     spec : "file.csv" or "file.tsv" in UTF-8, with a header line that names the columns or with two
         columns, label and text; "file.parquet"; or a folder that `save_to_disk` wrote.
     split : "train" or "test", for messages.
-    columns : those that hold the class and the sample.
+    options : name the columns that hold the class and the sample.
 
     Raises
     ------
     InputError : the file cannot be read, or lacks a column, a label or all rows.
     """
-    if Path(spec).suffix.lower() in SEPARATORS and not Path(spec).is_dir():
-        if columns.image is not None:
-            raise InputError("--image-column is for parquet files; leave it out for text files")
-        table = _separated(spec, split, columns)
-    else:
-        table = _arrow(spec, split, columns)
+    read = _separated if _is_text_file(spec) else _arrow
+    table = read(spec, split, options)
     if not table.labels:
         raise InputError(f"the {split} data in {spec} hold no rows; give samples of each class")
     empty = next((row for row, label in enumerate(table.labels) if label in ("", None)), None)
@@ -131,7 +172,7 @@ def read_column(spec: str, split: str, name: str) -> list[Any]:
     ------
     InputError : there is no such column, it holds something else, or a sample has no value.
     """
-    if Path(spec).suffix.lower() in SEPARATORS and not Path(spec).is_dir():
+    if _is_text_file(spec):
         lines = _lines(spec, split)
         header = [cell.strip() for cell in lines[0]]
         if name not in header:
@@ -139,38 +180,34 @@ def read_column(spec: str, split: str, name: str) -> list[Any]:
                 f"{spec} has no column {name!r} in its first line ({few(header)}); name one of "
                 "these, or add a header line"
             )
-        return _complete([cells[header.index(name)] for cells in lines[1:]], name, spec)
-    data = _data_set(spec, split)
-    known = getattr(data.features[_existing(name, data.column_names, spec)], "names", None)
-    values = data[name][:]
-    kinds = {type(value) for value in values if value is not None}
-    if not any(kinds <= {kind} for kind in (int, bool, str)):
-        raise InputError(
-            f"column {name!r} of {spec} holds {few(sorted(k.__name__ for k in kinds))}, not one "
-            "whole number, boolean or text per sample; name the one that does with --group-by"
-        )
-    if known is not None:
-        values = [known[n] if n is not None and 0 <= n < len(known) else None for n in values]
-    return _complete(values, name, spec)
-
-
-def _complete(values: list[Any], name: str, spec: str) -> list[Any]:
-    """The same, if all samples have one."""
+        values = [cells[header.index(name)] for cells in lines[1:]]
+    else:
+        data = _data_set(spec, split)
+        known = getattr(data.features[_existing(name, data.column_names, spec)], "names", None)
+        wanted = "whole number, boolean or text per sample; name the one that does with --group-by"
+        values = _values(data, name, spec, (int, bool, str), wanted)
+        if known is not None:
+            values = [known[n] if n is not None and 0 <= n < len(known) else None for n in values]
     for row, value in enumerate(values):
-        if value is None or (isinstance(value, str) and not value.strip()):
+        if value is None or not str(value).strip():
             raise InputError(
                 f"sample {row} in {spec} has no {name!r}; fill it in or remove the sample"
             )
     return values
 
 
-def _separated(spec: str, split: str, columns: Columns) -> Table:
+def _is_text_file(spec: str) -> bool:
+    return Path(spec).suffix.lower() in SEPARATORS and not Path(spec).is_dir()
+
+
+def _separated(spec: str, split: str, options: DataOptions) -> Table:
+    options.refuse(["image_column"], "parquet files; leave it out for text files")
     lines = _lines(spec, split)
     header = [cell.strip() for cell in lines[0]]
     named = {cell.lower() for cell in header} & {*LABELS, *TEXTS}
-    if named or columns.label or columns.text:
-        label = _label_column(columns, header, spec)
-        text = _text_column(columns, header, label, spec)
+    if named or options.label_column or options.text_column:
+        label = _label_column(options, header, spec)
+        text = _text_column(options, header, label, spec)
         places, lines = (header.index(label), header.index(text)), lines[1:]
     elif len(header) == 2:
         places = (0, 1)
@@ -212,17 +249,25 @@ def _lines(spec: str, split: str) -> list[list[str]]:
     return [cells for _, cells in lines]
 
 
-def _arrow(spec: str, split: str, columns: Columns) -> Table:
+def _arrow(spec: str, split: str, options: DataOptions) -> Table:
     data = _data_set(spec, split)
     names = data.column_names
-    label = _label_column(columns, names, spec)
-    image = columns.image and _existing(columns.image, names, spec)
-    if image is None and columns.text is None:
+    label = _label_column(options, names, spec)
+    image = options.image_column and _existing(options.image_column, names, spec)
+    if image is None and options.text_column is None:
         kinds = {name: type(feature).__name__ for name, feature in data.features.items()}
         image = next((name for name in names if kinds[name] == "Image"), None)
-    labels, known = _labels(data, label, spec)
+    wanted = "whole number or one name per sample; name the one that does with --label-column"
+    labels = _values(data, label, spec, (int, str), wanted)
+    known = tuple(getattr(data.features[label], "names", None) or ())
+    outside = [n for n in labels if known and n is not None and not 0 <= n < len(known)]
+    if outside:
+        raise InputError(
+            f"a label in {spec} is {outside[0]}, outside its {len(known)} class names; "
+            "remove what has no label"
+        )
     if image is None:
-        text = _text_column(columns, names, label, spec)
+        text = _text_column(options, names, label, spec)
         texts = data[text][:]
         if not all(isinstance(value, str) for value in texts):
             raise InputError(
@@ -238,7 +283,7 @@ def _arrow(spec: str, split: str, columns: Columns) -> Table:
             f"column {image!r} of {spec} does not hold pictures ({first_line(error)}); name the "
             "one that does with --image-column"
         ) from error
-    return Table(spec, labels, known, pictures=Pictured(spec, encoded, image))
+    return Table(spec, labels, known, pictures=encoded)
 
 
 def _data_set(spec: str, split: str) -> Any:
@@ -264,49 +309,44 @@ def _data_set(spec: str, split: str) -> Any:
         ) from error
 
 
-def _labels(data: Any, column: str, spec: str) -> tuple[list[Any], tuple[str, ...] | None]:
-    labels = data[column][:]
-    names = getattr(data.features[column], "names", None)
-    kinds = {type(label) for label in labels if label is not None}
-    if not kinds <= {int} and not kinds <= {str}:
+def _values(data: Any, column: str, spec: str, kinds: Sequence[type], wanted: str) -> list[Any]:
+    """All values of a column, of one of these kinds or None."""
+    values = data[column][:]
+    found = {type(value) for value in values if value is not None}
+    if not any(found <= {kind} for kind in kinds):
         raise InputError(
-            f"column {column!r} of {spec} holds {few(sorted(k.__name__ for k in kinds))}, not one "
-            "whole number or one name per sample; name the one that does with --label-column"
+            f"column {column!r} of {spec} holds {few(sorted(k.__name__ for k in found))}, not one "
+            f"{wanted}"
         )
-    outside = next((label for label in labels if names and not 0 <= (label or 0) < len(names)), 0)
-    if outside:
-        raise InputError(
-            f"a label in {spec} is {outside}, outside its {len(names or ())} class names; remove "
-            "what has no label"
-        )
-    return labels, tuple(names) if names else None
+    return values
 
 
-def _label_column(columns: Columns, names: Sequence[str], spec: str) -> str:
-    if columns.label is not None:
-        return _existing(columns.label, names, spec)
-    found = next((name for name in names if name.lower() in LABELS), None)
+def _column(
+    chosen: str | None, usual: Sequence[str], names: Sequence[str], spec: str, what: str
+) -> str:
+    """The chosen column of these, or the first with a usual name."""
+    if chosen is not None:
+        return _existing(chosen, names, spec)
+    found = next((name for name in names if name.lower() in usual), None)
     if found is None:
+        *first, last = map(repr, usual)
         raise InputError(
-            f"{spec} has no column 'label' or 'labels' among {few(list(names))}; name the one that "
-            "holds the class with --label-column"
+            f"{spec} has no column {', '.join(first)} or {last} among {few(list(names))}; name the "
+            f"one that holds the {what}"
         )
     return found
 
 
-def _text_column(columns: Columns, names: Sequence[str], label: str, spec: str) -> str:
-    if columns.text is not None:
-        return _existing(columns.text, names, spec)
+def _label_column(options: DataOptions, names: Sequence[str], spec: str) -> str:
+    return _column(options.label_column, LABELS, names, spec, "class with --label-column")
+
+
+def _text_column(options: DataOptions, names: Sequence[str], label: str, spec: str) -> str:
     others = [name for name in names if name != label]
-    found = [name for name in others if name.lower() in TEXTS] or others
-    if len(found) > 1 and found == others:
-        raise InputError(
-            f"{spec} has no column {', '.join(map(repr, TEXTS))} among {few(others)}; name the one "
-            "that holds the text with --text-column"
-        )
-    if not found:
+    if not others:
         raise InputError(f"{spec} has no column beside {label!r}; add one with the texts")
-    return found[0]
+    usual = TEXTS if len(others) > 1 else [others[0].lower()]
+    return _column(options.text_column, usual, others, spec, "text with --text-column")
 
 
 def _existing(name: str, names: Sequence[str], spec: str) -> str:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,18 @@ import torch
 from torch import Tensor
 
 from unitroles.errors import DataWarning, InputError
-from unitroles.sources.records import is_table, read_column, reading_picture, same_kind
-from unitroles.sources.tokens import Tables, by_number, load_tables
+from unitroles.sources.records import (
+    FOR_PICTURES,
+    FOR_TABLES,
+    DataOptions,
+    Pictured,
+    is_table,
+    read_column,
+    read_table,
+    reading_picture,
+    same_kind,
+)
+from unitroles.sources.tokens import Rows, by_number, number_labels, tokenise
 from unitroles.sources.vision import needed
 from unitroles.wording import few, first_line
 
@@ -26,49 +35,8 @@ _FORMS = (
 )
 
 
-@dataclass(frozen=True)
-class Pictures:
-    """Options for turning pictures into the model's input.
-
-    Parameters
-    ----------
-    size : folders, tables: the shorter side after resizing, in pixels; then the centre is cropped
-        square.
-    scale : uint8 arrays: divide by 255 and put the channels first.
-    mean, std : per channel, subtracted and divided by after scaling to 0 ... 1.
-    transform : folders, tables: a function of one PIL picture, in place of `size`, `mean`, `std`.
-    preset : folders, tables: the transform where none of these is given.
-    """
-
-    size: int | None = None
-    scale: bool = False
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    transform: Callable[[Any], Any] | None = None
-    preset: Callable[[Any], Any] | None = None
-
-    def __post_init__(self) -> None:
-        if (self.mean is None) != (self.std is None):
-            raise InputError("--mean and --std belong together; give both or neither")
-        if self.std is not None and not all(value > 0 for value in self.std):
-            raise InputError(f"--std must be positive, not {self.std}")
-        if self.transform is not None and (self.size or self.mean):
-            raise InputError("--transform replaces --image-size, --mean, --std; leave these out")
-
-    @property
-    def used(self) -> list[str]:
-        """The options that were given, as on the command line."""
-        given = {
-            "--image-size": self.size,
-            "--scale": self.scale,
-            "--mean": self.mean,
-            "--transform": self.transform,
-        }
-        return [option for option, value in given.items() if value]
-
-
 def load_splits(
-    train: str, test: str, pictures: Pictures = Pictures(), tables: Tables = Tables()
+    train: str, test: str, options: DataOptions = DataOptions()
 ) -> tuple[Any, Any, list[str] | None]:
     """Both splits as `unitroles.analyze` takes them, and the class names where they are known.
 
@@ -83,7 +51,8 @@ def load_splits(
 
     Raises
     ------
-    InputError : the data cannot be read, or an option is needed or has no use.
+    InputError : the data cannot be read, or an option is needed or has no use, the splits
+        differ in kind or classes, or the model lacks a label.
     """
     specs = {"train": train, "test": test}
     kinds = {name: is_table(spec) for name, spec in specs.items()}
@@ -94,12 +63,9 @@ def load_splits(
             "not; give both in the same form"
         )
     if not any(kinds.values()):
-        if tables.used:
-            raise InputError(
-                f"{', '.join(tables.used)} is for tables (csv, tsv, parquet); leave it out"
-            )
-        return _load_pictures(specs, pictures, tables.known.numbers)
-    return load_tables(specs, tables, pictures.used, lambda: _transform(pictures, Path(train)))
+        options.refuse(FOR_TABLES, "tables (csv, tsv, parquet); leave it out")
+        return _load_pictures(specs, options)
+    return _load_tables(specs, options)
 
 
 def load_groups(train: str, test: str, name: str) -> dict[str, np.ndarray]:
@@ -114,50 +80,75 @@ def load_groups(train: str, test: str, name: str) -> dict[str, np.ndarray]:
     -------
     One array per split, of whole numbers or of texts.
     """
-    found = []
-    for split, spec in {"train": train, "test": test}.items():
-        if is_table(spec):
-            found.append(read_column(spec, split, name))
-        elif Path(spec).is_dir():
-            raise InputError(
-                f"--group-by {name}: the class folders of {spec} carry no label but their name; "
-                "give a table or an npz file with a column or array for it"
-            )
-        else:
-            found.append(_npz_group(spec, split, name))
-    first, second = same_kind(found)
+    first, second = same_kind([_group(train, "train", name), _group(test, "test", name)])
     return {"train": first, "test": second}
 
 
-def _npz_group(spec: str, split: str, name: str) -> list[Any]:
-    file, _, inside = spec.partition("::")
-    key = f"{inside}_{name}" if inside else name
-    with _opened(file, split) as arrays:
-        if key not in arrays.files:
-            raise InputError(
-                f"{file} has no {key!r} for --group-by {name}; it holds {', '.join(arrays.files)}"
-            )
-        values = _array(arrays, key, file)
+def _group(spec: str, split: str, name: str) -> list[Any]:
+    if is_table(spec):
+        return read_column(spec, split, name)
+    if Path(spec).is_dir():
+        raise InputError(
+            f"--group-by {name}: the class folders of {spec} carry no label but their name; "
+            "give a table or an npz file with a column or array for it"
+        )
+    ((what, values), *_) = _arrays(spec, split, [name], f"--group-by {name}").items()
     if values.ndim != 1 or values.dtype.kind not in "iubU":
-        raise _wrong(values, f"{key!r} in {file}", "one whole number or text per sample")
+        raise _wrong(values, what, "one whole number or text per sample")
     return (values.astype(np.int64) if values.dtype.kind == "b" else values).tolist()
 
 
+def _load_tables(
+    specs: Mapping[str, str], options: DataOptions
+) -> tuple[Any, Any, list[str] | None]:
+    splits = [read_table(spec, name, options) for name, spec in specs.items()]
+    pictured = [table for table in splits if table.pictures is not None]
+    if len(pictured) == 1:
+        raise InputError(
+            "one of train and test holds texts, the other pictures; choose columns of one kind "
+            "with --text-column or --image-column"
+        )
+    if pictured:
+        if options.tokenizer or options.max_length:
+            raise InputError(
+                "--tokenizer and --max-length are for texts; leave them out for pictures"
+            )
+        options.refuse(["scale"], "uint8 images in npz files; leave it out for tables")
+        transform = _transform(options, specs["train"])
+        samples = [Pictured(table.file, table.pictures, transform) for table in pictured]
+    else:
+        options.refuse(FOR_PICTURES, "pictures; leave it out for texts")
+        samples = tokenise([table.texts or [] for table in splits], options)
+    labels, names = number_labels(splits, options.known.numbers)
+    train, test = map(Rows, samples, labels)
+    return train, test, names
+
+
 def _load_pictures(
-    specs: dict[str, str], pictures: Pictures, numbers: Mapping[str, int]
+    specs: Mapping[str, str], options: DataOptions
 ) -> tuple[Any, Any, list[str] | None]:
     folders = [Path(spec) for spec in specs.values() if Path(spec).is_dir()]
-    if len(folders) == 2 and pictures.scale:
-        raise InputError("--scale is for uint8 images in npz files; leave it out for folders")
-    if not folders and (pictures.size or pictures.transform):
+    if len(folders) == 2:
+        options.refuse(["scale"], "uint8 images in npz files; leave it out for folders")
+    if not folders and (options.image_size or options.transform):
         raise InputError("--image-size and --transform are for folders; npz files need none")
     inside = [path for folder in folders for path in folder.iterdir() if path.is_dir()]
-    classes = {path.name for path in inside if not path.name.startswith(".")}
-    classes = _ordered(sorted(classes), numbers)
+    classes = sorted({path.name for path in inside if not path.name.startswith(".")})
+    numbers = options.known.numbers
+    absent = [name for name in classes if name not in numbers]
+    if absent and numbers:
+        warnings.warn(
+            f"the model has no class {few([repr(name) for name in absent])}: the class folders are "
+            "numbered in the sorted order of their names. Check that the model was trained so",
+            DataWarning,
+            stacklevel=2,
+        )
+    elif classes and not absent:
+        classes = by_number(numbers) or []
     (train, names), (test, others) = (
-        _folder(Path(spec), name, classes, pictures)
+        _folder(Path(spec), name, classes, options)
         if Path(spec).is_dir()
-        else load_npz(spec, name, pictures)
+        else load_npz(spec, name, options)
         for name, spec in specs.items()
     )
     if names and others and names != others:
@@ -168,69 +159,61 @@ def _load_pictures(
     return train, test, names or others or by_number(numbers)
 
 
-def _ordered(classes: list[str], numbers: Mapping[str, int]) -> list[str]:
-    """The classes by number."""
-    absent = [name for name in classes if name not in numbers]
-    if not absent:
-        return (by_number(numbers) or []) if classes else []
-    if numbers:
-        warnings.warn(
-            f"the model has no class {few([repr(name) for name in absent])}: the class folders are "
-            "numbered in the sorted order of their names. Check that the model was trained so",
-            DataWarning,
-            stacklevel=2,
-        )
-    return classes
-
-
 def load_npz(
-    spec: str, name: str, pictures: Pictures = Pictures()
+    spec: str, name: str, options: DataOptions = DataOptions()
 ) -> tuple[tuple[Tensor, Tensor], list[str] | None]:
     """Inputs, labels and class names of an npz file.
 
     "file.npz" holds `images` and `labels`, "file.npz::train" `train_images` and `train_labels`;
     `classes` is optional. uint8 images, (N, height, width) or (N, height, width, channels), need
-    `pictures.scale`; other arrays are taken as they are, float64 as float32.
+    `options.scale`; other arrays are taken as they are, float64 as float32.
 
     Raises
     ------
     InputError : no such file or array, or an array that holds something else than numbers.
     """
-    file, _, split = spec.partition("::")
-    keys = [f"{split}_{part}" if split else part for part in ("images", "labels")]
-    with _opened(file, name) as arrays:
-        absent = [key for key in keys if key not in arrays.files]
-        if absent:
-            splits = [k.removesuffix("_images") for k in arrays.files if k.endswith("_images")]
-            near = "".join(f", or give {file}::{other}" for other in splits if other != split)
-            raise InputError(
-                f"{file} has no {' and no '.join(map(repr, absent))} for the {name} data; it holds "
-                f"{', '.join(arrays.files) or 'nothing'}; add what is missing{near}"
-            )
-        images, labels = (_array(arrays, key, file) for key in keys)
-        classes = _array(arrays, "classes", file) if "classes" in arrays.files else None
+    found = _arrays(spec, name, ["images", "labels"], f"the {name} data")
+    (what, images), (what_labels, labels), *classes = found.items()
     if labels.dtype.kind not in "iu" or labels.ndim != 1:
-        raise _wrong(labels, f"{keys[1]!r} in {file}", "one whole number per sample, from 0")
-    inputs = _scaled(images, keys[0], file, pictures)
-    names = None if classes is None else classes.ravel().astype(str).tolist()
+        raise _wrong(labels, what_labels, "one whole number per sample, from 0")
+    names = classes[0][1].ravel().astype(str).tolist() if classes else None
+    inputs = _scaled(images, what, options)
     return (inputs, torch.from_numpy(labels.astype(np.int64))), names
 
 
-def _opened(file: str, name: str) -> Any:
+def _arrays(spec: str, split: str, parts: Sequence[str], purpose: str) -> dict[str, np.ndarray]:
+    """Arrays of an npz file by name and file: one for each part, then `classes` if it is there.
+
+    Parameters
+    ----------
+    parts : names without what "file.npz::train" puts before them.
+    purpose : of the parts, for messages.
+    """
+    file, _, inside = spec.partition("::")
     if not zipfile.is_zipfile(file):
         what = f"{file} is no npz file" if Path(file).is_file() else f"there is no file {file}"
-        raise InputError(f"the {name} data cannot be read: {what}; {_FORMS}")
-    return np.load(file, allow_pickle=False)
-
-
-def _array(arrays: Any, key: str, file: str) -> np.ndarray:
-    try:
-        return arrays[key]
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(
-            f"{key!r} in {file} cannot be read ({first_line(error)}); save it again with "
-            "numpy.savez as an array of numbers (classes: of texts), not of Python objects"
-        ) from error
+        raise InputError(f"the {split} data cannot be read: {what}; {_FORMS}")
+    keys = [f"{inside}_{part}" if inside else part for part in parts]
+    found = {}
+    with np.load(file, allow_pickle=False) as arrays:
+        absent = [key for key in keys if key not in arrays.files]
+        if absent:
+            last = f"_{parts[0]}"
+            others = [key.removesuffix(last) for key in arrays.files if key.endswith(last)]
+            near = "".join(f", or give {file}::{other}" for other in others if other != inside)
+            raise InputError(
+                f"{file} has no {' and no '.join(map(repr, absent))} for {purpose}; it holds "
+                f"{', '.join(arrays.files) or 'nothing'}; add what is missing{near}"
+            )
+        for key in [*keys, *({"classes"} & {*arrays.files})]:
+            try:
+                found[f"{key!r} in {file}"] = arrays[key]
+            except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+                raise InputError(
+                    f"{key!r} in {file} cannot be read ({first_line(error)}); save it again with "
+                    "numpy.savez as an array of numbers (classes: of texts), not of Python objects"
+                ) from error
+    return found
 
 
 def _wrong(array: np.ndarray, what: str, expected: str) -> InputError:
@@ -239,18 +222,17 @@ def _wrong(array: np.ndarray, what: str, expected: str) -> InputError:
     )
 
 
-def _scaled(images: np.ndarray, key: str, file: str, pictures: Pictures) -> Tensor:
-    what = f"{key!r} in {file}"
+def _scaled(images: np.ndarray, what: str, options: DataOptions) -> Tensor:
     if images.ndim < 2 or images.dtype.kind not in "iuf":
         raise _wrong(images, what, "numbers of shape (samples, ...)")
     if images.dtype != np.uint8:
-        if pictures.scale or (pictures.mean and not pictures.size):
+        if options.scale or (options.mean and not options.image_size):
             raise InputError(
                 f"{what} is {images.dtype} and taken as it is; leave --scale, --mean, --std out"
             )
         kind = np.float32 if images.dtype == np.float64 else images.dtype.newbyteorder("=")
         return torch.from_numpy(images.astype(kind))
-    if not pictures.scale:
+    if not options.scale:
         raise InputError(
             f"{what} is uint8; give --scale to divide it by 255 (and --mean and --std if the model "
             "was trained so), or store floats exactly as in training"
@@ -259,52 +241,49 @@ def _scaled(images: np.ndarray, key: str, file: str, pictures: Pictures) -> Tens
         raise _wrong(images, what, "(samples, height, width) or (..., channels) for --scale")
     channels_last = torch.from_numpy(images if images.ndim == 4 else images[..., None])
     scaled = channels_last.movedim(3, 1).to(torch.float32, memory_format=torch.contiguous_format)
-    return _normalized(scaled.div_(255), pictures, what)
+    return _normalized(scaled.div_(255), options, what)
 
 
-def _normalized(images: Tensor, pictures: Pictures, what: str) -> Tensor:
-    if pictures.mean is None or pictures.std is None:
+def _normalized(images: Tensor, options: DataOptions, what: str) -> Tensor:
+    if options.mean is None or options.std is None:
         return images
     channels = images.shape[-3]
-    if {len(pictures.mean), len(pictures.std)} - {1, channels}:
+    if {len(options.mean), len(options.std)} - {1, channels}:
         raise InputError(f"{what} have {channels} channels; give --mean and --std one value each")
-    mean, std = (torch.tensor(v)[:, None, None] for v in (pictures.mean, pictures.std))
+    mean, std = (torch.tensor(v)[:, None, None] for v in (options.mean, options.std))
     return images.sub_(mean).div_(std)
 
 
 def _folder(
-    folder: Path, name: str, classes: list[str], pictures: Pictures
+    folder: Path, name: str, classes: list[str], options: DataOptions
 ) -> tuple[Any, list[str]]:
-    needed("torchvision.datasets", "vision")
-    from torchvision.datasets import ImageFolder
-    from torchvision.datasets.folder import default_loader
-
+    datasets = needed("torchvision.datasets", "vision")
     if not classes:
         raise InputError(f"the {name} folder {folder} holds no class folders; {_FORMS}")
 
-    class ClassFolders(ImageFolder):
+    class ClassFolders(datasets.ImageFolder):
         def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
             return classes, {label: number for number, label in enumerate(classes)}
 
     def read(path: str) -> Any:
         with reading_picture(f"{path} cannot be read as a picture"):
-            return default_loader(path)
+            return datasets.folder.default_loader(path)
 
-    change = _transform(pictures, folder)
+    change = _transform(options, str(folder))
     return ClassFolders(folder, change, loader=read, allow_empty=True), classes
 
 
-def _transform(pictures: Pictures, folder: Path) -> Callable[[Any], Any]:
-    if pictures.transform is not None:
-        return pictures.transform
-    if pictures.size is None:
-        if pictures.preset is None or pictures.mean:
+def _transform(options: DataOptions, spec: str) -> Callable[[Any], Any]:
+    if options.transform is not None:
+        return options.transform
+    if options.image_size is None:
+        if options.known.transform is None or options.mean:
             raise InputError(
-                f"how to read the pictures in {folder} for this model is not known; give "
+                f"how to read the pictures in {spec} for this model is not known; give "
                 "--image-size with --mean and --std as in training, or --transform module:function"
             )
-        return pictures.preset
+        return options.known.transform
     v2 = needed("torchvision.transforms.v2", "vision")
-    steps = [v2.Resize(pictures.size), v2.CenterCrop(pictures.size), v2.PILToTensor()]
-    normalize = v2.Lambda(lambda image: _normalized(image, pictures, "the pictures"))
+    steps = [v2.Resize(options.image_size), v2.CenterCrop(options.image_size), v2.PILToTensor()]
+    normalize = v2.Lambda(lambda image: _normalized(image, options, "the pictures"))
     return v2.Compose([*steps, v2.ToDtype(torch.float32, scale=True), normalize])

@@ -45,22 +45,19 @@ def torchvision_preset(name: str) -> Any:
 def timm_model(name: str) -> nn.Module:
     """A model of timm with random weights; a tag, as in "resnet50.a1_in1k", chooses its preset."""
     timm = needed("timm", "vision")
-    plain, _, tag = name.partition(".")
-    if not timm.is_model(plain):
-        raise no_name("timm model", name, timm.list_models())
-    tagged = timm.list_models(f"{plain}.*", pretrained=True)
-    if tag and name not in tagged:
-        raise no_name("timm model", name, tagged or [plain])
+    plain = name.partition(".")[0]
+    known = (
+        [plain, *timm.list_models(f"{plain}.*", pretrained=True)]
+        if timm.is_model(plain)
+        else timm.list_models()
+    )
+    if name not in known:
+        raise no_name("timm model", name, known)
     return timm.create_model(name, pretrained=False)
 
 
-def timm_preset(model: nn.Module) -> Any:
-    """The transform of the weights that the model of timm is made for."""
+def timm_input(model: nn.Module) -> tuple[Any, tuple[int, ...]]:
+    """The transform of the weights that a model of timm is made for; shape of its pictures."""
     data = needed("timm.data", "vision")
-    return data.create_transform(**data.resolve_model_data_config(model), is_training=False)
-
-
-def timm_shape(model: nn.Module) -> tuple[int, ...]:
-    """Channels, height and width of its pictures."""
-    config = needed("timm.data", "vision").resolve_model_data_config(model)
-    return tuple(config["input_size"])
+    config = data.resolve_model_data_config(model)
+    return data.create_transform(**config, is_training=False), tuple(config["input_size"])
