@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from safetensors import SafetensorError
+
 from unitroles.errors import InputError
 
 if sys.version_info >= (3, 11):
@@ -21,7 +23,7 @@ else:
     import tomli as tomllib
 
 # Refused by the file system; torch on a full disk; and a writer that refuses what it was given.
-_FAILURES = (OSError, RuntimeError, ValueError)
+_FAILURES = (OSError, RuntimeError, ValueError, SafetensorError)
 
 
 def check_new(paths: Sequence[Path], force: bool) -> None:
@@ -91,7 +93,7 @@ def write_whole(files: Mapping[Path, str | Callable[[Path], Any]]) -> None:
                 content(parts[path])
         for path, part in parts.items():
             os.replace(part, path.resolve())
-    except _failures() as error:
+    except _FAILURES as error:
         why = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise InputError(f"cannot write {path}: {why}; {_remedy(error)}") from error
     finally:
@@ -107,12 +109,6 @@ def require(*packages: str) -> None:
             raise InputError(
                 f"the reproduction needs {package}: install it with pip install 'unitroles[zoo]'"
             )
-
-
-def _failures() -> tuple[type[Exception], ...]:
-    from safetensors import SafetensorError
-
-    return (*_FAILURES, SafetensorError)
 
 
 def _remedy(error: Exception) -> str:
