@@ -110,8 +110,8 @@ def draw_roles(curves: Axes, strips: Axes, taxonomy: Taxonomy, place: int, log: 
     losses, role, order = data.loss.values, data.role.values, data.order.values
     palette = to_rgba_array([FAINT, *(ROLE_COLOURS[name] for name in ROLE_NAMES)])
     for split, style in SPLIT_STYLES.items():
-        look = {"label": split, "linewidth": 1.5, "gid": f"{split} curve", **style}
-        draw_curve(curves, taxonomy, place, split, **look)
+        gid = f"{split} curve"
+        draw_curve(curves, taxonomy, place, split, label=split, linewidth=1.5, gid=gid, **style)
     for i, (split, low) in enumerate(zip(SPLITS, (1.15, 0), strict=True)):
         point, style = int(data.turning_point[i]), SPLIT_STYLES[split]
         mark = {"color": style["color"], "linewidth": 0.9}

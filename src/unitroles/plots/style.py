@@ -56,10 +56,10 @@ def draw_curve(ax: Axes, taxonomy: Taxonomy, place: int, split: str, **look: Any
     if "loss_low" in data:
         low, high = data.loss_low.dropna("retrieved"), data.loss_high.dropna("retrieved")
         tint: dict[str, Any] = {"color": look["color"], "linewidth": 0, "zorder": 1}
-        ends = (low.retrieved.values, low.values, high.values)
-        ax.fill_between(*ends, alpha=0.16, gid=f"{split} interval", **tint)
+        n, name = low.retrieved.values, f"{split} interval"
+        ax.fill_between(n, low.values, high.values, alpha=0.16, gid=name, **tint)
         first, last = interval(data.turning_point_replicate.values, taxonomy.level)
-        ax.axvspan(float(first), float(last), alpha=0.07, gid=f"{split} interval of n0", **tint)
+        ax.axvspan(float(first), float(last), alpha=0.07, gid=f"{name} of n0", **tint)
 
 
 def patches() -> list[Patch]:

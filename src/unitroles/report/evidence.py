@@ -162,10 +162,8 @@ def _coverage(taxonomy: Taxonomy) -> str:
     """The intervals that hold the truth clearly more rarely than they say."""
     if "coverage" not in taxonomy.data:
         return "\ncoverage is not measured where orders are redone"
-    good = least_coverage(taxonomy.level)
-    names = [str(name).replace("_", " ") for name in taxonomy.data.quantity.values]
-    pairs = zip(names, taxonomy.data.coverage.values, strict=True)
-    low = [f"{name} {held:.2f}" for name, held in pairs if held < good]
+    good, held = least_coverage(taxonomy.level), taxonomy.data.coverage.to_series()
+    low = [f"{name.replace('_', ' ')} {share:.2f}" for name, share in held[held < good].items()]
     if not low:
         return ""
     return (

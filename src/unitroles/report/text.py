@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from textwrap import wrap
+from textwrap import fill
 
 import numpy as np
 import pandas as pd
@@ -213,12 +213,19 @@ def layer_table(frame: pd.DataFrame) -> str:
     pairs = zip(frame.plan, frame.reason, strict=True)
     why = ["" if plan == "additive" else str(text).removesuffix(_REST) for plan, text in pairs]
     start = len(table[0]) + 5  # behind the stars
-    width = max(shutil.get_terminal_size((100, 24)).columns - start, _REASON)
-    lines = []
-    for line, reason in zip(table, ["why", *why], strict=True):
-        first, *others = wrap(reason, width, break_long_words=False, break_on_hyphens=False) or [""]
-        lines.append(f"{line:<{start}}{first}".rstrip())
-        lines += [" " * start + other for other in others]
+    width = max(shutil.get_terminal_size((100, 24)).columns, start + _REASON)
+    lines = [
+        fill(
+            reason,
+            width,
+            initial_indent=line.ljust(start),
+            subsequent_indent=" " * start,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        or line
+        for line, reason in zip(table, ["why", *why], strict=True)
+    ]
     shown = "\n".join(lines)
     return (
         f"{shown}\n\n* = taken where --layer is not given; cost = in evaluation passes over the "
