@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 Track = Callable[[str, int], Callable[[int], None]]
 """Called with a stage's name and its number of steps; returns what to call with steps done."""
+
+
+def _quiet(stage: str, steps: int) -> Callable[[int], None]:
+    return lambda done: None
 
 
 def announce(text: str) -> None:
@@ -19,17 +23,21 @@ def announce(text: str) -> None:
 @contextmanager
 def track(show: bool) -> Iterator[Track]:
     """Give a `Track` that draws one bar per stage while the block runs."""
+    if not show:
+        yield _quiet
+        return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
-    seen = show and (console.is_terminal or console.is_jupyter)
+    if not (console.is_terminal or console.is_jupyter):
+        yield _quiet
+        return
     columns = (TextColumn("{task.description:<24}"), BarColumn(), TimeRemainingColumn())
-    bars = Progress(*columns, console=console, transient=True, disable=not seen)
+    with Progress(*columns, console=console, transient=True) as bars:
 
-    def start(stage: str, steps: int) -> Callable[[int], None]:
-        task = bars.add_task(stage, total=steps)
-        return lambda done: bars.advance(task, done)
+        def start(stage: str, steps: int) -> Callable[[int], None]:
+            task = bars.add_task(stage, total=steps)
+            return lambda done: bars.advance(task, done)
 
-    with bars if seen else nullcontext():  # else some versions of rich write an empty line
         yield start
