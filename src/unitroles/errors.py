@@ -8,8 +8,9 @@ import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import takewhile
 from pathlib import Path
-from types import FrameType
+from traceback import walk_stack
 
 from unitroles.wording import few
 
@@ -31,6 +32,10 @@ class PlanWarning(UserWarning):
 
 class LayerHint(UserWarning):
     """The layer can be analysed, but another one is more likely what the user meant."""
+
+
+OWN_WARNINGS = (DataWarning, PlanWarning, LayerHint)
+"""Those of the library itself, beside what others raise while it runs."""
 
 
 def unknown(what: str, given: object, known: Iterable[str]) -> InputError:
@@ -63,26 +68,16 @@ def own_warnings() -> Iterator[list[str]]:
         with suppress(Warning):  # where warnings are errors, the error itself matters more
             _repeat(caught)
         raise
-    notes.extend(dict.fromkeys(str(w.message) for w in caught if _is_ours(w)))
+    own = (str(w.message) for w in caught if issubclass(w.category, OWN_WARNINGS))
+    notes.extend(dict.fromkeys(own))
     _repeat(caught)
 
 
-def _is_ours(warning: warnings.WarningMessage) -> bool:
-    return issubclass(warning.category, (DataWarning, PlanWarning, LayerHint))
-
-
 def _repeat(caught: list[warnings.WarningMessage]) -> None:
+    """Once each, as if from the line that called the library."""
+    inside = (str(Path(__file__).parent), contextlib.__file__)
+    files = (frame.f_code.co_filename for frame, _ in walk_stack(sys._getframe()))
+    level = 1 + len(list(takewhile(lambda file: file.startswith(inside), files)))
     once = {(warning.category, str(warning.message)): warning for warning in reversed(caught)}
-    level = _callers_level()
     for warning in reversed(once.values()):
         warnings.warn(warning.message, warning.category, stacklevel=level)
-
-
-def _callers_level() -> int:
-    """How many frames lie between `_repeat` and the line that called the library."""
-    inside = (str(Path(__file__).parent), contextlib.__file__)
-    frame: FrameType | None = sys._getframe(1)
-    level = 1
-    while frame is not None and frame.f_code.co_filename.startswith(inside):
-        frame, level = frame.f_back, level + 1
-    return level

@@ -13,15 +13,14 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from safetensors import SafetensorError
+
 from unitroles.errors import InputError
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
-
-# Refused by the file system; torch on a full disk; and a writer that refuses what it was given.
-_FAILURES = (OSError, RuntimeError, ValueError)
 
 
 def check_new(paths: Sequence[Path], force: bool) -> None:
@@ -33,8 +32,7 @@ def check_new(paths: Sequence[Path], force: bool) -> None:
             raise InputError(f"{path} exists; give another name, or --force to overwrite it")
     folder = paths[0].parent
     try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise InputError(
             f"cannot write in folder {folder}: {error.strerror}; choose a folder that exists and "
@@ -47,7 +45,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     return tomllib.loads(path.read_text(encoding="utf-8"))
 
 
-def make_folder(folder: Path) -> Path:
+def make_folder(folder: Path) -> None:
     """Make a folder, with all above it, that can be written to.
 
     Raises
@@ -56,13 +54,11 @@ def make_folder(folder: Path) -> Path:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise InputError(
             f"cannot make folder {folder}: {error.strerror}; choose another place"
         ) from error
-    return folder
 
 
 def write_whole(files: Mapping[Path, str | Callable[[Path], Any]]) -> None:
@@ -91,7 +87,8 @@ def write_whole(files: Mapping[Path, str | Callable[[Path], Any]]) -> None:
                 content(parts[path])
         for path, part in parts.items():
             os.replace(part, path.resolve())
-    except _failures() as error:
+    # The file system; torch on a full disk; a writer that refuses what it was given.
+    except (OSError, RuntimeError, SafetensorError, ValueError) as error:
         why = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise InputError(f"cannot write {path}: {why}; {_remedy(error)}") from error
     finally:
@@ -107,12 +104,6 @@ def require(*packages: str) -> None:
             raise InputError(
                 f"the reproduction needs {package}: install it with pip install 'unitroles[zoo]'"
             )
-
-
-def _failures() -> tuple[type[Exception], ...]:
-    from safetensors import SafetensorError
-
-    return (*_FAILURES, SafetensorError)
 
 
 def _remedy(error: Exception) -> str:

@@ -7,12 +7,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from unitroles.errors import InputError, unknown
-
-if TYPE_CHECKING:
-    import torch
 
 BASELINES = ("zero", "mean")
 RESOLUTIONS = ("exact", "adaptive")
@@ -176,13 +173,6 @@ class Compute:
         _whole("batch_size", self.batch_size, 1)
         if self.bytes < 1:
             raise InputError(f"memory_budget must be positive, not {self.memory_budget!r}")
-
-    @property
-    def half(self) -> torch.dtype | None:
-        """The precision of `autocast`."""
-        import torch
-
-        return None if self.autocast is None else getattr(torch, self.autocast)
 
     @property
     def bytes(self) -> int:

@@ -781,7 +781,7 @@ def test_sensitivity() -> None:
     loss = np.array([[[1.0, 0.205, 0.2], [1, 0.5, 0.9]], [[1, 0.4, 0.6], [1, 0.5, 0.9]]])
     (hangs, _) = text.cautions(taxonomy(loss=loss))
     assert hangs.startswith(
-        "the overfitted share depends on the tolerance: 25.0 % at 1e-06 nats, 0.0 %"
+        "the overfitted proportion depends on the tolerance: 25.0 % at 1e-06 nats, 0.0 %"
     )
     # From 50 to 25 %: not more than twice, but more than 5 points.
     loss[:, 1] = [[1, 0.5, 0.2], [1, 0.4, 0.6]]

@@ -1,4 +1,4 @@
-"""Small heads made of ops drawn at random, to try the engine on what ignore thought of."""
+"""Small heads made of ops drawn at random, to try the engine on what nobody thought of."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

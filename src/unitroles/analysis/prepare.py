@@ -143,7 +143,7 @@ def prepared(request: Request) -> Iterator[Ready]:
         track(request.progress) as bars,
     ):
         planned = bars("prepare", 1)
-        precision = Precision(device_of(model), compute.half, compute.channels_last)
+        precision = Precision(device_of(model), compute.autocast, compute.channels_last)
         sides, names = classed(request)
         sides = [fitted(model, side, request.sample.group_by) for side in sides]
         inputs, *others = (_few(side, precision) for side in sides)

@@ -28,7 +28,7 @@ from unitroles.cli.arguments import (
     takes_all,
 )
 from unitroles.cli.config import RENAMED, config_beside, config_text, flag, numbers, used_tables
-from unitroles.errors import DataWarning, InputError, LayerHint, PlanWarning
+from unitroles.errors import OWN_WARNINGS, InputError
 from unitroles.files import check_new, make_folder, write_whole
 from unitroles.options import Compute, Evidence, Method, Sample
 from unitroles.wording import first_line
@@ -209,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
-        for category in (DataWarning, LayerHint, PlanWarning):
+        for category in OWN_WARNINGS:
             warnings.simplefilter("always", category)
         try:
             code = typer.main.get_command(app).main(words, "unitroles", standalone_mode=False)

@@ -7,6 +7,7 @@ panels of the command's help, the keys the names of its options.
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from inspect import Parameter, getdoc
@@ -161,9 +162,8 @@ def _misplaced(key: str, table: str, path: Path, known: Mapping[str, Option]) ->
     name = key.replace("-", "_")
     if name in RENAMED:
         return InputError(f"{path}: {key!r} is now {RENAMED[name]!r}; write that")
-    other = known.get(name)
-    if other is not None:
-        return InputError(f"{path}: {key!r} stands in [{table}]; put it in [{other.table}]")
+    if name in known:
+        return InputError(f"{path}: {key!r} stands in [{table}]; put it in [{known[name].table}]")
     names = [name for name, option in known.items() if option.table == table]
     return unknown(f"key in [{table}] of {path}", key, names)
 
@@ -189,12 +189,11 @@ def used_tables(
     known: Mapping[str, Option], values: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
     """The options of one run by table; those that are None are left out, as TOML has no word."""
-    tables: dict[str, dict[str, Any]] = {}
+    tables: dict[str, dict[str, Any]] = defaultdict(dict)
     for name, option in known.items():
         value = values[name]
         if value is not None:
-            entries = tables.setdefault(option.table, {})
-            entries[name] = str(value) if isinstance(value, Path) else value
+            tables[option.table][name] = str(value) if isinstance(value, Path) else value
     return tables
 
 

@@ -156,19 +156,19 @@ class Precision:
     Parameters
     ----------
     device : where the model is.
-    autocast : the precision of the model's matrix products, or None for its own.
+    autocast : the precision of the model's matrix products by name, or None for its own.
     channels_last : whether images go in with their channels last.
     """
 
     device: torch.device
-    autocast: torch.dtype | None = None
+    autocast: str | None = None
     channels_last: bool = False
 
     def on(self) -> AbstractContextManager[Any]:
         """The context of the model's own forwards."""
         if self.autocast is None:
             return nullcontext()
-        return torch.autocast(self.device.type, self.autocast)
+        return torch.autocast(self.device.type, getattr(torch, self.autocast))
 
     def place(self, inputs: Any) -> Any:
         """A batch where and as the model takes it."""

@@ -37,17 +37,8 @@ from unitroles.roles import ROLE_NAMES
 
 # Seven colours and eight markers: 56 models before a pair comes back.
 _MODEL_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#4d4d4d")
-
-
 _MODEL_MARKERS = "os^Dv<>P"
-
-
-_POINT: dict[str, Any] = {"s": 32, "edgecolors": "white", "linewidths": 0.5, "depthshade": False}
-
-
 _MAX_STEPS = 20
-
-
 _PANELS_PER_ROW = 6
 
 
@@ -109,10 +100,18 @@ def proportions_3d(taxonomies: Mapping[str, Taxonomy], ax: Axes | None = None) -
     _draw_space(ax)
     for i, (name, member) in enumerate(members.items()):
         core, overfitted, _, confusing = member.proportions().to_numpy().T
-        colour = _MODEL_COLOURS[i % len(_MODEL_COLOURS)]
-        marker = _MODEL_MARKERS[i % len(_MODEL_MARKERS)]
-        style = {"color": colour, "marker": marker, "label": f"{name}  {_gap(member)}", **_POINT}
-        ax.scatter(core, overfitted, confusing, **style)
+        ax.scatter(
+            core,
+            overfitted,
+            confusing,
+            s=32,
+            color=_MODEL_COLOURS[i % len(_MODEL_COLOURS)],
+            marker=_MODEL_MARKERS[i % len(_MODEL_MARKERS)],
+            edgecolors="white",
+            linewidths=0.5,
+            depthshade=False,
+            label=f"{name}  {_gap(member)}",
+        )
     if figure is None:
         ax.legend(loc="upper left", **PLAIN)
     else:

@@ -12,7 +12,6 @@ ranking where that was "fixed_ranking".
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -23,7 +22,6 @@ from unitroles.errors import unknown
 from unitroles.plots.style import (
     FAINT,
     INK,
-    NARROW,
     PLAIN,
     ROLE_COLOURS,
     SMALL,
@@ -31,9 +29,7 @@ from unitroles.plots.style import (
     TEXT,
     calm,
     class_title,
-    dots,
-    draw_intervals,
-    evaluated,
+    draw_curve,
     finish_curves,
     notes_of,
     patches,
@@ -64,8 +60,7 @@ def rof_curve(
     loss, point, last = data.loss.values, int(data.turning_point), data.sizes["unit"]
     if ax is None:
         ax = Figure(figsize=(6.2, 3.6), layout="constrained").add_subplot()
-    ax.plot(*evaluated(loss), color=INK, linewidth=1.6, gid="curve", **dots(loss))
-    draw_intervals(ax, taxonomy, place, split, INK)
+    draw_curve(ax, taxonomy, place, split, color=INK, linewidth=1.6, gid="curve")
     ax.axvline(point, color=INK, linestyle="--", linewidth=0.9, gid="turning point")
     ax.plot([0, point, last], loss[[0, point, last]], "o", color=INK, markersize=4, clip_on=False)
     finish_curves(ax, loss, spans_decades([loss]), taxonomy.loss_units)
@@ -98,8 +93,7 @@ def role_curves(
     """
     place = taxonomy.find_label(label)
     if axes is None:
-        figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-        axes = figure.subplots(2, 1, height_ratios=[6, 1])
+        axes = Figure(figsize=(6.4, 4.2), layout="constrained").subplots(2, 1, height_ratios=[6, 1])
     curves, strips = take(axes, 2, "the curves and the strips under them")
     log = spans_decades(taxonomy.data.loss.values[:, place])
     draw_roles(curves, strips, taxonomy, place, log)
@@ -115,17 +109,20 @@ def draw_roles(curves: Axes, strips: Axes, taxonomy: Taxonomy, place: int, log: 
     data = taxonomy.data.isel(label=place)
     losses, role, order = data.loss.values, data.role.values, data.order.values
     palette = to_rgba_array([FAINT, *(ROLE_COLOURS[name] for name in ROLE_NAMES)])
-    for split, loss in zip(SPLITS, losses, strict=True):
-        look = {**SPLIT_STYLES[split], **dots(loss)}
-        curves.plot(*evaluated(loss), label=split, linewidth=1.5, gid=f"{split} curve", **look)
-        draw_intervals(curves, taxonomy, place, split, look["color"])
+    for split, style in SPLIT_STYLES.items():
+        gid = f"{split} curve"
+        draw_curve(curves, taxonomy, place, split, label=split, linewidth=1.5, gid=gid, **style)
     for i, (split, low) in enumerate(zip(SPLITS, (1.15, 0), strict=True)):
         point, style = int(data.turning_point[i]), SPLIT_STYLES[split]
         mark = {"color": style["color"], "linewidth": 0.9}
         curves.axvline(point, linestyle=style["linestyle"], gid=f"{split} turning point", **mark)
         curves.plot(point, losses[i, point], "o", markersize=3.5, clip_on=False, **mark)
-        image = {"extent": (0, len(role), low, low + 1), "gid": f"{split} roles"}
-        strips.imshow(palette[role[order[i]]][None], interpolation="nearest", **image)
+        strips.imshow(
+            palette[role[order[i]]][None],
+            extent=(0, len(role), low, low + 1),
+            interpolation="nearest",
+            gid=f"{split} roles",
+        )
         strips.plot([point, point], [low, low + 1], **mark)
         write_beside(strips, low + 0.5, f"$n_0$ = {point}", SMALL)
     finish_curves(curves, losses, log, taxonomy.loss_units)
@@ -140,5 +137,14 @@ def draw_roles(curves: Axes, strips: Axes, taxonomy: Taxonomy, place: int, log: 
 def count_roles(ax: Axes, taxonomy: Taxonomy, place: int, text: str) -> None:
     role = taxonomy.data.role.values[place]
     texts = [text.format(role=r.name.lower(), count=int((role == r).sum())) for r in ROLES]
-    below: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -1.1), "ncols": 4}
-    ax.legend(patches(), texts, **below, **PLAIN, **NARROW)
+    ax.legend(
+        patches(),
+        texts,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -1.1),
+        ncols=4,
+        handlelength=1.2,
+        handletextpad=0.5,
+        columnspacing=1.2,
+        **PLAIN,
+    )

@@ -33,7 +33,6 @@ SPLIT_STYLES: dict[str, dict[str, Any]] = {
 EDGE: dict[str, Any] = {"edgecolor": INK, "linewidth": 0.4}
 SMALL, TEXT, TITLE = 7.5, 8.5, 10.0
 PLAIN: dict[str, Any] = {"frameon": False, "fontsize": TEXT, "borderpad": 0}
-NARROW: dict[str, Any] = {"handlelength": 1.2, "handletextpad": 0.5, "columnspacing": 1.2}
 _RESOLUTION = 1e-6  # nats
 # Whether it is cross-entropy and whether the scale is logarithmic.
 _LOSS = {
@@ -44,28 +43,23 @@ _LOSS = {
 }
 
 
-def draw_intervals(ax: Axes, taxonomy: Taxonomy, place: int, split: str, colour: str) -> None:
-    """A band around the curve and one around n0, over other samples, where they were measured."""
-    if "loss_low" not in taxonomy.data:
-        return
+def draw_curve(ax: Axes, taxonomy: Taxonomy, place: int, split: str, **look: Any) -> None:
+    """A curve; a band around it and one around n0, over other samples, where they were measured.
+
+    Where some points were left out, every evaluated one has a dot.
+    """
     data = taxonomy.data.sel(split=split).isel(label=place)
-    n, low = evaluated(data.loss_low.values)
-    high = data.loss_high.values[n]
-    tint: dict[str, Any] = {"color": colour, "linewidth": 0, "zorder": 1}
-    ax.fill_between(n, low, high, alpha=0.16, gid=f"{split} interval", **tint)
-    first, last = interval(data.turning_point_replicate.values, taxonomy.level)
-    ax.axvspan(float(first), float(last), alpha=0.07, gid=f"{split} interval of n0", **tint)
-
-
-def evaluated(loss: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers of retrieved units that were evaluated, and their losses."""
-    there = np.flatnonzero(np.isfinite(loss))
-    return there, loss[there]
-
-
-def dots(loss: np.ndarray) -> dict[str, Any]:
-    """A dot for every evaluated point, where some were left out."""
-    return {} if np.isfinite(loss).all() else {"marker": "o", "markersize": 2.5}
+    loss = data.loss.dropna("retrieved")
+    if loss.size < data.loss.size:
+        look |= {"marker": "o", "markersize": 2.5}
+    ax.plot(loss.retrieved.values, loss.values, **look)
+    if "loss_low" in data:
+        low, high = data.loss_low.dropna("retrieved"), data.loss_high.dropna("retrieved")
+        tint: dict[str, Any] = {"color": look["color"], "linewidth": 0, "zorder": 1}
+        n, name = low.retrieved.values, f"{split} interval"
+        ax.fill_between(n, low.values, high.values, alpha=0.16, gid=name, **tint)
+        first, last = interval(data.turning_point_replicate.values, taxonomy.level)
+        ax.axvspan(float(first), float(last), alpha=0.07, gid=f"{name} of n0", **tint)
 
 
 def patches() -> list[Patch]:
@@ -73,8 +67,15 @@ def patches() -> list[Patch]:
 
 
 def write_beside(ax: Axes, y: float, text: str, size: float, va: str = "center") -> None:
-    style: dict[str, Any] = {"textcoords": "offset points", "va": va, "fontsize": size}
-    ax.annotate(text, (1, y), (5, 0), xycoords=ax.get_yaxis_transform(), **style)
+    ax.annotate(
+        text,
+        (1, y),
+        (5, 0),
+        xycoords=ax.get_yaxis_transform(),
+        textcoords="offset points",
+        va=va,
+        fontsize=size,
+    )
 
 
 def notes_of(taxonomy: Taxonomy, place: int, splits: Sequence[str] = SPLITS) -> list[str]:
@@ -92,10 +93,17 @@ def write_title(ax: Axes, title: str, notes: list[str], lines: int, below: float
     """The title with room for `lines` notes under it, and `below` points under these."""
     ax.set_title(title, loc="left", fontsize=TITLE, pad=6 + below + 1.3 * SMALL * lines)
     if notes:
-        style: dict[str, Any] = {"fontsize": SMALL, "style": "italic", "va": "bottom"}
-        place: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points"}
-        top = 5 + below + 1.3 * SMALL * (lines - len(notes))
-        ax.annotate("\n".join(notes), (0, 1), (0, top), gid="status", **place, **style)
+        ax.annotate(
+            "\n".join(notes),
+            (0, 1),
+            (0, 5 + below + 1.3 * SMALL * (lines - len(notes))),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            gid="status",
+            fontsize=SMALL,
+            style="italic",
+            va="bottom",
+        )
 
 
 def finish_curves(ax: Axes, losses: np.ndarray, log: bool, units: str) -> None:

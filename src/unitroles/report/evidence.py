@@ -19,6 +19,13 @@ from unitroles.roles import ROLE_NAMES
 from unitroles.stats.evidence import ALPHA, TEMPERATURES, TIES
 from unitroles.wording import count_of, names_of
 
+_STDS = {
+    "observed_std_over_labels": "over classes",
+    "noise_floor_std_over_labels": "noise floor over classes",
+    "observed_std_over_units": "over units",
+    "noise_floor_std_over_units": "noise floor over units",
+}
+"""Columns of `Taxonomy.floors`, and how they are shown."""
 _INTERVALS = {
     "value": ("proportion", "low", "high"),
     "std_over_labels": ("std over classes", "std_over_labels_low", "std_over_labels_high"),
@@ -49,11 +56,9 @@ def _floors(taxonomy: Taxonomy) -> str:
             "role": frame.index,
             "train against test": [f"{value:.1f}" for value in frame.observed],
             **{
-                f"inside {split}": [
-                    f"{row[f'{split}_noise_floor']:.1f} [{row[f'{split}_low']:.1f}, "
-                    f"{row[f'{split}_high']:.1f}]"
-                    for _, row in frame.iterrows()
-                ]
+                f"inside {split}": _spans(
+                    frame, f"{split}_noise_floor", f"{split}_low", f"{split}_high"
+                )
                 for split in SPLITS
             },
             "above the floor": [f"{value:+.1f}" for value in frame.above_floor],
@@ -70,12 +75,8 @@ def _floors(taxonomy: Taxonomy) -> str:
 
 def _stds(frame: pd.DataFrame) -> str:
     """Population std over classes and over units at the size of the noise floor; `frame` in %."""
-    columns = {"std at that size": frame.index}
-    for name, shown in (("labels", "classes"), ("units", "units")):
-        own, floor = frame[f"observed_std_over_{name}"], frame[f"noise_floor_std_over_{name}"]
-        columns |= {f"over {shown}": own.map("{:.1f}".format)}
-        columns |= {f"noise floor over {shown}": floor.map("{:.1f}".format)}
-    return aligned(pd.DataFrame(columns))
+    shown = frame[list(_STDS)].rename(columns=_STDS).map("{:.1f}".format)
+    return aligned(shown.rename_axis("std at that size").reset_index())
 
 
 def _signs(taxonomy: Taxonomy) -> str:
@@ -103,10 +104,7 @@ def _exchangeability(taxonomy: Taxonomy) -> str:
         {
             "active on one split only": frame.index,
             "observed": [f"{value:.1f}" for value in percent.observed],
-            "new splits": [
-                f"{row.resplit:.1f} [{row.resplit_low:.1f}, {row.resplit_high:.1f}]"
-                for _, row in percent.iterrows()
-            ],
+            "new splits": _spans(percent, "resplit", "resplit_low", "resplit_high"),
             "p": [f"{value:.3f}" for value in frame.p],
         }
     )
@@ -129,10 +127,9 @@ def _by_label(frame: pd.DataFrame) -> str:
 
 def _intervals(taxonomy: Taxonomy) -> str:
     frame = taxonomy.intervals()
-    columns: dict[str, list[str]] = {"role": list(ROLE_NAMES)}
-    for name, (head, *ends) in _INTERVALS.items():
-        rows = (100 * frame[[name, *ends]]).to_numpy()
-        columns[head] = [f"{value:.1f} [{low:.1f}, {high:.1f}]" for value, low, high in rows]
+    columns = {"role": list(ROLE_NAMES)}
+    for name, (head, low, high) in _INTERVALS.items():
+        columns[head] = _spans(100 * frame, name, low, high)
     return (
         f"{100 * taxonomy.level:g} % intervals of the mean proportions and their stds in %: other "
         "samples, this network\n(never another training); "
@@ -141,6 +138,12 @@ def _intervals(taxonomy: Taxonomy) -> str:
         "interval\nis no noise floor)\n"
         f"{aligned(pd.DataFrame(columns))}" + _coverage(taxonomy) + _outside(frame)
     )
+
+
+def _spans(frame: pd.DataFrame, value: str, low: str, high: str) -> list[str]:
+    """Three columns in one: "2.5 [2.1, 3.0]"."""
+    rows = zip(frame[value], frame[low], frame[high], strict=True)
+    return [f"{middle:.1f} [{first:.1f}, {last:.1f}]" for middle, first, last in rows]
 
 
 def _outside(frame: pd.DataFrame) -> str:
@@ -159,10 +162,8 @@ def _coverage(taxonomy: Taxonomy) -> str:
     """The intervals that hold the truth clearly more rarely than they say."""
     if "coverage" not in taxonomy.data:
         return "\ncoverage is not measured where orders are redone"
-    good = least_coverage(taxonomy.level)
-    names = [str(name).replace("_", " ") for name in taxonomy.data.quantity.values]
-    pairs = zip(names, taxonomy.data.coverage.values, strict=True)
-    low = [f"{name} {held:.2f}" for name, held in pairs if held < good]
+    good, held = least_coverage(taxonomy.level), taxonomy.data.coverage.to_series()
+    low = [f"{name.replace('_', ' ')} {share:.2f}" for name, share in held[held < good].items()]
     if not low:
         return ""
     return (
@@ -194,8 +195,7 @@ def _sets(taxonomy: Taxonomy) -> str:
         for name, side in (("its active set", ""), ("the whole layer", "intact_")):
             shares = [100 * row[f"{side}recall"], 100 * row[f"{side}balanced_accuracy"]]
             shown = [f"{share:.1f}" if np.isfinite(share) else "-" for share in shares]
-            shown.append(f"{row[f'{side}loss']:.4f}")
-            rows.append([f"{split}, {name}", *shown])
+            rows.append([f"{split}, {name}", *shown, f"{row[f'{side}loss']:.4f}"])
     heads = ["units on", "recall", "balanced accuracy", f"loss of all ({taxonomy.loss_units})"]
     return (
         "Active sets on the samples of all classes, % and mean over the classes: a set lowers the\n"

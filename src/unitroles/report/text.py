@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import shutil
+from collections.abc import Sequence
+from textwrap import fill
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,6 @@ FEW = 20
 """Samples; roles of a class with fewer are mostly chance."""
 _REASON = 22
 _REST = "; masked copies run through the rest"
-_NUMBERS = ("units", "axis", "cost", "ms", "memory/sample")
 
 
 def report(taxonomy: Taxonomy) -> str:
@@ -121,21 +121,21 @@ def sensitivity(taxonomy: Taxonomy) -> str:
 def regret(taxonomy: Taxonomy) -> str:
     """The cost of the other split's active set, over the classes."""
     frame = taxonomy.regret()
-    rows = {}
-    for split in SPLITS:
-        lost, points = frame[split], 100 * frame[f"{split}_accuracy"]
-        low, high = (f"{value + 0.0:+.2g}" for value in (lost.min(), lost.max()))
-        rows[split] = [f"{lost.mean() + 0.0:+.2g}", f"{low} to {high}"]
-        if taxonomy.scored:
-            low, high = points.min(), points.max()
-            rows[split] += [f"{points.mean():+.2f}", f"{low:+.2f} to {high:+.2f}"]
-    columns = [f"loss ({taxonomy.loss_units})", "over classes"]
-    columns += ["accuracy (points)", "over classes "] if taxonomy.scored else []
-    table = pd.DataFrame.from_dict(rows, orient="index", columns=pd.Index(columns))
+    lost, points = frame[list(SPLITS)], 100 * frame[[f"{split}_accuracy" for split in SPLITS]]
+    table: dict[str, Sequence[str]] = {"split": SPLITS}
+    table |= _over_classes(lost, f"loss ({taxonomy.loss_units})", "over classes", "{:+.2g}")
+    if taxonomy.scored:
+        table |= _over_classes(points, "accuracy (points)", "over classes ", "{:+.2f}")
     return (
         "Regret: what a split loses under the other split's active set (positive = worse)\n"
-        f"{aligned(table.rename_axis('split').reset_index())}"
+        f"{aligned(pd.DataFrame(table))}"
     )
+
+
+def _over_classes(frame: pd.DataFrame, mean: str, ends: str, form: str) -> dict[str, list[str]]:
+    """Two columns with a row for every column of `frame`: its mean, and its least and most."""
+    shown = frame.agg(["mean", "min", "max"]).map(lambda value: form.format(value + 0.0))  # no -0
+    return {mean: list(shown.loc["mean"]), ends: list(shown.loc["min"] + " to " + shown.loc["max"])}
 
 
 def cautions(taxonomy: Taxonomy) -> list[str]:
@@ -202,33 +202,31 @@ def layer_table(frame: pd.DataFrame) -> str:
 
     As wide as the terminal where that is enough; reasons are wrapped.
     """
-    from rich.console import Console
-    from rich.table import Table
-
     columns = {
-        "layer": list(map(str, frame.layer)),
-        "kind": list(map(str, frame.kind)),
-        "plan": list(map(str, frame.plan)),
-        "units": list(map(str, frame.units)),
-        "axis": list(map(str, frame.axis)),
+        **frame[["layer", "kind", "plan", "units", "axis"]],
         "cost": [f"{cost:,.1f}" for cost in frame.cost],
         "ms": [f"{each:,.2g}" if each < 10 else f"{each:,.0f}" for each in frame.ms_per_sample],
         "memory/sample": [size(count) for count in frame.bytes_per_sample.tolist()],
         "": ["*" if best else "" for best in frame.recommended],
     }
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in columns:
-        table.add_column(name, justify="right" if name in _NUMBERS else "left", no_wrap=True)
-    table.add_column("why")
+    table = aligned(pd.DataFrame(columns), ("kind", "plan")).splitlines()
     pairs = zip(frame.plan, frame.reason, strict=True)
     why = ["" if plan == "additive" else str(text).removesuffix(_REST) for plan, text in pairs]
-    for cells in zip(*columns.values(), why, strict=True):
-        table.add_row(*cells)
-    fixed = sum(max(map(len, [name, *cells])) + 2 for name, cells in columns.items())
-    width = max(shutil.get_terminal_size((100, 24)).columns, fixed + _REASON)
-    file = io.StringIO()
-    Console(file=file, width=width, markup=False, highlight=False, emoji=False).print(table)
-    shown = "\n".join(line.rstrip() for line in file.getvalue().splitlines())
+    start = len(table[0]) + 5  # behind the stars
+    width = max(shutil.get_terminal_size((100, 24)).columns, start + _REASON)
+    lines = [
+        fill(
+            reason,
+            width,
+            initial_indent=line.ljust(start),
+            subsequent_indent=" " * start,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        or line
+        for line, reason in zip(table, ["why", *why], strict=True)
+    ]
+    shown = "\n".join(lines)
     return (
         f"{shown}\n\n* = taken where --layer is not given; cost = in evaluation passes over the "
         "same samples;\nms = cost × what one sample of the example takes here, in milliseconds;\n"
