@@ -6,7 +6,7 @@ import logging
 import re
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -94,10 +94,20 @@ def picture_input(
     """
     transformers = needed("transformers", "hf")
     processor: Any = None
-    with suppress(OSError, ValueError, ImportError):
+    missing: ImportError | None = None
+    try:
         processor = _loaded(transformers.AutoImageProcessor, name)
+    except ImportError as error:  # of a library that only pictures need
+        missing = error
+    except (OSError, ValueError):
+        pass
 
     def transform(picture: Any) -> Any:
+        if missing is not None:
+            raise InputError(
+                f"the image processor of {name} needs more: {first_line(missing)}; install it with "
+                "pip install 'unitroles[vision]', or give --transform"
+            ) from missing
         return processor(images=picture, return_tensors="pt")["pixel_values"][0]
 
     config: Any = model.config
@@ -108,7 +118,7 @@ def picture_input(
     side = getattr(config, "image_size", None) or read
     height, width = side if isinstance(side, (list, tuple)) else (side, side)
     shape = getattr(config, "num_channels", 3), height, width
-    return None if processor is None else transform, shape
+    return None if processor is None and missing is None else transform, shape
 
 
 def tokenizer_of(name: str) -> Any:
