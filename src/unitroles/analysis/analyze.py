@@ -74,11 +74,9 @@ def analyze(  # noqa: PLR0913
     >>> taxonomy.roles().shape
     (2, 8)
     """
-    data = {"train": train, "test": test}
-    request = Request(
-        model, data, [layer], class_names, method, sample, compute, evidence, progress
-    )
-    (taxonomy,) = _analysed(request).values()
+    (taxonomy,) = analyze_layers(
+        model, train, test, [layer], class_names, progress, method, sample, compute, evidence
+    ).values()
     return taxonomy
 
 
@@ -103,12 +101,7 @@ def analyze_layers(  # noqa: PLR0913
     Other parameters, errors and results are those of `analyze`.
     """
     data = {"train": train, "test": test}
-    return _analysed(
-        Request(model, data, layers, class_names, method, sample, compute, evidence, progress)
-    )
-
-
-def _analysed(request: Request) -> TaxonomySet:
+    request = Request(model, data, layers, class_names, method, sample, compute, evidence, progress)
     with prepared(request) as ready:
         clock, evidence = ready.clock, request.evidence
         ready = with_baseline(ready)

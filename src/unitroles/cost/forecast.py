@@ -175,9 +175,16 @@ def plan(  # noqa: PLR0913
     >>> found.plan, found.body_forwards, found.bytes_cached, found.cache
     ('additive', 40, 1280, 'memory')
     """
-    data = {"train": train, "test": test}
     request = Request(
-        model, data, [layer], class_names, method, sample, compute, evidence, progress=False
+        model,
+        {"train": train, "test": test},
+        [layer],
+        class_names,
+        method,
+        sample,
+        compute,
+        evidence,
+        progress=False,
     )
     with prepared(request) as ready:
         fixed = ready.clock.seconds
@@ -227,12 +234,10 @@ def _sweeps(ready: Ready, evidence: Evidence) -> float:
 
 def _held(ready: Ready, evidence: Evidence, scored: bool) -> int:
     """Bytes of the scores of all samples, of their weights, and of the losses of one class."""
-    units, method = ready.sites[0].units, ready.request.method
     samples, most = int(ready.counts.sum()), int(ready.counts.max())
-    scores = 4 * samples * units * scored
-    points = ready.points
-    losses = losses_bytes(most, points) * (evidence.bootstrap is not None)
-    return weights_of(evidence, method, samples) + scores + losses
+    scores = 4 * samples * ready.sites[0].units * scored
+    losses = losses_bytes(most, ready.points) * (evidence.bootstrap is not None)
+    return weights_of(evidence, ready.request.method, samples) + scores + losses
 
 
 def _cached(ready: Ready, scored: bool) -> tuple[tuple[str, str], int]:
@@ -247,8 +252,7 @@ def _cached(ready: Ready, scored: bool) -> tuple[tuple[str, str], int]:
     with Stores(ready.request.compute.bytes) as stores:
         for samples in ready.splits:
             if scored:
-                each = torch.zeros(1, ready.sites[0].units)
-                stores.open(len(samples), [each], SCORE_TILE)
+                stores.open(len(samples), [torch.zeros(1, ready.sites[0].units)], SCORE_TILE)
             store = stores.open(len(samples), rows, chosen.tile)
             where.append("recompute" if store is None else store.where)
             kept += 0 if store is None else len(samples) * row_bytes(rows)
