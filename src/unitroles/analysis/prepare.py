@@ -124,7 +124,7 @@ class Ready:
         return body.collect(samples, self.labels, rank_by, done, each)
 
     def record(self) -> dict[str, Any]:
-        """How the results come about, asked for when all is done; warnings come at its end."""
+        """Options, versions, machine and seconds; warnings are there when the block ends."""
         found = record(self.model, self.request)
         self.clock.stop("prepare")
         return {**found, **self.clock.record(), "warnings": self.notes}

@@ -188,13 +188,13 @@ def plan(  # noqa: PLR0913
     )
     with prepared(request) as ready:
         fixed = ready.clock.seconds
+        chosen, site = ready.choices[0].plan, ready.sites[0]
         scored = sample_score(method.score) is not None
         scores = scored and evidence is not None and evidence.redoes
         caches, kept = _cached(ready, scores)
         swept, body = _samples_run(ready, caches, scored)
-        head, tail = ready.choices[0].plan.forwards(ready.points)
+        head, tail = chosen.forwards(ready.points)
         each = measured_rates(ready)
-        chosen, site = ready.choices[0].plan, ready.sites[0]
         sweeps = 0.0 if evidence is None else _sweeps(ready, evidence)
         held = 0 if evidence is None else _held(ready, evidence, scores)
     first, second = map(len, ready.splits)
@@ -260,7 +260,7 @@ def _cached(ready: Ready, scored: bool) -> tuple[tuple[str, str], int]:
 
 
 def _samples_run(ready: Ready, caches: Sequence[str], scored: bool) -> tuple[int, int]:
-    """How many samples run under all masks, and how many through the body.
+    """Samples under all masks, and those through the body.
 
     For plan "full" both come with the padding of the last batches.
     """
