@@ -13,6 +13,7 @@ import networks
 import unitroles as ur
 from forcing import traced
 from unitroles.curves.store import row_bytes
+from unitroles.engine import choice
 from unitroles.engine.choice import choose_plans
 from unitroles.graph.flops import Operations
 from unitroles.graph.ops import ROWS
@@ -49,8 +50,8 @@ def test_every_layer_is_listed_with_the_plan_and_the_bytes_of_an_analysis(name, 
         choices = choose_plans(toy.model, sites, seen, 2**30, Precision(torch.device("cpu")))
         kept = [row_bytes(choice.plan.example) for choice in choices]
     assert list(found) == [site.path for site in sites]
-    for row, choice, count in zip(found.values(), choices, kept, strict=True):
-        assert (row["plan"], row.reason) == (choice.plan.name, choice.plan.reason)
+    for row, chosen, count in zip(found.values(), choices, kept, strict=True):
+        assert (row["plan"], row.reason) == (chosen.plan.name, chosen.plan.reason)
         assert row.bytes_per_sample == count
 
 
@@ -182,7 +183,7 @@ def test_one_export_serves_all_layers_and_nothing_is_folded(monkeypatch):
     def never(*args):
         raise AssertionError("folding costs a pass of the weights")
 
-    monkeypatch.setattr(survey, "export", count)
+    monkeypatch.setattr(choice, "export", count)
     monkeypatch.setattr(additive, "fold", never)
     toy = networks.toy("transformer")
     found = ur.layers(toy.model, toy.train[0][:2])

@@ -10,6 +10,7 @@ import reference
 import unitroles as ur
 from forcing import PLANS, REFUSAL, find, forced, quietly, refuse, traced
 from unitroles.cost import layers
+from unitroles.engine import choice
 from unitroles.model.candidates import recommend
 
 COLUMNS = ["layer", "kind", "units", "axis", "plan", "cost", "ms_per_sample"]
@@ -181,7 +182,7 @@ def test_a_running_sum_costs_less_than_masked_copies(name, monkeypatch):
 
 
 def test_a_model_that_cannot_be_cut_costs_a_run_per_mask(monkeypatch):
-    monkeypatch.setattr(layers, "export", refuse)
+    monkeypatch.setattr(choice, "export", refuse)
     toy = networks.toy("mlp")
     rows = table(toy.model, toy.train[0][:2])
     assert {row["plan"] for row in rows.values()} == {"full"}

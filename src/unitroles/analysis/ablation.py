@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from unitroles.analysis.prepare import Ready, prepared, with_baseline
-from unitroles.analysis.provenance import layer_record, name_of, record
+from unitroles.analysis.provenance import layer_record, name_of
 from unitroles.analysis.request import Request
 from unitroles.curves.collect import Kept
 from unitroles.curves.retrieval import CurveSums, mask_sums, rof_curve
@@ -33,6 +32,8 @@ _NATS = {"units": "nats"}
 _FRACTION = {"units": "fraction"}
 
 Score = str | Callable[[Any], Any]
+_Found = tuple[CurveSums, dict[str, Any], dict[str, Any]]
+"""The sums of all masks, and the variables and coordinates that they give."""
 
 
 def single_unit_ablation(  # noqa: PLR0913
@@ -83,21 +84,7 @@ def single_unit_ablation(  # noqa: PLR0913
     request = Request(
         model, {"data": data}, [layer], class_names, method, sample, compute, progress=progress
     )
-    with _running(request) as run:
-        _, kept = run.collect(None)
-        sums = _one_by_one(kept, run.ready.labels, run.bar())
-    loss, accuracy, by_unit = sums.mean_loss, sums.accuracy, ("label", "unit")
-    return run.dataset(
-        {
-            "loss": ("label", loss[:, 0], _NATS),
-            "accuracy": ("label", accuracy[:, 0], _FRACTION),
-            "loss_change": (by_unit, loss[:, 1:] - loss[:, :1], _NATS),
-            "accuracy_change": (by_unit, accuracy[:, 1:] - accuracy[:, :1], _FRACTION),
-            "samples": ("label", sums.count),
-        },
-        {"unit": np.arange(run.site.units)},
-        {},
-    )
+    return _ablated(request, _one_by_one, {})
 
 
 def cumulative_ablation(  # noqa: PLR0913
@@ -147,98 +134,61 @@ def cumulative_ablation(  # noqa: PLR0913
     request = Request(
         model, {"data": data}, [layer], class_names, method, sample, compute, progress=progress
     )
-    with _running(request) as run:
-        kept, removal = _in_order(order, run)
-        # Without the first k units of an order, the first N - k of its reverse are retrieved.
-        sums = rof_curve(kept, run.ready.labels, removal[:, ::-1].copy(), run.bar())
-    curve, units = ("label", "removed"), run.site.units
-    return run.dataset(
-        {
-            "loss": (curve, sums.mean_loss[:, ::-1].copy(), _NATS),
-            "accuracy": (curve, sums.accuracy[:, ::-1].copy(), _FRACTION),
-            "order": (("label", "position"), removal.astype(np.int32)),
-            "samples": ("label", sums.count),
-        },
-        {"removed": np.arange(units + 1), "position": np.arange(units)},
-        {"order": order if isinstance(order, str) else "given", "score": name_of(score)},
-    )
+    named = {"order": order if isinstance(order, str) else "given", "score": name_of(score)}
+    return _ablated(request, partial(_one_after_the_other, order), named)
 
 
-@dataclass
-class _Run:
-    """A checked model and data, and how their ablation comes about.
+def _ablated(
+    request: Request, sweep: Callable[[Ready], _Found], named: Mapping[str, str]
+) -> xr.Dataset:
+    """Check model and data, choose the plan, sweep; the model comes back as it was.
 
     Parameters
     ----------
-    ready : with the plan whose ablated units give the baseline.
-    provenance : filled when the run ends.
+    sweep : given what is ready, with the plan whose ablated units give the baseline.
+    named : options of the method, for the record.
     """
-
-    ready: Ready
-    provenance: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def site(self) -> Site:
-        return self.ready.sites[0]
-
-    def bar(self) -> Callable[[int], None]:
-        """Told how many samples the sweep has done."""
-        return self.ready.bars(f"ablation {self.site.path}", len(self.ready.splits[0]))
-
-    def collect(self, rank_by: SampleScore | None) -> tuple[ScoreSums, Kept]:
-        """Run the body once: scores by class, and what the masks need of every sample."""
-        (samples,) = self.ready.splits
-        done = self.ready.bars("activity", len(samples))
-        (sums,), (kept,) = self.ready.collect(samples, rank_by, done)
-        self.ready.clock.stop("body")
-        return sums, kept
-
-    def dataset(
-        self, variables: dict[str, Any], coords: dict[str, Any], method: dict[str, Any]
-    ) -> xr.Dataset:
-        """The result with its axes named."""
-        labels, names = self.ready.labels, self.ready.names
-        choice, baseline = self.ready.choices[0], self.ready.request.method.baseline
-        options = {**self.provenance["options"], "method": {**method, "baseline": baseline}}
-        provenance = {
-            **self.provenance,
-            "options": options,
-            **layer_record(choice),
-            "warnings": self.ready.notes,
-        }
-        return xr.Dataset(
-            variables,
-            coords={
-                "label": labels if names is None else np.array(names, dtype=object),
-                "label_index": ("label", labels.astype(np.int64)),
-                **coords,
-            },
-            attrs={
-                "layer": self.site.path,
-                "plan": choice.plan.name,
-                "baseline": baseline,
-                "provenance": json.dumps(provenance),
-            },
-        )
-
-
-@contextmanager
-def _running(request: Request) -> Iterator[_Run]:
-    """Check model and data and choose the plan; the model comes back as it was."""
     with prepared(request) as ready:
-        clock, run = ready.clock, _Run(with_baseline(ready))
-        clock.stop("body")
-        yield run
-        clock.stop("sweep")
-        run.provenance = record(ready.model, request)
-        clock.stop("prepare")
-    run.provenance.update(clock.record())
+        ready = with_baseline(ready)
+        sums, variables, coords = sweep(ready)
+        ready.clock.stop("sweep")
+        provenance = ready.record()
+    labels, names, (choice,) = ready.labels, ready.names, ready.choices
+    baseline = request.method.baseline
+    provenance["options"]["method"] = {**named, "baseline": baseline}
+    return xr.Dataset(
+        {**variables, "samples": ("label", sums.count)},
+        coords={
+            "label": labels if names is None else np.array(names, dtype=object),
+            "label_index": ("label", labels.astype(np.int64)),
+            **coords,
+        },
+        attrs={
+            "layer": choice.plan.site.path,
+            "plan": choice.plan.name,
+            "baseline": baseline,
+            "provenance": json.dumps({**provenance, **layer_record(choice)}),
+        },
+    )
 
 
-def _one_by_one(
-    kept: Kept, labels: Int[np.ndarray, " label"], done: Callable[[int], None]
-) -> CurveSums:
+def _collected(ready: Ready, rank_by: SampleScore | None) -> tuple[ScoreSums, Kept]:
+    """Run the body once: scores by class, and what the masks need of every sample."""
+    (samples,) = ready.splits
+    done = ready.bars("activity", len(samples))
+    (sums,), (kept,) = ready.collect(samples, rank_by, done)
+    ready.clock.stop("body")
+    return sums, kept
+
+
+def _bar(ready: Ready) -> Callable[[int], None]:
+    """Told how many samples the sweep has done."""
+    return ready.bars(f"ablation {ready.sites[0].path}", len(ready.splits[0]))
+
+
+def _one_by_one(ready: Ready) -> _Found:
     """The intact model, then each unit removed."""
+    _, kept = _collected(ready, None)
     units = kept.plan.site.units
     order = torch.arange(units, device=kept.precision.device)
 
@@ -248,21 +198,43 @@ def _one_by_one(
         for part, logits in plan.run(rows, AllButOne(units, range(units))):
             yield slice(1 + part.start, 1 + part.stop), logits
 
-    return mask_sums(kept, labels, 1 + units, run, done)
+    sums = mask_sums(kept, ready.labels, 1 + units, run, _bar(ready))
+    loss, accuracy, by_unit = sums.mean_loss, sums.accuracy, ("label", "unit")
+    variables = {
+        "loss": ("label", loss[:, 0], _NATS),
+        "accuracy": ("label", accuracy[:, 0], _FRACTION),
+        "loss_change": (by_unit, loss[:, 1:] - loss[:, :1], _NATS),
+        "accuracy_change": (by_unit, accuracy[:, 1:] - accuracy[:, :1], _FRACTION),
+    }
+    return sums, variables, {"unit": np.arange(units)}
 
 
-def _in_order(order: Any, run: _Run) -> tuple[Kept, Int[np.ndarray, "label position"]]:
+def _one_after_the_other(order: Any, ready: Ready) -> _Found:
+    """The intact model, then without more and more units of an order."""
+    kept, removal = _in_order(order, ready)
+    # Without the first k units of an order, the first N - k of its reverse are retrieved.
+    sums = rof_curve(kept, ready.labels, removal[:, ::-1].copy(), _bar(ready))
+    curve, units = ("label", "removed"), kept.plan.site.units
+    variables = {
+        "loss": (curve, sums.mean_loss[:, ::-1].copy(), _NATS),
+        "accuracy": (curve, sums.accuracy[:, ::-1].copy(), _FRACTION),
+        "order": (("label", "position"), removal.astype(np.int32)),
+    }
+    return sums, variables, {"removed": np.arange(units + 1), "position": np.arange(units)}
+
+
+def _in_order(order: Any, ready: Ready) -> tuple[Kept, Int[np.ndarray, "label position"]]:
     """What the masks need, and for every class its units in the order in which they go."""
-    labels, units, request = run.ready.labels, run.site.units, run.ready.request
-    score, seed = request.method.score, request.sample.seed
+    labels, (site,) = ready.labels, ready.sites
+    score, seed = ready.request.method.score, ready.request.sample.seed
     if not isinstance(order, str):
-        removal = _custom_order(order, labels, run.site)
-        return run.collect(None)[1], removal
+        removal = _custom_order(order, labels, site)
+        return _collected(ready, None)[1], removal
     if order == "random":
-        drawn = [np.random.default_rng([seed, label]).permutation(units) for label in labels]
-        return run.collect(None)[1], np.stack(drawn)
-    sums, kept = run.collect(sample_score(score))
-    (by_class,) = mean_scores(score, [sums], run.site, run.ready.calls, seed)
+        drawn = [np.random.default_rng([seed, label]).permutation(site.units) for label in labels]
+        return _collected(ready, None)[1], np.stack(drawn)
+    sums, kept = _collected(ready, sample_score(score))
+    (by_class,) = mean_scores(score, [sums], site, ready.calls, seed)
     falling = ranked(by_class)
     return kept, falling if order == "descending" else falling[:, ::-1]
 

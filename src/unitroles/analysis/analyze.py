@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 from torch import nn
 
 from unitroles.analysis.prepare import Ready, prepared, with_baseline
-from unitroles.analysis.provenance import layer_record, name_of, record
+from unitroles.analysis.provenance import layer_record, name_of
 from unitroles.analysis.request import Request
 from unitroles.curves.collect import Kept
 from unitroles.curves.retrieval import CurveSums, adaptive_curve, at_points, ignore, rof_curve
@@ -75,11 +74,9 @@ def analyze(  # noqa: PLR0913
     >>> taxonomy.roles().shape
     (2, 8)
     """
-    data = {"train": train, "test": test}
-    request = Request(
-        model, data, [layer], class_names, method, sample, compute, evidence, progress
-    )
-    (taxonomy,) = _analysed(request).values()
+    (taxonomy,) = analyze_layers(
+        model, train, test, [layer], class_names, progress, method, sample, compute, evidence
+    ).values()
     return taxonomy
 
 
@@ -104,12 +101,7 @@ def analyze_layers(  # noqa: PLR0913
     Other parameters, errors and results are those of `analyze`.
     """
     data = {"train": train, "test": test}
-    return _analysed(
-        Request(model, data, layers, class_names, method, sample, compute, evidence, progress)
-    )
-
-
-def _analysed(request: Request) -> TaxonomySet:
+    request = Request(model, data, layers, class_names, method, sample, compute, evidence, progress)
     with prepared(request) as ready:
         clock, evidence = ready.clock, request.evidence
         ready = with_baseline(ready)
@@ -119,17 +111,16 @@ def _analysed(request: Request) -> TaxonomySet:
         for place, score in enumerate(scores):
             mine = (kept[0][place], kept[1][place])
             measurement = None if evidence is None else _measurement(ready, evidence, score, mine)
-            swept = _sweep(ready, score, mine, measurement)
+            measured, overall = _sweep(ready, score, mine, measurement)
             seconds = clock.stop("sweep")
+            found: Found = ({}, {})
             if measurement is not None:
                 report = partial(_announce, seconds) if request.progress else None
-                found = findings(measurement, swept.order, swept.point, swept.accuracy, report)
-                swept = replace(swept, evidence=found)
+                point, accuracy = measured.turning_point, measured.accuracy
+                found = findings(measurement, measured.order, point, accuracy, report)
                 clock.stop("evidence")
-            results.append(swept)
-        common = record(ready.model, request)
-        clock.stop("prepare")
-    common |= {**clock.record(), "warnings": ready.notes}
+            results.append((measured, overall, found))
+        common = ready.record()
     return TaxonomySet(
         {
             choice.plan.site.path: _taxonomy(ready, choice, result, common)
@@ -159,22 +150,6 @@ def _one_pass(ready: Ready) -> tuple[list[np.ndarray], list[list[Kept]]]:
     return scores, [kept for _, kept in found]
 
 
-@dataclass(frozen=True)
-class _Swept:
-    """Everything measured about one layer, by split and class."""
-
-    score: np.ndarray
-    order: np.ndarray
-    point: np.ndarray
-    curves: list[CurveSums]
-    swapped: list[CurveSums]
-    evidence: Found = ({}, {})
-
-    @property
-    def accuracy(self) -> np.ndarray:
-        return np.stack([curve.accuracy for curve in self.curves])
-
-
 def _measurement(
     ready: Ready, evidence: Evidence, score: np.ndarray, kept: tuple[Kept, Kept]
 ) -> Measurement:
@@ -188,19 +163,33 @@ def _measurement(
 
 def _sweep(
     ready: Ready, score: np.ndarray, kept: tuple[Kept, Kept], measurement: Measurement | None
-) -> _Swept:
-    """Both curves of every class, their turning points, and each split under the other's set."""
+) -> tuple[Measured, list[float]]:
+    """Both curves of every class, their turning points, and each split under the other's set.
+
+    With the accuracy of the intact model over all analysed samples of each split.
+    """
     method, labels = ready.request.method, ready.labels
     order = order_units(score, ready.counts, method.order)
     curves = _curves(ready, order, kept, measurement)
-    point = turning_point(np.stack([curve.mean_loss for curve in curves]), method.tolerance)
+    loss = np.stack([curve.mean_loss for curve in curves])
+    point = turning_point(loss, method.tolerance)
     name = f"swapped sets {kept[0].plan.site.path}"
     done = ready.bars(name, sum(map(len, ready.splits)))
     swapped = []
     for i, mine in enumerate(kept):
         observer = ignore if measurement is None else measurement.swap_observer(i)
         swapped.append(at_points(mine, labels, order[1 - i], point[1 - i][:, None], done, observer))
-    return _Swept(score, order, point, curves, swapped)
+    measured = Measured(
+        score=score,
+        order=order,
+        loss=loss,
+        accuracy=np.stack([curve.accuracy for curve in curves]),
+        samples=ready.counts,
+        turning_point=point,
+        swapped_loss=np.stack([sums.mean_loss[:, 0] for sums in swapped]),
+        swapped_accuracy=np.stack([sums.accuracy[:, 0] for sums in swapped]),
+    )
+    return measured, [float(curve.correct[:, -1].sum() / curve.count.sum()) for curve in curves]
 
 
 def _curves(
@@ -224,18 +213,14 @@ def _curves(
     return curves
 
 
-def _taxonomy(ready: Ready, choice: Choice, found: _Swept, common: dict[str, Any]) -> Taxonomy:
+def _taxonomy(
+    ready: Ready,
+    choice: Choice,
+    result: tuple[Measured, list[float], Found],
+    common: dict[str, Any],
+) -> Taxonomy:
     method, plan = ready.request.method, choice.plan
-    measured = Measured(
-        score=found.score,
-        order=found.order,
-        loss=np.stack([curve.mean_loss for curve in found.curves]),
-        accuracy=found.accuracy,
-        samples=ready.counts,
-        turning_point=found.point,
-        swapped_loss=np.stack([sums.mean_loss[:, 0] for sums in found.swapped]),
-        swapped_accuracy=np.stack([sums.accuracy[:, 0] for sums in found.swapped]),
-    )
+    measured, overall, evidence = result
     data = dataset(
         measured,
         labels=ready.labels,
@@ -246,15 +231,10 @@ def _taxonomy(ready: Ready, choice: Choice, found: _Swept, common: dict[str, Any
             "tolerance": method.tolerance,
             "loss": CROSS_ENTROPY if method.loss is None else name_of(method.loss),
             "resolution": plan.resolution(method.resolution),
-            "train_accuracy": _overall(found.curves[0]),
-            "test_accuracy": _overall(found.curves[1]),
+            "train_accuracy": overall[0],
+            "test_accuracy": overall[1],
         },
         provenance={**common, **layer_record(choice)},
-        evidence=found.evidence,
+        evidence=evidence,
     )
     return Taxonomy(data)
-
-
-def _overall(curve: CurveSums) -> float:
-    """Accuracy of the intact model over all analysed samples of a split."""
-    return float(curve.correct[:, -1].sum() / curve.count.sum())

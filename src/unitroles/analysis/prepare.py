@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Int
 from torch import nn
 
-from unitroles.analysis.provenance import Clock
+from unitroles.analysis.provenance import Clock, record
 from unitroles.analysis.request import Request
 from unitroles.analysis.targets import (
     MORE_SAMPLES,
@@ -123,6 +123,12 @@ class Ready:
         body = Pass(plans, self.precision, size, self.stores, self.criterion)
         return body.collect(samples, self.labels, rank_by, done, each)
 
+    def record(self) -> dict[str, Any]:
+        """Options, versions, machine and seconds; warnings are there when the block ends."""
+        found = record(self.model, self.request)
+        self.clock.stop("prepare")
+        return {**found, **self.clock.record(), "warnings": self.notes}
+
 
 @contextmanager
 def prepared(request: Request) -> Iterator[Ready]:
@@ -149,7 +155,8 @@ def prepared(request: Request) -> Iterator[Ready]:
         inputs, *others = (_few(side, precision) for side in sides)
         with precision.on():
             seen = trace(model, inputs)
-        stack.enter_context(inputs_kept(model, seen.writes))
+        if seen.writes:
+            stack.enter_context(inputs_kept(model))
         sites = [_located(model, layer, seen) for layer in request.layers]
         outputs = _outputs(model, seen, sides[1:], others)
         check_names(outputs, sides, names, request)

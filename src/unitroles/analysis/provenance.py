@@ -13,7 +13,6 @@ from torch import nn
 from unitroles.analysis.request import Request
 from unitroles.engine.choice import Choice
 from unitroles.model.borrow import device_of, fingerprint
-from unitroles.options import Sample
 
 
 class Clock:
@@ -48,12 +47,6 @@ def name_of(function: Any) -> str:
     return f"{function.__module__}.{getattr(function, '__qualname__', type(function).__qualname__)}"
 
 
-def grouped_by(sample: Sample) -> str | None:
-    """The column that classes the samples; None = their label."""
-    given = sample.group_by
-    return given if given is None or isinstance(given, str) else "given arrays"
-
-
 def record(model: nn.Module, request: Request) -> dict[str, Any]:
     """Options, versions, machine and the model's fingerprint.
 
@@ -62,6 +55,7 @@ def record(model: nn.Module, request: Request) -> dict[str, Any]:
     model : the one that ran, out of its wrappers.
     """
     method, sample, evidence = request.method, request.sample, request.evidence
+    column = sample.group_by is None or isinstance(sample.group_by, str)  # None = the label
     return {
         "options": {
             "method": {
@@ -71,7 +65,7 @@ def record(model: nn.Module, request: Request) -> dict[str, Any]:
             },
             "sample": {
                 **dataclasses.asdict(dataclasses.replace(sample, group_by=None)),
-                "group_by": grouped_by(sample),
+                "group_by": sample.group_by if column else "given arrays",
             },
             "compute": dataclasses.asdict(request.compute),
             "evidence": None if evidence is None else dataclasses.asdict(evidence),

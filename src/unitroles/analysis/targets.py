@@ -95,14 +95,13 @@ def _names(names: Sequence[str] | None) -> list[str] | None:
 
 
 def _require_same_names(sides: Sequence[Samples]) -> None:
-    if len(sides) < 2:
-        return
-    first, second = (side.class_names for side in sides)
-    if first is not None and second is not None and first != second:
-        raise InputError(
-            f"the classes of the two data sets differ: train has {', '.join(first[:5])}, test has "
-            f"{', '.join(second[:5])}; class numbers would mean different classes"
-        )
+    first, *others = (side.class_names for side in sides)
+    for second in others:
+        if first is not None and second is not None and first != second:
+            raise InputError(
+                f"the classes of the two data sets differ: train has {', '.join(first[:5])}, test "
+                f"has {', '.join(second[:5])}; class numbers would mean different classes"
+            )
 
 
 def spread_over(samples: Samples, count: int = PROBE_SAMPLES) -> np.ndarray:

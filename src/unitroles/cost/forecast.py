@@ -87,12 +87,15 @@ class Forecast:
 
     def __str__(self) -> str:
         train, test = self.samples
+        through = "the whole model" if self.plan == "full" else "what comes after the layer"
+        sums = f"; {self.tail_forwards:,} rows through what follows the sum"
         rows = {
             "layer": f"{self.layer}: {self.units:,} units, {self.labels:,} classes",
             "plan": f"{self.plan}: {self.reason}",
             "samples": f"train {train:,}, test {test:,}",
             "body": f"{self.body_forwards:,} samples through the model as far as the layer",
-            "ablation runs": self._masks(),
+            "ablation runs": f"{self.head_forwards:,} masked copies through {through}"
+            f"{sums if self.tail_forwards else ''}",
             "sample storage": self._kept(),
             "time": f"about {_duration(self.seconds)}: {_duration(self.fixed_seconds)} to prepare "
             f"(now spent), {_duration(self.body_seconds)} body, {_duration(self.sweep_seconds)} "
@@ -109,25 +112,17 @@ class Forecast:
             return f"from the same ablation runs{holds}"
         times = self.evidence_sweeps
         more = f"about {times:.0f} times" if times >= 1 else f"{times:.1g} of"
-        more += f" the ablation runs, {_duration(self.evidence_seconds)} more"
-        return f"{more}{'; less where draws share sets' * (self.plan != 'full')}{holds}"
-
-    def _masks(self) -> str:
-        through = "the whole model" if self.plan == "full" else "what comes after the layer"
-        text = f"{self.head_forwards:,} masked copies through {through}"
-        if not self.tail_forwards:
-            return text
-        return f"{text}; {self.tail_forwards:,} rows through what follows the sum"
+        less = "" if self.plan == "full" else "; less where draws share sets"
+        return f"{more} the ablation runs, {_duration(self.evidence_seconds)} more{less}{holds}"
 
     def _kept(self) -> str:
-        if self.cache == "none":
-            return "nothing"
-        if set(self.caches) == {"recompute"}:
-            return "nothing, neither memory nor disk has room: the body runs for every pass"
-        if len(set(self.caches)) == 1:
-            return f"{size(self.bytes_cached)} ({self.cache})"
         train, test = self.caches
-        return f"{size(self.bytes_cached)} (train: {train}, test: {test})"
+        if train == test == "none":
+            return "nothing"
+        if train == test == "recompute":
+            return "nothing, neither memory nor disk has room: the body runs for every pass"
+        where = train if train == test else f"train: {train}, test: {test}"
+        return f"{size(self.bytes_cached)} ({where})"
 
 
 def _duration(seconds: float) -> str:
@@ -180,18 +175,26 @@ def plan(  # noqa: PLR0913
     >>> found.plan, found.body_forwards, found.bytes_cached, found.cache
     ('additive', 40, 1280, 'memory')
     """
-    data = {"train": train, "test": test}
     request = Request(
-        model, data, [layer], class_names, method, sample, compute, evidence, progress=False
+        model,
+        {"train": train, "test": test},
+        [layer],
+        class_names,
+        method,
+        sample,
+        compute,
+        evidence,
+        progress=False,
     )
     with prepared(request) as ready:
         fixed = ready.clock.seconds
+        chosen, site = ready.choices[0].plan, ready.sites[0]
         scored = sample_score(method.score) is not None
         scores = scored and evidence is not None and evidence.redoes
         caches, kept = _cached(ready, scores)
-        work = _Work.of(ready, caches, scored)
+        swept, body = _samples_run(ready, caches, scored)
+        head, tail = chosen.forwards(ready.points)
         each = measured_rates(ready)
-        chosen, site = ready.choices[0].plan, ready.sites[0]
         sweeps = 0.0 if evidence is None else _sweeps(ready, evidence)
         held = 0 if evidence is None else _held(ready, evidence, scores)
     first, second = map(len, ready.splits)
@@ -202,17 +205,17 @@ def plan(  # noqa: PLR0913
         reason=chosen.reason,
         samples=(first, second),
         labels=len(ready.labels),
-        body_forwards=work.body,
-        head_forwards=work.head,
-        tail_forwards=work.tail,
+        body_forwards=body,
+        head_forwards=swept * (head + 1),  # the swapped sets too
+        tail_forwards=swept * tail,
         bytes_cached=kept,
         caches=caches,
         evaluation_seconds=each.evaluation * (first + second),
         fixed_seconds=fixed,
-        body_seconds=each.body * work.body,
-        sweep_seconds=each.masks * work.swept,
+        body_seconds=each.body * body,
+        sweep_seconds=each.masks * swept,
         evidence_sweeps=sweeps,
-        evidence_seconds=sweeps * each.masks * work.swept,
+        evidence_seconds=sweeps * each.masks * swept,
         evidence_bytes=held,
     )
 
@@ -231,12 +234,10 @@ def _sweeps(ready: Ready, evidence: Evidence) -> float:
 
 def _held(ready: Ready, evidence: Evidence, scored: bool) -> int:
     """Bytes of the scores of all samples, of their weights, and of the losses of one class."""
-    units, method = ready.sites[0].units, ready.request.method
     samples, most = int(ready.counts.sum()), int(ready.counts.max())
-    scores = 4 * samples * units * scored
-    points = ready.points
-    losses = losses_bytes(most, points) * (evidence.bootstrap is not None)
-    return weights_of(evidence, method, samples) + scores + losses
+    scores = 4 * samples * ready.sites[0].units * scored
+    losses = losses_bytes(most, ready.points) * (evidence.bootstrap is not None)
+    return weights_of(evidence, ready.request.method, samples) + scores + losses
 
 
 def _cached(ready: Ready, scored: bool) -> tuple[tuple[str, str], int]:
@@ -251,46 +252,28 @@ def _cached(ready: Ready, scored: bool) -> tuple[tuple[str, str], int]:
     with Stores(ready.request.compute.bytes) as stores:
         for samples in ready.splits:
             if scored:
-                each = torch.zeros(1, ready.sites[0].units)
-                stores.open(len(samples), [each], SCORE_TILE)
+                stores.open(len(samples), [torch.zeros(1, ready.sites[0].units)], SCORE_TILE)
             store = stores.open(len(samples), rows, chosen.tile)
             where.append("recompute" if store is None else store.where)
             kept += 0 if store is None else len(samples) * row_bytes(rows)
     return (where[0], where[1]), kept
 
 
-@dataclass(frozen=True)
-class _Work:
-    """How many samples run through what.
+def _samples_run(ready: Ready, caches: Sequence[str], scored: bool) -> tuple[int, int]:
+    """Samples under all masks, and those through the body.
 
-    Parameters
-    ----------
-    swept : under all masks; both splits, for plan "full" with the padding of their last batches.
-    body, head, tail : see `Forecast`.
+    For plan "full" both come with the padding of the last batches.
     """
-
-    swept: int
-    body: int
-    head: int
-    tail: int
-
-    @staticmethod
-    def of(ready: Ready, caches: Sequence[str], scored: bool) -> _Work:
-        """Curves and one swapped set for every sample; mean activations take one more pass."""
-        method, chosen, points = ready.request.method, ready.choices[0].plan, ready.points
-        samples = sum(map(len, ready.splits))
-        batch = ready.request.compute.batch_size
-        padded = [_padded(len(split), batch) for split in ready.splits]
-        whole, means = sum(padded), padded[0] * (method.baseline == "mean")
-        head, tail = chosen.forwards(points)
-        swept = whole if chosen.whole_batches else samples
-        if not chosen.keeps_rows:
-            return _Work(swept, whole * scored + means, swept * (head + 1), swept * tail)
-        # The curves and the swapped sets each need the rows that were not kept.
-        curves = 2 if chosen.resolution(method.resolution) == "adaptive" else 1
-        again = [1 + (curves + 1) * (where == "recompute") for where in caches]
-        body = means + sum(count * times for count, times in zip(padded, again, strict=True))
-        return _Work(swept, body, swept * (head + 1), swept * tail)
+    chosen, batch = ready.choices[0].plan, ready.request.compute.batch_size
+    padded = [_padded(len(split), batch) for split in ready.splits]
+    means = padded[0] * (ready.request.method.baseline == "mean")  # one more pass
+    if not chosen.keeps_rows:
+        return sum(padded), sum(padded) * scored + means
+    # The curves and the swapped sets each need the rows that were not kept.
+    curves = 2 if chosen.resolution(ready.request.method.resolution) == "adaptive" else 1
+    again = [1 + (curves + 1) * (where == "recompute") for where in caches]
+    body = means + sum(count * times for count, times in zip(padded, again, strict=True))
+    return sum(map(len, ready.splits)), body
 
 
 def _padded(count: int, batch: int) -> int:

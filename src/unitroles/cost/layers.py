@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from unitroles.engine.choice import additive_reason, suffix_reason
+from unitroles.engine.choice import additive_reason, exported_or_reason, suffix_reason
 from unitroles.errors import InputError
 from unitroles.graph.extract import CannotCut
 from unitroles.graph.flops import Operations
@@ -22,7 +22,6 @@ from unitroles.model.forward import Precision, batch_size, each, forward, logits
 from unitroles.model.trace import Site, Trace, find_site, trace
 from unitroles.options import Layer
 from unitroles.rewrite.additive import can_fold, running_sum
-from unitroles.rewrite.export import export
 from unitroles.rewrite.head import Head
 from unitroles.wording import first_line
 
@@ -120,10 +119,9 @@ class _Cost:
 
 def _costs(model: nn.Module, sites: list[Site], seen: Trace) -> list[_Cost]:
     """The outlook of every site, from one export of the model."""
-    try:
-        exported = export(model, sites, seen.inputs)
-    except CannotCut as error:
-        return [_full(site, str(error)) for site in sites]
+    exported = exported_or_reason(model, sites, seen.inputs)
+    if isinstance(exported, str):
+        return [_full(site, exported) for site in sites]
     count = Operations()
     whole = max(count.of(exported.module), 1)
     found = []
@@ -141,24 +139,23 @@ def _full(site: Site, reason: str) -> _Cost:
 
 
 def _cost(head: Head, labels: int, count: Operations, whole: int) -> _Cost:
-    after = count.of(head.after) / whole
+    after, kept = count.of(head.after) / whole, _kept(head)
     try:
         form = running_sum(head)
     except CannotCut as error:
-        cost = 1 + (head.units + 1 + 1) * after
-        return _Cost("suffix", suffix_reason(error), cost, _kept(head))
+        return _Cost("suffix", suffix_reason(error), 1 + (head.units + 1 + 1) * after, kept)
     units, features, width = form.add.shape
-    tail = count.of(form.tail) / whole
-    if can_fold(form):
-        normed = any(map(is_norm, form.tail.graph.nodes))
+    tail, folded = count.of(form.tail) / whole, can_fold(form)
+    normed = folded and any(map(is_norm, form.tail.graph.nodes))
+    if folded:
         # Two operations for every multiply-add, and for as many samples as are counted.
         steps = 2 * ROWS * units * features * (labels + width * normed) / whole
-        # The model's own passes, the sum and where it starts from, and the swapped sets.
-        cost = 1 + steps + tail + after
-        return _Cost("additive", additive_reason(True, normed), cost, _kept(head))
-    # The running sum takes the operations of the one op that it stands for.
-    cost = 1 + (after - tail) + (head.units + 1) * tail + after
-    return _Cost("additive", additive_reason(False, False), cost, _kept(head))
+        curves = steps + tail  # where the sum starts from
+    else:
+        # The running sum takes the operations of the one op that it stands for.
+        curves = (after - tail) + (head.units + 1) * tail
+    # The model's own passes, the curves, and the swapped sets.
+    return _Cost("additive", additive_reason(folded, normed), 1 + curves + after, kept)
 
 
 def _kept(head: Head) -> int:

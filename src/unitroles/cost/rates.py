@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from unitroles.curves.scores import sample_score
 from unitroles.curves.store import Stores
 from unitroles.data.samples import Batch, Samples
 from unitroles.engine.masks import Prefixes
+from unitroles.engine.plan import Rows
 from unitroles.model.forward import Logits, blamed, forward, logits_of
 
 # Shorter runs tell little beyond their overhead.
@@ -60,8 +62,12 @@ def measured_rates(ready: Ready) -> Rates:
     rows, evaluation = _grown(evaluated, min(ready.request.compute.batch_size, len(samples)))
     read = _second(lambda: _read(alone, rows))
     body = _second(lambda: _pass(ready, alone.take(np.arange(rows))))
-    more, chosen = ready.points - 1, ready.choices[0].plan
-    masks = _tile(ready, more) if chosen.keeps_rows else _whole(ready, _read(alone, rows), more)
+    plan = ready.choices[0].plan
+    if plan.keeps_rows:  # a few rows stand for a tile
+        most = min(plan.tile, max(map(len, ready.splits)))
+        masks = _masks(ready, partial(_repeated, plan.example), most)
+    else:
+        masks = _masks(ready, lambda few: ready.precision.place(_read(alone, few).inputs), rows)
     whole, part = (_beside(t, read, samples.workers) / rows for t in (evaluation, body))
     return Rates(whole, part, masks)
 
@@ -105,43 +111,33 @@ def _evaluate(ready: Ready, batch: Batch) -> Tensor:
 
 def _pass(ready: Ready, samples: Samples) -> None:
     """The pass of the analysis over a few samples, in one batch."""
-    request = ready.request
-    with Stores(request.compute.bytes) as stores:
-        trial = replace(ready, stores=stores)
-        trial.collect(samples, sample_score(request.method.score), lambda count: None)
+    with Stores(ready.request.compute.bytes) as stores:
+        score = sample_score(ready.request.method.score)
+        replace(ready, stores=stores).collect(samples, score, lambda count: None)
 
 
-def _whole(ready: Ready, batch: Batch, more: int) -> float:
-    """Seconds per sample of one mask and `more` over the whole model."""
-    inputs = ready.precision.place(batch.inputs)
-    one = _curve(ready, inputs, batch.count, 1)
-    return _masks(ready, inputs, batch.count, one, more) / batch.count
+def _repeated(rows: Rows, count: int) -> Rows:
+    """So many rows, from a few."""
+    turn = torch.arange(count) % len(rows[0])
+    return tuple(value[turn.to(value.device)] for value in rows)
 
 
-def _tile(ready: Ready, more: int) -> float:
-    """Seconds per sample of the same over what a plan keeps; a few rows stand for a tile."""
-    plan = ready.choices[0].plan
-    few = plan.example
+def _masks(ready: Ready, kept: Callable[[int], Any], most: int) -> float:
+    """Seconds per sample of all masks, from some masks over some samples.
 
-    def rows_of(count: int) -> tuple[Tensor, ...]:
-        turn = torch.arange(count) % len(few[0])
-        return tuple(value[turn.to(value.device)] for value in few)
-
-    def first_curve(count: int) -> float:
-        return _curve(ready, rows_of(count), count, 1)
-
-    count, one = _grown(first_curve, min(plan.tile, max(map(len, ready.splits))))
-    return _masks(ready, rows_of(count), count, one, more) / count
-
-
-def _masks(ready: Ready, kept: Any, rows: int, one: float, more: int) -> float:
-    """Seconds of one mask and `more` over some samples, from some masks and the seconds of one."""
+    Parameters
+    ----------
+    kept : gives what a plan starts from, for so many samples.
+    most : samples.
+    """
     plan, units = ready.choices[0].plan, ready.sites[0].units
-    half = Prefixes(_order(ready, rows), [-(-units // 2)]).own
-    swapped = _second(lambda: _run(ready, plan.run(kept, half), rows))
+    rows, one = _grown(lambda count: _curve(ready, kept(count), count, 1), most)
+    few, half = kept(rows), Prefixes(_order(ready, rows), [-(-units // 2)]).own
+    swapped = _second(lambda: _run(ready, plan.run(few, half), rows))
     # Beside what a tile costs whatever the number of masks.
-    points, beyond = _grown(lambda points: _curve(ready, kept, rows, points) - one, units + 1)
-    return swapped + one + more * max(0.0, beyond) / (points - 1)
+    points, beyond = _grown(lambda points: _curve(ready, few, rows, points) - one, units + 1)
+    more = (ready.points - 1) * max(0.0, beyond) / (points - 1)
+    return (swapped + one + more) / rows
 
 
 def _curve(ready: Ready, kept: Any, rows: int, points: int) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,8 @@ from unitroles.errors import InputError
 from unitroles.model.forward import each, with_channels_last
 from unitroles.wording import first_line
 
-OWN = frozenset(vars(nn.Module()))
-"""The attributes that every module has: its parameters, modules, hooks and flags."""
+# The attributes that every module has: its parameters, modules, hooks and flags.
+_OWN = frozenset(vars(nn.Module()))
 
 
 @contextmanager
@@ -31,13 +31,14 @@ def untouched(model: nn.Module) -> Iterator[None]:
     one: a model's own `train()` may do more than set them. Costs a copy of the weights.
     """
     flags = [(module, module.training) for module in model.modules()]
-    tensors: list[tuple[dict[str, Any], dict[str, Any]]] = [
-        (kept, {name: (tensor, _saved(tensor)) for name, tensor in kept.items()})
-        for module in model.modules()
-        for kept in (module.__dict__["_parameters"], module.__dict__["_buffers"])
-    ]
-    others = [
-        (vars(m), {k: v for k, v in vars(m).items() if k not in OWN}) for m in model.modules()
+    held = [vars(m)[part] for m, _ in flags for part in ("_parameters", "_buffers")]
+    names = [(now, dict(now)) for now in held]
+    names += [(vars(m), {k: v for k, v in vars(m).items() if k not in _OWN}) for m, _ in flags]
+    numbers = [
+        (tensor, tensor.detach().clone())
+        for now in held
+        for tensor in now.values()
+        if tensor is not None and tensor.layout is torch.strided  # others are not compared
     ]
     states = random.getstate(), np.random.get_state()
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
@@ -55,47 +56,28 @@ def untouched(model: nn.Module) -> Iterator[None]:
             np.random.set_state(states[1])
             for module, flag in flags:
                 module.training = flag
-            for now, before in others:
-                for name in now.keys() - before.keys() - OWN:
+            for now, before in names:
+                for name in now.keys() - before.keys() - _OWN:
                     del now[name]
                 now.update(before)
-            for now, before in tensors:
-                for name in now.keys() - before.keys():
-                    del now[name]
-                for name, (tensor, saved) in before.items():
-                    now[name] = tensor
-                    if tensor is None or saved is None or torch.equal(tensor, saved):
-                        continue
+            for tensor, saved in numbers:
+                if not torch.equal(tensor, saved):
                     tensor.copy_(saved)
-
-
-def _saved(tensor: Tensor | None) -> Tensor | None:
-    """A copy of what can be compared with it later."""
-    if tensor is None or tensor.layout is not torch.strided:
-        return None
-    return tensor.detach().clone()
 
 
 def device_of(model: nn.Module) -> torch.device:
     """Where the model's first parameter or buffer lives; the CPU where it has none."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        return tensor.device
-    return torch.device("cpu")
+    homes = (tensor.device for tensor in (*model.parameters(), *model.buffers()))
+    return next(homes, torch.device("cpu"))
 
 
-@contextmanager
-def inputs_kept(model: nn.Module, writes: bool) -> Iterator[None]:
+def inputs_kept(model: nn.Module) -> AbstractContextManager[Any]:
     """Let a model that writes to its inputs write to copies, so that a batch can be run again."""
 
     def copy(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
         return each(args, torch.clone), each(kwargs, torch.clone)
 
-    with ExitStack() as stack:
-        if writes:
-            stack.enter_context(
-                model.register_forward_pre_hook(copy, with_kwargs=True, prepend=True)
-            )
-        yield
+    return model.register_forward_pre_hook(copy, with_kwargs=True, prepend=True)
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -113,8 +95,7 @@ def fingerprint(model: nn.Module) -> str:
 @contextmanager
 def memory_format(model: nn.Module, channels_last: bool) -> Iterator[None]:
     """Convolution weights with their channels last, for as long as the block runs."""
-    weights = [tensor for tensor in model.parameters() if channels_last and tensor.ndim == 4]
-    given = [(tensor, tensor.data) for tensor in weights]
+    given = [(t, t.data) for t in model.parameters() if channels_last and t.ndim == 4]
     try:
         for tensor, data in given:
             tensor.data = with_channels_last(data)

@@ -99,8 +99,7 @@ def hint(site: Site, calls: list[Call]) -> str | None:
     place = next(i for i, c in enumerate(calls) if (c.module, c.index) == (site.module, site.call))
     passed = [calls[place]]
     for call in calls[place + 1 :]:
-        takes = passed[-1].output in call.inputs
-        if takes and not any(call.module.children()):
+        if passed[-1].output in call.inputs and not any(call.module.children()):
             same = (call.shape, call.axis) == (site.shape, site.axis)
             if not same or (not isinstance(call.module, _NORMS) and not _activates(call.module)):
                 break
@@ -112,9 +111,8 @@ def hint(site: Site, calls: list[Call]) -> str | None:
     if len(passed) == 1 or norms:
         return None
     kinds = " and ".join(type(call.module).__name__ for call in passed[1:])
-    calls_of = sum(call.module is last.module for call in calls)
     name = repr(last.path)
-    if last.index + 1 < calls_of:
+    if last.index + 1 < sum(call.module is last.module for call in calls):
         name = f"unitroles.Layer({last.path!r}, call={last.index})"
     return (
         f"the output of layer {site.path!r} goes through {kinds}; to rank and ablate units after "

@@ -18,9 +18,8 @@ _SAID = ("out of memory", "not enough memory", "can't allocate memory")
 
 def ran_out(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on whatever device."""
-    kinds = (torch.OutOfMemoryError, MemoryError)
     said = isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _SAID)
-    return isinstance(error, kinds) or said
+    return said or isinstance(error, (torch.OutOfMemoryError, MemoryError))
 
 
 def out_of_memory(what: str, rows: int) -> InputError:

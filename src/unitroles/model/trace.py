@@ -69,8 +69,8 @@ class Call:
     path: str
     index: int
     module: nn.Module
-    shape: tuple[int, ...] | None
-    axis: int | None
+    shape: tuple[int, ...] | None = None
+    axis: int | None = None
     guessed: bool = False
     output: tuple[int, int] = (0, 0)
     inputs: tuple[tuple[int, int], ...] = ()
@@ -165,15 +165,16 @@ class _Record:
 
     def _call(self, place: Place, output: Any) -> Call:
         taken = self._took[place]
-        shape, axis, guessed, dtype = None, None, False, None
-        if isinstance(output, Tensor) and output.is_floating_point() and not output.is_nested:
-            shape, dtype = tuple(output.shape), output.dtype
-            args = [value for value, _ in taken]
-            axis, guessed = _unit_axis(place.module, args, output, self._axes, self.calls)
-            if axis is not None and not guessed:
-                self._axes[id(output)] = axis
         made, inputs = _identity(output), tuple(identity for _, identity in taken)
-        return Call(place.path, place.call, place.module, shape, axis, guessed, made, inputs, dtype)
+        call = Call(place.path, place.call, place.module, output=made, inputs=inputs)
+        if not isinstance(output, Tensor) or not output.is_floating_point() or output.is_nested:
+            return call
+        args = [value for value, _ in taken]
+        axis, guessed = _unit_axis(place.module, args, output, self._axes, self.calls)
+        if axis is not None and not guessed:
+            self._axes[id(output)] = axis
+        shape = tuple(output.shape)
+        return replace(call, shape=shape, axis=axis, guessed=guessed, dtype=output.dtype)
 
 
 def _identity(value: Any) -> tuple[int, int]:
@@ -273,7 +274,13 @@ def find_site(model: nn.Module, layer: Layer, calls: list[Call], batch: int) -> 
             f"axis {layer.axis} of layer {layer.path!r} cannot count units: its output has shape "
             f"{call.shape} and axis 0 counts the samples; give the axis that counts the units"
         )
-    axis %= len(call.shape)
-    guessed = call.guessed and layer.axis is None
-    form = axis, call.shape, len(mine), guessed, call.dtype
-    return Site(layer.path, call.module, call.index, *form)
+    return Site(
+        path=layer.path,
+        module=call.module,
+        call=call.index,
+        axis=axis % len(call.shape),
+        shape=call.shape,
+        calls=len(mine),
+        guessed=call.guessed and layer.axis is None,
+        dtype=call.dtype,
+    )
