@@ -47,7 +47,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Method:
-    """How units are ranked and how a turning point is read.
+    """The ranking of the units and the rule of the turning point.
 
     Parameters
     ----------
@@ -99,7 +99,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Sample:
-    """Which samples are analysed.
+    """The samples that are analysed.
 
     Parameters
     ----------
@@ -192,12 +192,12 @@ class Compute:
 
 @dataclass(frozen=True)
 class Evidence:
-    """How sure a result is of itself: floors, an exchangeability test, bootstrap, controls.
+    """Noise floors, an exchangeability test, a bootstrap and controls beside a result.
 
     Parameters
     ----------
     floors : random splits inside each split; 0 = no noise floors. The roles of such parts of the
-        training and of the test set are what sampling alone gives. Of fewer than 20 no verdict is
+        training and of the test set are what sampling alone gives. Of fewer than 20 no finding is
         read. What ablated units give with `Method(baseline="mean")` stays that of all training
         samples.
     resplits : new splits of all samples; 0 = no exchangeability test. They are two sets of the
@@ -241,7 +241,7 @@ class Evidence:
 
     @property
     def draws(self) -> int:
-        """How many replicates the bootstrap takes."""
+        """The number of replicates of the bootstrap."""
         if self.bootstrap is None:
             return 0
         return BOOTSTRAPS[self.bootstrap] if self.replicates is None else self.replicates

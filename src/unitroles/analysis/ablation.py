@@ -1,4 +1,4 @@
-"""What becomes of every class when units are removed, one at a time or one after the other."""
+"""Ablation: loss and accuracy of every class with units removed, one at a time or in an order."""
 
 from __future__ import annotations
 
@@ -224,7 +224,7 @@ def _one_after_the_other(order: Any, ready: Ready) -> _Found:
 
 
 def _in_order(order: Any, ready: Ready) -> tuple[Kept, Int[np.ndarray, "label position"]]:
-    """What the masks need, and for every class its units in the order in which they go."""
+    """All that the masks need, and for every class its units in the order in which they go."""
     labels, (site,) = ready.labels, ready.sites
     score, seed = ready.request.method.score, ready.request.sample.seed
     if not isinstance(order, str):

@@ -204,7 +204,7 @@ def _located(model: nn.Module, layer: str | nn.Module | Layer | None, seen: Trac
 
 
 def _outputs(model: nn.Module, seen: Trace, sides: Sequence[Samples], others: Sequence[Any]) -> int:
-    """How many outputs the model has; samples of another form must give logits too."""
+    """The number of the model's outputs; samples of another form must give logits too."""
     outputs = seen.logits.shape[1]
     for side, some in zip(sides, others, strict=True):
         if form_of(some) != form_of(seen.inputs):

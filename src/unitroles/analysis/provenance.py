@@ -1,4 +1,4 @@
-"""How a result came about: what is written beside the numbers so that they can be traced."""
+"""Provenance: what is written beside the numbers so that they can be traced."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run compares: classes, their names and labels, and the loss, checked beforehand."""
+"""Targets: classes, their names and labels, and the loss, checked beforehand."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def criterion_of(
     outputs: int,
     sides: Sequence[Samples],
 ) -> Criterion:
-    """What the outputs are compared with the labels by.
+    """The criterion that compares the outputs with the labels.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Which layers have units, and what a test of each would cost."""
+"""The layers that have units, and what a test of each would cost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long a sample takes in each stage of an analysis, measured on a few."""
+"""Rates: the seconds of a sample in each stage of an analysis, measured on a few."""
 
 from __future__ import annotations
 

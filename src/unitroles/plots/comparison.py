@@ -91,7 +91,7 @@ def proportions_3d(taxonomies: Mapping[str, Taxonomy], ax: Axes | None = None) -
     """
     members = _members(taxonomies)
     size = (6.8 + 0.08 * max(map(len, members)), 4.8)  # room for the legend
-    figure = Figure(figsize=size, layout="constrained") if ax is None else None
+    figure = Figure(figsize=size) if ax is None else None
     if figure is not None:
         with rc_context({"grid.color": "#d9dde1", "grid.linewidth": 0.6}):  # 3-D axes keep these
             ax = figure.add_subplot(projection="3d")
@@ -115,6 +115,9 @@ def proportions_3d(taxonomies: Mapping[str, Taxonomy], ax: Axes | None = None) -
     if figure is None:
         ax.legend(loc="upper left", **PLAIN)
     else:
+        # Before 3.11 matplotlib knows where the texts of 3-D axes stand only once they are drawn.
+        figure.draw_without_rendering()
+        figure.set_layout_engine("constrained")
         figure.legend(loc="outside right upper", **PLAIN)
     return ax
 
