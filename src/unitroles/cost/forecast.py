@@ -50,7 +50,7 @@ class Forecast:
     body_seconds, sweep_seconds : the passes of the model as far as the layer, and the masks.
     evidence_sweeps : how many times as much as the masks the evidence is, if draws share nothing:
         but for plan "full", sets with which several orders begin run once for all of them.
-    evidence_seconds : for so many; without the weighing of losses for intervals with a fixed ranking.
+    evidence_seconds : for so many; without weighing losses for intervals with a fixed ranking.
     evidence_bytes : what evidence holds, in memory or, of the scores, on the disk: scores and
         weights of all samples, losses of one class; replicates that are done together take no more
         than a quarter of the memory budget beside.
@@ -144,7 +144,7 @@ def plan(  # noqa: PLR0913
     compute: Compute = Compute(),
     evidence: Evidence | None = None,
 ) -> Forecast:
-    """Forecast what `analyze` would do with the same arguments, from its own checks and a short probe.
+    """Forecast what `analyze` would do with the same arguments, by its checks and a short probe.
 
     Counts and bytes are exact as long as all samples have the shape of the first, but for the
     resolution "adaptive", of which the grid and one refinement are counted; seconds are estimates,

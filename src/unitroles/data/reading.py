@@ -42,7 +42,11 @@ def as_samples(data: Any, name: str, any_labels: bool = False) -> Samples:
         _check_loader(data, name)
         collate, workers, data = data.collate_fn, data.num_workers, data.dataset
         collate = _collate if collate is default_collate else collate
-    if isinstance(data, (tuple, list)) and len(data) == 2 and _is_array(data[0]):
+    if (
+        isinstance(data, (tuple, list))
+        and len(data) == 2
+        and isinstance(data[0], (np.ndarray, Tensor))
+    ):
         data = _pair(data[0], data[1], name)
     if isinstance(data, IterableDataset) or not (
         hasattr(data, "__getitem__") and hasattr(data, "__len__")
@@ -111,10 +115,6 @@ def _check_loader(loader: DataLoader, name: str) -> None:
             f"the {name} DataLoader draws its samples in its own way ({kind}), every sample must "
             "count once; give its data set, or a DataLoader without a sampler"
         )
-
-
-def _is_array(value: Any) -> bool:
-    return isinstance(value, (np.ndarray, Tensor))
 
 
 def _pair(inputs: Any, labels: Any, name: str) -> Arrays:

@@ -24,10 +24,6 @@ Rows = tuple[Tensor, ...]
 """What is kept of some samples: values with one row for each."""
 
 
-def _on_cpu() -> Precision:
-    return Precision(torch.device("cpu"))
-
-
 @runtime_checkable
 class Plan(Protocol):
     """A way to run the model with masks; `reason` says why it was chosen.
@@ -111,7 +107,7 @@ class FullPlan:
     site: Site
     reason: str
     baseline: Float[Tensor, " units"] | None = None
-    precision: Precision = field(default_factory=_on_cpu)
+    precision: Precision = field(default_factory=lambda: Precision(torch.device("cpu")))
     name: str = "full"
     keeps_rows: bool = False
     whole_batches: bool = True

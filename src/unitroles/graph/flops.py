@@ -25,14 +25,14 @@ class Operations:
     def _node(self, node: fx.Node) -> int:
         if not isinstance(value_of(node), (Tensor, list, tuple)):
             return 0
-        key = str((node.target, map_arg((node.args, node.kwargs), _described)))
+        shapes = map_arg(
+            (node.args, node.kwargs),
+            lambda given: str(map_values(_value(given), lambda one: (one.shape, one.dtype))),
+        )
+        key = str((node.target, shapes))
         if key not in self._known:
             self._known[key] = _counted(node)
         return self._known[key]
-
-
-def _described(node: fx.Node) -> Any:
-    return str(map_values(_value(node), lambda one: (one.shape, one.dtype)))
 
 
 def _value(node: fx.Node) -> Any:

@@ -48,10 +48,6 @@ def _floors(taxonomy: ur.Taxonomy) -> pd.DataFrame:
     )
 
 
-def _signs(taxonomy: ur.Taxonomy) -> pd.DataFrame:
-    return taxonomy.signs().reset_index()
-
-
 def _exchangeability(taxonomy: ur.Taxonomy) -> pd.DataFrame:
     frame = taxonomy.exchangeability()
     attrs = {str(name): value for name, value in frame.attrs.items()}
@@ -74,7 +70,7 @@ def _agreement(taxonomy: ur.Taxonomy) -> pd.DataFrame:
 
 _TABLES = {
     "floors": _floors,
-    "signs": _signs,
+    "signs": lambda taxonomy: taxonomy.signs().reset_index(),
     "exchangeability": _exchangeability,
     "agreement": _agreement,
 }

@@ -39,7 +39,9 @@ def evidence(taxonomy: Taxonomy) -> str:
     parts = {
         "floors": _floors,
         "signs": _signs,
-        "train_only_signs": _train_only,
+        "train_only_signs": lambda one: (
+            f"From the training samples alone\n{_sentences(one.train_only_signs())}"
+        ),
         "exchangeability": _exchangeability,
         "intervals": _intervals,
         "controls": _controls,
@@ -91,10 +93,6 @@ def _signs(taxonomy: Taxonomy) -> str:
 
 def _sentences(frame: pd.DataFrame) -> str:
     return "\n".join(f"  {text}" for text in frame.sentence)
-
-
-def _train_only(taxonomy: Taxonomy) -> str:
-    return f"From the training samples alone\n{_sentences(taxonomy.train_only_signs())}"
 
 
 def _exchangeability(taxonomy: Taxonomy) -> str:

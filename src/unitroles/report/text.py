@@ -43,9 +43,11 @@ def report(taxonomy: Taxonomy) -> str:
 def header(taxonomy: Taxonomy) -> str:
     """The layer, how it was analysed, and how well the intact model does."""
     attrs, plan = taxonomy.data.attrs, taxonomy.provenance["plan"]
-    method = taxonomy.provenance["options"]["method"]
+    options = taxonomy.provenance["options"]
+    method, given = options["method"], options.get("sample", {}).get("group_by")
     accuracy = ", ".join(f"{name} {attrs[f'{name}_accuracy']:.4f}" for name in SPLITS)
-    grouped, own = _groups(taxonomy), attrs.get("loss", CROSS_ENTROPY)
+    grouped = "" if given is None else f" (grouped by {given})"
+    own = attrs.get("loss", CROSS_ENTROPY)
     sizes = taxonomy.data.sizes
     rows = {
         "layer": f"{taxonomy.layer}: {sizes['unit']} units, {sizes['label']} classes{grouped}",
@@ -57,12 +59,6 @@ def header(taxonomy: Taxonomy) -> str:
         "accuracy": f"{accuracy}, gap {taxonomy.gap:+.4f}" if taxonomy.scored else "not measured",
     }
     return "\n".join(f"{name:<9} {value}" for name, value in rows.items())
-
-
-def _groups(taxonomy: Taxonomy) -> str:
-    """The column that classes the samples, where that is not their label."""
-    given = taxonomy.provenance["options"].get("sample", {}).get("group_by")
-    return "" if given is None else f" (grouped by {given})"
 
 
 def _beside_defaults(taxonomy: Taxonomy) -> str:

@@ -135,17 +135,11 @@ def with_fixed_ranking(
         "loss_high": at_all([[mine.high for mine in split] for split in weighed]),
         "turning_point_replicate": at,
         "proportion_replicate": share,
-        "std_over_units_replicate": _std_over_units(order, at),
+        "std_over_units_replicate": np.stack(
+            [std_over_units(roles_at(order, mine)) for mine in at]
+        ),
         "coverage": _coverage(observers, order, point),
     }
-
-
-def _std_over_units(
-    order: Int[np.ndarray, "split label position"],
-    point: Int[np.ndarray, "replicate split label"],
-) -> Float[np.ndarray, "replicate role"]:
-    """Of the roles at other turning points in the given orders, one replicate after the other."""
-    return np.stack([std_over_units(roles_at(order, mine)) for mine in point])
 
 
 def _coverage(

@@ -49,16 +49,12 @@ class Owners:
     def spread(self, retrieved: Bool[Tensor, "*leading units"]) -> Tensor:
         """A mask over units as a mask that broadcasts over the elements of rows."""
         index = self.index.to(retrieved.device)
-        plain = len(index) == retrieved.shape[-1] and bool((index == _counting(index)).all())
+        plain = index.tolist() == list(range(retrieved.shape[-1]))
         mask = retrieved if plain else retrieved[..., index.clamp(min=0)]
         if self.axis is None:
             return mask.unflatten(-1, self.shape)
         sizes = [-1 if place == self.axis else 1 for place in range(1, len(self.shape) + 1)]
         return mask.unflatten(-1, sizes) if sizes else mask[..., 0]
-
-
-def _counting(index: Tensor) -> Tensor:
-    return torch.arange(len(index), device=index.device)
 
 
 @dataclass(frozen=True)
