@@ -193,16 +193,9 @@ def test_the_readme_runs(tmp_path: Path) -> None:
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
 
 
-def test_every_file_the_readme_links_or_lists_exists() -> None:
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/ARCHITECTURE.md"])
+def test_every_file_that_a_page_links_to_exists(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
-    assert links
-    missing = [link for link in links if not (ROOT / link).exists()]
-    rows = re.findall(r"^\| (`[^|]+`) \|", text, flags=re.MULTILINE)
-    listed = {name for row in rows for name in re.findall(r"`([\w/.*]+)`", row)}
-    package = ROOT / "src" / "unitroles"
-    here = {p.relative_to(package).as_posix() for p in package.rglob("*.py")}
-    assert missing == []
-    assert {n for n in here if not n.endswith("__init__.py")} <= listed
-    assert {name for name in listed if name.endswith(".py")} - {"tests/reference.py"} <= here
+    assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
+    assert links or page == "docs/ARCHITECTURE.md"
