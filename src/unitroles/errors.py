@@ -15,7 +15,7 @@ from traceback import walk_stack
 from unitroles.wording import few
 
 LISTED = 20
-"""How many names an error lists at most."""
+"""The most names that an error lists."""
 
 
 class InputError(ValueError):

@@ -23,6 +23,9 @@ else:
     import tomli as tomllib
 
 
+_REMEDIES = {errno.ENOSPC: "free some space", errno.EEXIST: "choose another name"}
+
+
 def check_new(paths: Sequence[Path], force: bool) -> None:
     """Before anything is computed: the files can be written, and nothing is lost by it."""
     for path in paths:
@@ -79,7 +82,7 @@ def write_whole(files: Mapping[Path, str | Callable[[Path], Any]]) -> None:
         for path, content in files.items():
             target = path.resolve()
             if target.exists() and not target.is_file():
-                raise InputError(f"cannot write {path}: it is no file; choose another name")
+                raise FileExistsError(errno.EEXIST, "it is no file")
             parts[path] = target.with_name(f".{uuid4().hex}.part")
             if isinstance(content, str):
                 parts[path].write_text(content, encoding="utf-8")
@@ -108,8 +111,6 @@ def require(*packages: str) -> None:
 
 def _remedy(error: Exception) -> str:
     number = getattr(error, "errno", None)
-    if number == errno.ENOSPC:
-        return "free some space"
-    if number is not None:
-        return "choose a folder that exists and is writable"
-    return "free some space or choose another folder"
+    if number is None:
+        return "free some space or choose another folder"
+    return _REMEDIES.get(number, "choose a folder that exists and is writable")

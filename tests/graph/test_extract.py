@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from unitroles.graph.extract import CannotCut, ancestors, descendants, extract
-from unitroles.graph.ops import _OPS, _ROWS
+from unitroles.graph.ops import _OPS, _TABLE
 
 
 class Net(nn.Module):
@@ -68,5 +68,5 @@ def test_a_size_that_is_no_multiple_of_the_rows_is_refused():
 
 
 def test_every_operation_stands_in_one_row_of_the_table():
-    names = [name for _, names in _ROWS for name in names.split()]
+    names = [name for _, names in _TABLE for name in names.split()]
     assert len(names) == len(set(names)) == len(_OPS) - 1  # and the indexing of Python

@@ -126,7 +126,7 @@ class WithEvidence:
 
 @dataclass(frozen=True)
 class Output:
-    """What is written.
+    """The files that are written.
 
     Parameters
     ----------

@@ -102,7 +102,7 @@ def _seconds(model: nn.Module, example: Any) -> float:
 
 @dataclass(frozen=True)
 class _Cost:
-    """What a test of a layer would be.
+    """The cost of a test of a layer.
 
     Parameters
     ----------

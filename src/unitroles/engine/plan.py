@@ -21,7 +21,7 @@ from unitroles.model.hooks import output_of, run_masked
 from unitroles.model.trace import Site
 
 Rows = tuple[Tensor, ...]
-"""What is kept of some samples: values with one row for each."""
+"""Values that are kept of some samples, each with one row for each."""
 
 
 @runtime_checkable

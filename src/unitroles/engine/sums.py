@@ -131,7 +131,7 @@ def _adder_of_blocks(
 
 
 _Pairs = Sequence[tuple[Float[Tensor, "units features _"], Tensor]]
-"""What each unit adds, and the sum it is added to."""
+"""The part of each unit, and the sum it is added to."""
 _Walk = Callable[[_Pairs, int], Iterator[tuple[slice, list[Tensor]]]]
 """(pairs, how many masks at a time) -> masks and their sums."""
 

@@ -1,6 +1,6 @@
 """The operations of an exported graph: what each does, and how its arguments are read.
 
-A new operation is a name in `_ROWS`. What is not known of one stands nowhere: units meet in it,
+A new operation is a name in `_TABLE`. What is not known of one stands nowhere: units meet in it,
 nothing moves past it, and it is folded into nothing.
 """
 
@@ -214,7 +214,7 @@ class Op:
 
 _FIRST = ((0,),)
 
-_ROWS = [
+_TABLE = [
     (Op(Kind.MOVE, _same, _FIRST, _always), "alias clone contiguous"),
     (Op(Kind.MOVE, _same, _FIRST, _always, renames=True), "dropout"),
     (Op(Kind.MOVE, _permuted, _FIRST, _always), "permute"),
@@ -268,7 +268,7 @@ def _aten_op(name: str) -> Any:
     return getattr(getattr(_aten, packet), overload or "default")
 
 
-_OPS: dict[Any, Op] = {_aten_op(name): op for op, names in _ROWS for name in names.split()}
+_OPS: dict[Any, Op] = {_aten_op(name): op for op, names in _TABLE for name in names.split()}
 _OPS[operator.getitem] = Op(Kind.MOVE, renames=True)
 
 

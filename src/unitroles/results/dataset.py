@@ -136,7 +136,7 @@ def upgraded(data: xr.Dataset) -> xr.Dataset:
         )
     data = data.rename({old: new for old, new in _RENAMED.items() if old in data})
     status = np.where(data.status == "never below the dead layer", NEVER_FALLS, data.status)
-    data["status"] = (data.status.dims, status.astype(object))
+    data["status"] = (data.status.dims, status)
     provenance = json.loads(data.attrs["provenance"])
     asked = provenance["options"].get("evidence")
     if asked is not None:

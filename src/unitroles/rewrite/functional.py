@@ -41,8 +41,10 @@ def make_functional(module: fx.GraphModule, constants: Mapping[fx.Node, Tensor])
             graph.erase_node(node)
             continue
         plain = _plain(node)
-        earlier = [user for user in value.users if place[user] < place[node]]
-        if plain is None or any(map(_renames, (value, *earlier))):
+        # Nor where it may have another name already: the value itself, or what was made of it.
+        if plain is None or any(
+            map(_renames, (value, *(user for user in value.users if place[user] < place[node])))
+        ):
             functional = False
             break
         later = {user for user in value.users if place[user] > place[node]}
@@ -73,7 +75,8 @@ def _plain(node: fx.Node) -> Any:
     namespace, _, name = target._schema.name.partition("::")
     others = target._schema.arguments[1:]
     aliased = any(one.alias_info is not None for one in others)
-    if namespace != "aten" or not name.endswith("_") or aliased:
+    single = isinstance(node.args[0], fx.Node)  # not a list, nor a keyword
+    if namespace != "aten" or not name.endswith("_") or aliased or not single:
         return None
     return getattr(getattr(_aten, name[:-1], None), target._overloadname, None)
 
@@ -86,6 +89,9 @@ def _compute_fixed(module: fx.GraphModule, constants: Mapping[fx.Node, Tensor]) 
         if node.op != "call_function":
             continue
         if not _is_fixed(node, values):
+            # A value that samples decide goes into a fixed one, which is none from here on.
+            if _writes(node) and any(one in values for one in node.all_input_nodes):
+                return
             read |= {_storage(values[one]) for one in node.all_input_nodes if one in values}
             continue
         if _writes(node):

@@ -19,7 +19,7 @@ from unitroles.graph.cut import keeps_rows
 from unitroles.graph.ops import ROWS, Kind, argument, op_of, plain, value_of
 
 _aten = torch.ops.aten
-NOBODY = -1
+NO_UNIT = -1
 """The owner of an element that depends on no unit."""
 
 # As max pools, which show the largest and the smallest owner in every window, and the number of
@@ -105,12 +105,12 @@ def _moved(node: fx.Node, args: Any, kwargs: Any) -> Any:
 def _padded(node: fx.Node, args: Any, kwargs: Any) -> Tensor:
     if (list(args[2:3]) or ["constant"]) != ["constant"] and node.target is _aten.pad.default:
         raise _UnitsMeet
-    return _aten.constant_pad_nd.default(args[0], args[1], NOBODY)
+    return _aten.constant_pad_nd.default(args[0], args[1], NO_UNIT)
 
 
 def _pointwise(node: fx.Node, args: Any, kwargs: Any) -> Tensor:
     """The owner of an element is that of all elements which it is made of."""
-    owner = torch.full(_shape(node), NOBODY)
+    owner = torch.full(_shape(node), NO_UNIT)
     for part in (*args, *kwargs.values()):
         if isinstance(part, Tensor):
             other = part.expand(owner.shape)
@@ -149,7 +149,7 @@ def _argument(node: fx.Node, known: dict[fx.Node, Any]) -> Any:
     if isinstance(value, torch.SymInt):
         return plain(value)
     if isinstance(value, Tensor):
-        return torch.full((1,), NOBODY).expand(_shape(node))  # weights may be large
+        return torch.full((1,), NO_UNIT).expand(_shape(node))  # weights may be large
     return value
 
 

@@ -346,7 +346,13 @@ def _text_column(options: DataOptions, names: Sequence[str], label: str, spec: s
     if not others:
         raise InputError(f"{spec} has no column beside {label!r}; add one with the texts")
     usual = TEXTS if len(others) > 1 else [others[0].lower()]
-    return _column(options.text_column, usual, others, spec, "text with --text-column")
+    return _column(
+        options.text_column,
+        usual,
+        names if options.text_column else others,
+        spec,
+        "text with --text-column",
+    )
 
 
 def _existing(name: str, names: Sequence[str], spec: str) -> str:

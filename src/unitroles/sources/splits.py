@@ -25,7 +25,7 @@ from unitroles.sources.records import (
     reading_picture,
     same_kind,
 )
-from unitroles.sources.tokens import Rows, by_number, number_labels, tokenise
+from unitroles.sources.tokens import TableRows, by_number, number_labels, tokenise
 from unitroles.sources.vision import needed
 from unitroles.wording import few, first_line
 
@@ -120,7 +120,7 @@ def _load_tables(
         options.refuse(FOR_PICTURES, "pictures; leave it out for texts")
         samples = tokenise([table.texts or [] for table in splits], options)
     labels, names = number_labels(splits, options.known.numbers)
-    train, test = map(Rows, samples, labels)
+    train, test = map(TableRows, samples, labels)
     return train, test, names
 
 

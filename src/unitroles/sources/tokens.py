@@ -1,4 +1,4 @@
-"""Rows of tables -> samples: class numbers, tokens of texts, pictures."""
+"""TableRows of tables -> samples: class numbers, tokens of texts, pictures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NO_LIMIT = 10**9
 """Tokenizers without a limit of their own give a number beyond all texts."""
 
 
-class Rows(Dataset):
+class TableRows(Dataset):
     """Samples of a table, texts as tokens or pictures, with their labels."""
 
     def __init__(self, samples: Any, labels: Int[np.ndarray, " samples"]) -> None:
