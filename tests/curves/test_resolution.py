@@ -85,7 +85,7 @@ def test_a_curve_that_only_falls_and_then_only_rises_turns_where_the_exact_one_d
     curve = np.where(n < turn, left, right) * np.abs(n - turn) / units
     seen = settled(curve, 1e-6)
     assert turning_point(seen) == turning_point(curve)
-    if units >= 100:
+    if units >= 100 and max(left, right) <= 6 * min(left, right):  # flatter sides need more points
         assert np.isfinite(seen).mean() < 0.7
 
 
