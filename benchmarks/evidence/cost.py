@@ -25,7 +25,7 @@ import unitroles as ur
 from benchmarks.evidence.cifar_nets import cifar, resnet20
 from benchmarks.speed.memory import peak
 from benchmarks.table import machine, met, ratios, section, spread, table
-from unitroles.zoo.vgg import last_conv_layer, vgg_digits
+from unitroles.zoo.vgg import last_conv_layer, small_vgg
 
 NAME = "evidence-cost.md"
 GOAL = 3.0
@@ -63,7 +63,7 @@ def digits_mlp() -> Case:
 
 def digits_vgg() -> Case:
     """The last convolution of a network as in `unitroles reproduce digits`."""
-    model = vgg_digits(channels=((16, 32), (128,)), hidden=128)
+    model = small_vgg(channels=((16, 32), (128,)), hidden=128)
     return _fitted("digits, small VGG", model, last_conv_layer(model), (1, 8, 8))
 
 

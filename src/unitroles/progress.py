@@ -33,10 +33,12 @@ def track(show: bool) -> Iterator[Track]:
     if not (console.is_terminal or console.is_jupyter):
         yield _quiet
         return
-    columns = (TextColumn("{task.description:<24}"), BarColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description:<28}"), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bars:
 
         def start(stage: str, steps: int) -> Callable[[int], None]:
+            for old in [task.id for task in bars.tasks if task.finished]:
+                bars.remove_task(old)  # hundreds of layers or networks would fill the terminal
             task = bars.add_task(stage, total=steps)
             return lambda done: bars.advance(task, done)
 

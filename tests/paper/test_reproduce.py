@@ -14,6 +14,7 @@ from torch import nn
 
 import unitroles as ur
 from unitroles.paper import evidence, evidence_text, numbers, reproduce, tables, text
+from unitroles.zoo.images import DATA_SETS
 from unitroles.zoo.settings import ModelSettings, ladder
 from unitroles.zoo.training import Trained
 
@@ -47,6 +48,24 @@ def run(small, tmp_path_factory):
     out, lines = tmp_path_factory.mktemp("capacity"), []
     written = reproduce.reproduce("digits", out, write=lines.append)
     return out, written, lines
+
+
+def test_a_further_data_set_is_a_function_and_its_name(small, tmp_path, monkeypatch):
+    def stripes():
+        draw = np.random.default_rng(0)
+        labels = np.arange(330) % 3
+        images = draw.random((330, 2, 12, 12))
+        images[np.arange(330), :, 4 * labels] += 1
+        return images / 2, labels, ("top", "middle", "bottom")
+
+    monkeypatch.setitem(DATA_SETS, "stripes", stripes)
+    lines = []
+    written = reproduce.reproduce("stripes", tmp_path, write=lines.append)
+    assert set(written["regret"]["label"]) == {"top", "middle", "bottom"}
+    assert "stripes, capacity ladder" in lines[0]
+    assert json.loads((tmp_path / "run.json").read_text())["data_set"] == "stripes"
+    with pytest.raises(ur.InputError, match="holds a run with other settings"):
+        reproduce.reproduce("digits", tmp_path)
 
 
 @pytest.fixture(scope="module")

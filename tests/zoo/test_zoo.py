@@ -16,12 +16,12 @@ from safetensors import SafetensorError, safe_open
 
 from unitroles import InputError
 from unitroles.files import write_whole
-from unitroles.zoo.digits import load_digits
-from unitroles.zoo.settings import DigitsSettings, ModelSettings, Recipe, ladder, read_settings
+from unitroles.zoo.images import load_images
+from unitroles.zoo.settings import DataSettings, ModelSettings, Recipe, ladder, read_settings
 from unitroles.zoo.training import augment, train
-from unitroles.zoo.vgg import last_conv_layer, vgg_digits
+from unitroles.zoo.vgg import last_conv_layer, small_vgg
 
-DATA = DigitsSettings(train_samples=200, test_samples=100, pixel_noise=0.3)
+DATA = DataSettings(train_samples=200, test_samples=100, pixel_noise=0.3)
 MODEL = ModelSettings(channels=((4,), (8,)), hidden=8)
 RECIPE = Recipe(
     dropout=0.3,
@@ -59,11 +59,14 @@ class Killed(Exception):
 
 
 def kill_after(epoch):
-    def on_epoch(done, epochs):
-        if done == epoch:
+    done = []
+
+    def on_epochs(more):
+        done.append(more)
+        if sum(done) == epoch:
             raise Killed
 
-    return on_epoch
+    return on_epochs
 
 
 def same_weights(first, second):
@@ -72,7 +75,7 @@ def same_weights(first, second):
 
 
 def images_without_noise():
-    return load_digits(replace(DATA, pixel_noise=0.0))
+    return load_images("digits", replace(DATA, pixel_noise=0.0))
 
 
 # Data
@@ -91,7 +94,7 @@ def test_shapes_types_and_range():
 
 
 def test_split_is_stratified():
-    data = load_digits(DATA)
+    data = load_images("digits", DATA)
     assert np.ptp(np.bincount(data.train_labels, minlength=10)) <= 2
     assert np.ptp(np.bincount(data.test_labels, minlength=10)) <= 2
 
@@ -99,7 +102,9 @@ def test_split_is_stratified():
 def test_split_is_disjoint_and_takes_every_image_once():
     from sklearn.datasets import load_digits as originals
 
-    data = load_digits(DigitsSettings(train_samples=1000, test_samples=797, pixel_noise=0.0))
+    data = load_images(
+        "digits", DataSettings(train_samples=1000, test_samples=797, pixel_noise=0.0)
+    )
     images = np.concatenate([data.train_images, data.test_images]).reshape(-1, 64)
     expected = (originals().data / 16).astype(np.float32)
     assert sorted(map(bytes, images)) == sorted(map(bytes, expected))
@@ -120,38 +125,38 @@ def test_labels_belong_to_their_images():
 
 
 def test_noise_is_the_same_in_every_call():
-    first, second = load_digits(DATA), load_digits(DATA)
+    first, second = load_images("digits", DATA), load_images("digits", DATA)
     assert np.array_equal(first.train_images, second.train_images)
     assert np.array_equal(first.test_images, second.test_images)
 
 
 def test_noise_has_the_deviation_asked_for_and_differs_between_images():
-    noise = load_digits(DATA).train_images - images_without_noise().train_images
+    noise = load_images("digits", DATA).train_images - images_without_noise().train_images
     assert noise.std() == pytest.approx(0.3, rel=0.03)
     assert abs(noise.mean()) < 0.02
     assert abs(np.corrcoef(noise[0].ravel(), noise[1].ravel())[0, 1]) < 0.5
 
 
 def test_other_noise_seed_gives_other_noise_in_the_same_split():
-    first, second = load_digits(DATA), load_digits(replace(DATA, noise_seed=1))
+    first, second = load_images("digits", DATA), load_images("digits", replace(DATA, noise_seed=1))
     assert not np.array_equal(first.train_images, second.train_images)
     assert np.array_equal(first.train_labels, second.train_labels)
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.2, 0.6, 1.0])
 def test_label_noise_has_its_rate_and_never_the_true_label(rate):
-    data = load_digits(DATA, label_noise=rate)
+    data = load_images("digits", DATA, label_noise=rate)
     wrong = data.train_labels != data.true_train_labels
     assert wrong.sum() == round(rate * 200)
     assert data.train_labels.min() >= 0
     assert data.train_labels.max() <= 9
-    assert np.array_equal(data.true_train_labels, load_digits(DATA).train_labels)
-    assert np.array_equal(data.test_labels, load_digits(DATA).test_labels)
+    assert np.array_equal(data.true_train_labels, load_images("digits", DATA).train_labels)
+    assert np.array_equal(data.test_labels, load_images("digits", DATA).test_labels)
 
 
 def test_corrupted_labels_are_uniform_over_the_other_classes():
-    settings = DigitsSettings(train_samples=1600, test_samples=100, pixel_noise=0.0)
-    data = load_digits(settings, label_noise=1.0)
+    settings = DataSettings(train_samples=1600, test_samples=100, pixel_noise=0.0)
+    data = load_images("digits", settings, label_noise=1.0)
     steps = np.bincount((data.train_labels - data.true_train_labels) % 10, minlength=10)
     assert steps[0] == 0
     assert steps[1:].min() > 1600 / 9 * 0.7
@@ -159,25 +164,30 @@ def test_corrupted_labels_are_uniform_over_the_other_classes():
 
 
 def test_label_noise_is_deterministic_and_nested():
-    little, much = load_digits(DATA, label_noise=0.2), load_digits(DATA, label_noise=0.6)
-    assert np.array_equal(little.train_labels, load_digits(DATA, label_noise=0.2).train_labels)
+    little, much = (
+        load_images("digits", DATA, label_noise=0.2),
+        load_images("digits", DATA, label_noise=0.6),
+    )
+    assert np.array_equal(
+        little.train_labels, load_images("digits", DATA, label_noise=0.2).train_labels
+    )
     wrong = little.train_labels != little.true_train_labels
     assert np.array_equal(little.train_labels[wrong], much.train_labels[wrong])
 
 
 def test_bad_rate_and_bad_sizes():
     with pytest.raises(ValueError, match="label_noise must be between 0 and 1, got 1.5"):
-        load_digits(DATA, label_noise=1.5)
+        load_images("digits", DATA, label_noise=1.5)
     with pytest.raises(ValueError, match="1700 and 100 samples do not fit.*1797"):
-        load_digits(replace(DATA, train_samples=1700))
+        load_images("digits", replace(DATA, train_samples=1700))
 
 
 def test_missing_packages_name_the_remedy(monkeypatch, tmp_path):
-    data = load_digits(DATA)
+    data = load_images("digits", DATA)
     remedy = r"needs {}: install it with pip install 'unitroles\[zoo\]'"
     monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(InputError, match=remedy.format("sklearn")):
-        load_digits(DATA)
+        load_images("digits", DATA)
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with pytest.raises(InputError, match=remedy.format("accelerate")):
         train(RECIPE, data, MODEL, 1, tmp_path / "A.safetensors")
@@ -355,7 +365,7 @@ def test_quick_is_smaller_and_otherwise_the_same(name):
 
 
 def test_vgg_ends_with_conv_relu_pool_at_the_named_layer():
-    model = vgg_digits()
+    model = small_vgg()
     path = last_conv_layer(model)
     index = int(path.removeprefix("features."))
     conv, relu, pool = list(model.get_submodule("features"))[index - 1 :]
@@ -371,7 +381,7 @@ def test_vgg_ends_with_conv_relu_pool_at_the_named_layer():
 @pytest.mark.parametrize("name", ["capacity", "noise"])
 def test_ladder_models_have_128_units_in_the_last_convolution(name):
     settings = ladder(name)
-    model = vgg_digits(settings.model.channels, settings.model.hidden)
+    model = small_vgg(settings.model.channels, settings.model.hidden)
     outputs = []
     model.get_submodule(last_conv_layer(model)).register_forward_hook(
         lambda module, args, output: outputs.append(output.shape)
@@ -382,7 +392,7 @@ def test_ladder_models_have_128_units_in_the_last_convolution(name):
 
 def test_vgg_exports_with_a_dynamic_batch():
     torch.manual_seed(0)
-    model = vgg_digits(channels=((4,), (8,)), hidden=8, dropout=0.5).eval()
+    model = small_vgg(channels=((4,), (8,)), hidden=8, dropout=0.5).eval()
     batch = torch.export.Dim("batch", min=2, max=512)
     example = (torch.randn(2, 1, 8, 8),)
     exported = torch.export.export(model, example, dynamic_shapes=({0: batch},)).module()
@@ -391,8 +401,10 @@ def test_vgg_exports_with_a_dynamic_batch():
 
 
 def test_network_errors():
-    with pytest.raises(ValueError, match="one to three non-empty stacks"):
-        vgg_digits(channels=((4,),) * 4)
+    with pytest.raises(
+        ValueError, match="non-empty stacks, at most as many as 8 pixels can be halved"
+    ):
+        small_vgg(channels=((4,),) * 4)
     model = torch.nn.Sequential()
     model.add_module("features", torch.nn.Sequential(torch.nn.ReLU()))
     with pytest.raises(ValueError, match="no convolution that is followed by a ReLU"):
@@ -426,7 +438,7 @@ def test_augmentation_noise_is_added_and_seeded():
 
 @pytest.fixture(scope="module")
 def data():
-    return load_digits(DATA)
+    return load_images("digits", DATA)
 
 
 @pytest.fixture(scope="module")
@@ -447,10 +459,8 @@ def test_killed_training_ends_with_the_same_weights(data, undisturbed, tmp_path,
             checkpoint_seconds=0.0,
         )
     seen = []
-    trained = train(
-        RECIPE, data, MODEL, 1, tmp_path / "A.safetensors", lambda *args: seen.append(args)
-    )
-    assert seen == [(done, 4) for done in range(epoch + 1, 5)]
+    trained = train(RECIPE, data, MODEL, 1, tmp_path / "A.safetensors", seen.append)
+    assert seen == [epoch, *[1] * (4 - epoch)]
     assert not trained.reused
     assert same_weights(trained, undisturbed)
     assert trained.test_accuracy == undisturbed.test_accuracy
@@ -480,10 +490,8 @@ def test_training_without_checkpoint_starts_again(data, undisturbed, tmp_path):
             checkpoint_seconds=1e9,
         )
     seen = []
-    trained = train(
-        RECIPE, data, MODEL, 1, tmp_path / "A.safetensors", lambda *args: seen.append(args)
-    )
-    assert seen[0] == (1, 4)
+    trained = train(RECIPE, data, MODEL, 1, tmp_path / "A.safetensors", seen.append)
+    assert seen == [0, 1, 1, 1, 1]
     assert same_weights(trained, undisturbed)
 
 
@@ -514,7 +522,7 @@ def test_accuracies_are_those_of_the_returned_model(data, undisturbed):
 
 
 def test_true_label_accuracy_under_label_noise(tmp_path):
-    noisy = load_digits(replace(DATA, pixel_noise=0.0), label_noise=0.2)
+    noisy = load_images("digits", replace(DATA, pixel_noise=0.0), label_noise=0.2)
     recipe = replace(RECIPE, label_noise=0.2, dropout=0.0, epochs=12, augment_noise=0.0)
     trained = train(recipe, noisy, MODEL, 1, tmp_path / "0.2.safetensors")
     with torch.no_grad():
@@ -528,12 +536,10 @@ def test_finished_weights_are_reused(data, tmp_path):
     first = train(RECIPE, data, MODEL, 1, tmp_path / "A.safetensors")
     written = (tmp_path / "A.safetensors").stat().st_mtime_ns
     seen = []
-    again = train(
-        RECIPE, data, MODEL, 1, tmp_path / "A.safetensors", lambda *args: seen.append(args)
-    )
+    again = train(RECIPE, data, MODEL, 1, tmp_path / "A.safetensors", seen.append)
     assert again.reused
     assert not first.reused
-    assert seen == [(4, 4)]
+    assert seen == [4]
     assert (tmp_path / "A.safetensors").stat().st_mtime_ns == written
     assert same_weights(first, again)
     assert not again.model.training
@@ -555,7 +561,7 @@ def test_finished_weights_of_other_settings_are_not_reused(data, undisturbed, tm
     other = {
         "recipe": replace(RECIPE, learning_rate=0.02),
         "seed": 2,
-        "data": load_digits(replace(DATA, noise_seed=5)),
+        "data": load_images("digits", replace(DATA, noise_seed=5)),
         "model_settings": replace(MODEL, hidden=9),
     }
     key = "model_settings" if change == "model" else change
@@ -597,5 +603,5 @@ def test_seeds_give_different_models(data, undisturbed, tmp_path):
 
 
 def test_label_noise_of_recipe_and_data_must_agree(data, tmp_path):
-    with pytest.raises(ValueError, match="'A' has label noise 0.2, the data 0.0: use load_digits"):
+    with pytest.raises(ValueError, match="'A' has label noise 0.2, the data 0.0: use load_images"):
         train(replace(RECIPE, label_noise=0.2), data, MODEL, 1, tmp_path / "A.safetensors")

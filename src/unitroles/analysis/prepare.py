@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Int
+from threadpoolctl import threadpool_limits
 from torch import nn
 
 from unitroles.analysis.provenance import Clock, record
@@ -141,6 +142,8 @@ def prepared(request: Request) -> Iterator[Ready]:
     clock, compute = Clock(), request.compute
     with (
         own_warnings() as notes,
+        # NumPy's products have threads of their own, which are not those the user set.
+        threadpool_limits(torch.get_num_threads(), "blas"),
         unwrapped(request.model) as model,
         on_device(model, compute.device),
         untouched(model),

@@ -82,20 +82,8 @@ def analyze(**given: Any) -> None:
         for name in ("transform", "loss")
     )
     network = trained_model(asked.model, asked.weights)
-    known = known_of(asked.model, network)
-    reading = DataOptions(
-        image_size=data.image_size,
-        scale=data.scale,
-        mean=data.mean,
-        std=data.std,
-        transform=transform,
-        label_column=data.label_column,
-        text_column=data.text_column,
-        image_column=data.image_column,
-        tokenizer=data.tokenizer,
-        max_length=data.max_length,
-        known=known,
-    )
+    how = {name: value for name, value in vars(data).items() if name not in ("train", "test")}
+    reading = DataOptions(**{**how, "transform": transform}, known=known_of(asked.model, network))
     first, second, names = load_splits(data.train, data.test, reading)
     groups = load_groups(data.train, data.test, given["group_by"]) if given["group_by"] else None
     if groups is not None:
@@ -172,7 +160,7 @@ def report(
 
 @app.command("reproduce")
 def run_again(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="What to reproduce: digits.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The data set: digits.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for tables and figures.")],
     seeds: Annotated[
         str | None, typer.Option(help="Such as 1,2,3: train and analyse once for each.")

@@ -24,6 +24,7 @@ from unitroles.zoo.settings import Family
 class Job:
     """One run of the main job: what is trained and measured, where it goes, how it is marked."""
 
+    data_set: str
     settings: Family
     out: Path
     kind: str
@@ -37,7 +38,10 @@ class Job:
     def mark(self, seed: int) -> str:
         """A line for every figure."""
         noise = self.settings.data.pixel_noise
-        return f"digits, {self.ladder} ladder, pixel noise {noise:g}, seed {seed}, {self.kind} run"
+        return (
+            f"{self.data_set}, {self.ladder} ladder, pixel noise {noise:g}, seed {seed}, "
+            f"{self.kind} run"
+        )
 
 
 def claim(job: Job) -> None:
@@ -61,6 +65,7 @@ def claim(job: Job) -> None:
 def _choices(job: Job) -> dict[str, Any]:
     return {
         "run": job.kind,
+        "data_set": job.data_set,
         "ladder": job.ladder,
         "settings_sha256": job.settings.sha256,
         "settings": {

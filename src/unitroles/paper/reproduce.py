@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,8 @@ from unitroles.paper.evidence import evidence_tables
 from unitroles.paper.folder import Job, claim, write_run, write_tables
 from unitroles.paper.tables import CORRECT, GIVEN, OWN, Member
 from unitroles.paper.text import report
-from unitroles.zoo.digits import DigitsData, load_digits
+from unitroles.progress import Track, track
+from unitroles.zoo.images import DATA_SETS, ImageData, load_images
 from unitroles.zoo.settings import Recipe, ladder
 from unitroles.zoo.training import Trained, one_thread, settings_hash, train
 from unitroles.zoo.vgg import last_conv_layer
@@ -32,9 +32,6 @@ ORDERS = (OWN, "train")
 
 
 EVIDENCE = ur.Evidence()
-
-
-Epochs = Callable[[int, int], None]
 
 
 def reproduce(
@@ -54,7 +51,7 @@ def reproduce(
 
     Parameters
     ----------
-    name : "digits".
+    name : the data set, one of `unitroles.zoo.images.DATA_SETS`.
     out : folder for all files; made if it does not exist.
     seeds : different whole numbers from 0 on; None takes those of the settings.
     quick : a smoke run of a few seconds; every file says "quick".
@@ -72,14 +69,14 @@ def reproduce(
     unitroles.InputError : unknown names, unusable seeds, a package that is not installed, a full
         disk, or a folder that cannot be written or holds another run.
     """
-    if name != "digits":
-        raise unknown("name", name, ["digits"])
-    job = _job(Path(out), seeds, quick, ladder, evidence)
+    if name not in DATA_SETS:
+        raise unknown("name", name, DATA_SETS)
+    job = _job(name, Path(out), seeds, quick, ladder, evidence)
     require("sklearn", "accelerate")
     claim(job)
     start = time.perf_counter()
     members, spent = [], {}
-    with one_thread(), _bars() as bars:
+    with one_thread(), track(True) as bars:
         for seed in job.settings.seeds:
             began = time.perf_counter()
             for model, recipe in job.settings.recipes.items():
@@ -93,7 +90,7 @@ def reproduce(
     _figures(members, job)
     seconds = round(time.perf_counter() - start, 1)
     write_run(job, members, {"by_seed": spent, "all": seconds})
-    report(written, job.settings, job.kind, job.ladder, write)
+    report(written, job, write)
     each = ", ".join(f"seed {seed}: {value:.0f} s" for seed, value in spent.items())
     write(f"\n{seconds:.0f} s in all ({each}; one thread). Files in {job.out}")
     return written
@@ -105,13 +102,16 @@ def _is_main_process() -> bool:
     return PartialState().is_main_process
 
 
-def _job(out: Path, seeds: tuple[int, ...] | None, quick: bool, name: str, evidence: bool) -> Job:
-    settings = ladder(name)
+def _job(
+    name: str, out: Path, seeds: tuple[int, ...] | None, quick: bool, rungs: str, evidence: bool
+) -> Job:
+    settings = ladder(rungs)
     if quick:
         settings = settings.quick()
     if seeds is not None:
         settings = replace(settings, seeds=_checked(seeds))
-    return Job(settings, out, "quick" if quick else "full", name, EVIDENCE if evidence else None)
+    asked = EVIDENCE if evidence else None
+    return Job(name, settings, out, "quick" if quick else "full", rungs, asked)
 
 
 def _checked(seeds: tuple[Any, ...]) -> tuple[int, ...]:
@@ -122,46 +122,21 @@ def _checked(seeds: tuple[Any, ...]) -> tuple[int, ...]:
     return tuple(seeds)
 
 
-@contextmanager
-def _bars() -> Iterator[Callable[[str], Any]]:
-    """Progress of training and analysis; one bar each, on the error stream of a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description:<28}"), BarColumn(), TimeRemainingColumn())
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as progress:
-
-        @contextmanager
-        def bar(text: str) -> Iterator[Epochs]:
-            task = progress.add_task(text, total=None)
-            yield lambda done, total: progress.update(task, completed=done, total=total)
-            progress.remove_task(task)
-
-        yield bar
-
-
-def _member(
-    job: Job, seed: int, model: str, recipe: Recipe, bars: Callable[[str], Any]
-) -> Member | None:
+def _member(job: Job, seed: int, model: str, recipe: Recipe, bars: Track) -> Member | None:
     """Train one network, on all processes, and take its taxonomies, on the first alone."""
     folder = job.out / f"seed{seed}"
-    data = load_digits(job.settings.data, label_noise=recipe.label_noise)
-    with bars(f"seed {seed}: train {model}") as bar:
-        weights = folder / f"{job.name(model)}.safetensors"
-        trained = train(recipe, data, job.settings.model, seed, weights, bar)
+    data = load_images(job.data_set, job.settings.data, label_noise=recipe.label_noise)
+    weights = folder / f"{job.name(model)}.safetensors"
+    done = bars(f"seed {seed}: train {model}", recipe.epochs)
+    trained = train(recipe, data, job.settings.model, seed, weights, done)
     if not _is_main_process():
         return None
     key = f"{settings_hash(recipe, data, job.settings.model, seed)} unitroles {ur.__version__}"
     found: dict[tuple[str, str], ur.Taxonomy] = {}
     parts = _parts(data)
-    with bars(f"seed {seed}: units of {model}") as bar:
-        for done, (samples, order) in enumerate(
-            (samples, order) for samples in parts for order in ORDERS
-        ):
-            bar(done, len(parts) * len(ORDERS))
+    done = bars(f"seed {seed}: units of {model}", len(parts) * len(ORDERS))
+    for samples in parts:
+        for order in ORDERS:
             file = folder / f"{job.name(model)}{_suffix(order, samples)}.nc"
             fullest = _evidence(order, data, parts[samples])
             asked = fullest if job.evidence else None
@@ -169,6 +144,7 @@ def _member(
             keys = tuple(_mark(key, order, samples, e, job.kind) for e in (asked, fullest))
             options = {"method": ur.Method(order=order), "evidence": asked}
             found[order, samples] = _taxonomy(file, keys, trained, data, parts[samples], options)
+            done(1)
     if job.ladder == "noise" and not recipe.label_noise:  # all labels are correct
         found |= {(order, CORRECT): found[order, GIVEN] for order in ORDERS}
     return Member(seed, model, recipe, trained, found)
@@ -178,7 +154,7 @@ def _mark(*parts: object) -> str:
     return " ".join(str(part) for part in parts if part is not None)
 
 
-def _parts(data: DigitsData) -> dict[str, np.ndarray]:
+def _parts(data: ImageData) -> dict[str, np.ndarray]:
     """The training samples that are analysed: all, and with label noise the correct ones alone."""
     everything = np.arange(len(data.train_labels))
     parts = {GIVEN: everything}
@@ -193,7 +169,7 @@ def _suffix(order: str, samples: str) -> str:
     return ("" if order == OWN else f"-order-{order}") + ("" if samples == GIVEN else "-correct")
 
 
-def _evidence(order: str, data: DigitsData, rows: np.ndarray) -> ur.Evidence | None:
+def _evidence(order: str, data: ImageData, rows: np.ndarray) -> ur.Evidence | None:
     """Evidence as it can be measured: no floors where no class has two samples in both splits."""
     if order != OWN:
         return None
@@ -206,7 +182,7 @@ def _taxonomy(
     file: Path,
     keys: tuple[str, ...],
     trained: Trained,
-    data: DigitsData,
+    data: ImageData,
     rows: np.ndarray,
     options: dict[str, Any],
 ) -> ur.Taxonomy:
@@ -261,7 +237,8 @@ def _figures(members: list[Member], job: Job) -> None:
 
 
 # Chosen before any role was computed; every class is in the saved taxonomies.
-LABEL = "3"
+LABEL = 3
+"""The class of the figures, by its place; the last one where there are fewer."""
 
 
 def write_figures(taxonomies: Mapping[str, Taxonomy], folder: Path, mark: str) -> list[Path]:
@@ -274,11 +251,11 @@ def write_figures(taxonomies: Mapping[str, Taxonomy], folder: Path, mark: str) -
     mark : a line written on every figure: data, noise, seed, and "quick" for a smoke run.
     """
     first, *_, last = taxonomies
-    ends = {name: taxonomies[name] for name in (first, last)}
+    label = taxonomies[first].labels[: LABEL + 1][-1]
     drawn = {
-        "figure1.png": _figure(plots.rof_curve(taxonomies[first], LABEL)),
-        "figure2.png": plots.compare(ends, LABEL),
-        "figure3.png": plots.compare(taxonomies, LABEL),
+        "figure1.png": _figure(plots.rof_curve(taxonomies[first], label)),
+        "figure2.png": plots.compare({name: taxonomies[name] for name in (first, last)}, label),
+        "figure3.png": plots.compare(taxonomies, label),
         "figure4.png": _figure(plots.proportions_3d(taxonomies)),
         "shares.png": _figure(plots.shares(taxonomies)[0]),
     }

@@ -6,6 +6,7 @@ import pandas as pd
 
 from unitroles.paper import evidence_text, numbers
 from unitroles.paper.evidence_text import Write
+from unitroles.paper.folder import Job
 from unitroles.paper.tables import (
     ALL,
     CLEAR,
@@ -19,7 +20,6 @@ from unitroles.paper.tables import (
     seed_mean,
     span,
 )
-from unitroles.zoo.settings import Family
 
 _BY_CLASS = "Table 2: role proportions, %, mean ± std over classes"
 _SHOWN_RULES = (
@@ -32,16 +32,14 @@ _SHOWN_RULES = (
 )
 
 
-def report(
-    tables: dict[str, pd.DataFrame], settings: Family, kind: str, ladder: str, write: Write
-) -> None:
+def report(tables: dict[str, pd.DataFrame], job: Job, write: Write) -> None:
     """Write all tables, and which of the paper's patterns appear and which do not."""
-    data = settings.data
-    quick = "QUICK smoke run, its numbers mean nothing. " if kind == "quick" else ""
+    data = job.settings.data
+    quick = "QUICK smoke run, its numbers mean nothing. " if job.kind == "quick" else ""
     write(
-        f"{quick}digits, {ladder} ladder: {data.train_samples} training and {data.test_samples} "
-        f"test images, pixel noise {data.pixel_noise:g}, seeds "
-        f"{', '.join(map(str, settings.seeds))}. Numbers are means over the seeds; ± is the "
+        f"{quick}{job.data_set}, {job.ladder} ladder: {data.train_samples} training and "
+        f"{data.test_samples} test images, pixel noise {data.pixel_noise:g}, seeds "
+        f"{', '.join(map(str, job.settings.seeds))}. Numbers are means over the seeds; ± is the "
         "population std (ddof 0); in brackets the paper's VGG16 on ImageNet."
     )
     _table1(tables["table1"], write)

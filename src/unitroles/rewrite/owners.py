@@ -22,15 +22,6 @@ _aten = torch.ops.aten
 NO_UNIT = -1
 """The owner of an element that depends on no unit."""
 
-# As max pools, which show the largest and the smallest owner in every window, and the number of
-# axes that makes them pools over positions: one fewer is read as no batch.
-_AS_MAX = [("adaptive_avg_pool", "adaptive_max_pool"), ("avg_pool", "max_pool"), ("max_pool",) * 2]
-_POOLS: dict[Any, tuple[Any, int]] = {
-    getattr(_aten, f"{pool}{n}d").default: (getattr(_aten, f"{as_max}{n}d").default, n + 2)
-    for pool, as_max in _AS_MAX
-    for n in (1, 2, 3)
-}
-
 
 class _UnitsMeet(Exception):
     """An element would have two owners."""
@@ -170,11 +161,14 @@ def _single(value: Tensor, largest: Any) -> Tensor:
 
 
 def _pooled(node: fx.Node, args: Any, kwargs: Any) -> Tensor:
-    pool, axes = _POOLS[node.target]
-    if args[0].ndim != axes or kwargs:
+    """As a max pool, which shows the largest and the smallest owner in every window."""
+    name = str(node.target).split(".")[1]
+    pool = getattr(_aten, name.replace("avg", "max")).default
+    # One axis fewer than samples, channels and positions is read as no batch.
+    if args[0].ndim != int(name[-2]) + 2 or kwargs:
         raise _UnitsMeet
     rest = tuple(args[1:])
-    if "avg_pool" in str(node.target) and "adaptive" not in str(node.target):
+    if name.startswith("avg"):
         stride, padding, ceil = (*rest[1:4], *([], 0, False)[len(rest[1:4]) :])
         rest = (rest[0], stride, padding, 1, ceil)
 

@@ -17,13 +17,12 @@ LADDERS = {"capacity": "digits.toml", "noise": "digits_noise.toml"}
 
 
 @dataclass(frozen=True)
-class DigitsSettings:
+class DataSettings:
     """The data set; the same for every model of a family.
 
     Parameters
     ----------
-    train_samples, test_samples : sizes of the two disjoint, stratified splits; together at most
-        1797.
+    train_samples, test_samples : sizes of the two disjoint, stratified splits.
     pixel_noise : standard deviation of the Gaussian noise on the pixels, whose own range is [0, 1].
     split_seed, noise_seed, label_seed : of the split, of the pixel noise and of the corrupted
         labels.
@@ -90,7 +89,7 @@ class Family:
     sha256 : hexadecimal digest of the file the settings were read from.
     """
 
-    data: DigitsSettings
+    data: DataSettings
     model: ModelSettings
     seeds: tuple[int, ...]
     recipes: dict[str, Recipe]
@@ -165,7 +164,7 @@ def _family(table: Mapping[str, Any], sha256: str) -> Family:
         for name, own in table["recipes"].items()
     }
     return Family(
-        data=_build(DigitsSettings, table["data"], "data"),
+        data=_build(DataSettings, table["data"], "data"),
         model=_build(ModelSettings, table["model"], "model"),
         seeds=tuple(seeds),
         recipes=recipes,

@@ -20,9 +20,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from unitroles.files import make_folder, require, write_whole
-from unitroles.zoo.digits import DigitsData
+from unitroles.zoo.images import ImageData
 from unitroles.zoo.settings import ModelSettings, Recipe
-from unitroles.zoo.vgg import vgg_digits
+from unitroles.zoo.vgg import small_vgg
 
 _FACTS = ("train_accuracy", "test_accuracy", "true_label_accuracy", "epochs", "seconds")
 
@@ -58,11 +58,11 @@ class Trained:
 
 def train(
     recipe: Recipe,
-    data: DigitsData,
+    data: ImageData,
     model_settings: ModelSettings,
     seed: int,
     weights: Path,
-    on_epoch: Callable[[int, int], None] | None = None,
+    on_epochs: Callable[[int], None] = lambda more: None,
     *,
     checkpoint_seconds: float = 3.0,
 ) -> Trained:
@@ -82,8 +82,8 @@ def train(
     seed : of initial weights, order of the samples, augmentation and dropout.
     weights : the file of the finished weights, NAME.safetensors, beside which checkpoints are kept;
         its folder is made if it does not exist.
-    on_epoch : called with the epoch and the number of epochs after every epoch, on the main
-        process; once, with the number twice, if the model was finished before.
+    on_epochs : called on the main process with the number of epochs that were done since the last
+        call: 1 after every epoch, and at the start those that an earlier call had done.
     checkpoint_seconds : least time between two checkpoints, which are taken between epochs only.
 
     Raises
@@ -94,7 +94,7 @@ def train(
     if data.label_noise != recipe.label_noise:
         raise ValueError(
             f"the recipe {weights.stem!r} has label noise {recipe.label_noise}, the data "
-            f"{data.label_noise}: use load_digits(settings, label_noise=recipe.label_noise)"
+            f"{data.label_noise}: use load_images(name, settings, label_noise=recipe.label_noise)"
         )
     job = _Job(recipe, data, model_settings, seed, weights)
     with _undisturbed() as accelerator:
@@ -102,15 +102,13 @@ def train(
         accelerator.wait_for_everyone()
         if trained is None:
             make_folder(weights.parent)
-            trained = _run(job, accelerator, on_epoch, checkpoint_seconds)
-        elif on_epoch is not None and accelerator.is_main_process:
-            on_epoch(recipe.epochs, recipe.epochs)
+            trained = _run(job, accelerator, on_epochs, checkpoint_seconds)
+        elif accelerator.is_main_process:
+            on_epochs(recipe.epochs)
     return trained
 
 
-def settings_hash(
-    recipe: Recipe, data: DigitsData, model_settings: ModelSettings, seed: int
-) -> str:
+def settings_hash(recipe: Recipe, data: ImageData, model_settings: ModelSettings, seed: int) -> str:
     """The SHA-256 of all that decides the weights, as hexadecimal digits."""
     choices = {"recipe": asdict(recipe), "model": asdict(model_settings), "seed": seed}
     digest = hashlib.sha256(json.dumps(choices, sort_keys=True).encode())
@@ -122,7 +120,7 @@ def settings_hash(
 @dataclass(frozen=True)
 class _Job:
     recipe: Recipe
-    data: DigitsData
+    data: ImageData
     model_settings: ModelSettings
     seed: int
     weights: Path
@@ -136,8 +134,11 @@ class _Job:
         return self.weights.with_name(self.weights.name + ".checkpoint")
 
     def network(self) -> nn.Module:
-        return vgg_digits(
-            self.model_settings.channels, self.model_settings.hidden, self.recipe.dropout
+        return small_vgg(
+            self.model_settings.channels,
+            self.model_settings.hidden,
+            self.recipe.dropout,
+            (*self.data.train_images.shape[1:3], len(self.data.class_names)),
         )
 
 
@@ -174,7 +175,7 @@ def _derived_seed(*parts: int) -> int:
 def _run(
     job: _Job,
     accelerator: Any,
-    on_epoch: Callable[[int, int], None] | None,
+    on_epochs: Callable[[int], None],
     checkpoint_seconds: float,
 ) -> Trained:
     recipe = job.recipe
@@ -194,6 +195,8 @@ def _run(
     state = {"model": bare, "optimizer": optimizer.optimizer, "schedule": schedule}
     done, seconds = _resume(job, state, accelerator.device)
     accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        on_epochs(done)
     start, saved = time.monotonic() - seconds, time.monotonic()
     for epoch in range(done, recipe.epochs):
         _epoch(job, epoch, accelerator, model, optimizer, schedule)
@@ -203,8 +206,7 @@ def _run(
             if last or now - saved >= checkpoint_seconds:
                 _save_checkpoint(job, state, epoch + 1, now - start)
                 saved = now
-            if on_epoch is not None:
-                on_epoch(epoch + 1, recipe.epochs)
+            on_epochs(1)
     seconds = time.monotonic() - start
     accelerator.wait_for_everyone()
     accelerator.free_memory()

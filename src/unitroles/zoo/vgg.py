@@ -8,38 +8,45 @@ from itertools import pairwise
 from torch import nn
 
 
-def vgg_digits(
+def small_vgg(
     channels: Sequence[Sequence[int]] = ((32, 64), (128,)),
     hidden: int = 128,
     dropout: float = 0.0,
+    sizes: tuple[int, int, int] = (1, 8, 10),
 ) -> nn.Module:
-    """A network for images of shape (1, 8, 8) and ten classes.
+    """A network for square images.
 
     Parameters
     ----------
     channels : output channels of the 3x3 convolutions; each inner sequence is a stack that ends
-        with a 2x2 max-pool, so there are at most three.
+        with a 2x2 max-pool, which halves the sides of the image.
     hidden : features of the hidden layer of the head.
     dropout : drop probability between the hidden layer and the last one.
+    sizes : channels and side of the images, and the number of classes.
 
     Returns
     -------
-    A model with the parts `features` and `classifier`; it maps float tensors (samples, 1, 8, 8) to
-    logits (samples, 10). Weights come from torch's RNG.
+    A model with the parts `features` and `classifier`; it maps float tensors (samples,
+    channels, side, side) to logits (samples, classes). Weights come from torch's RNG.
 
     Raises
     ------
-    ValueError : there are no stacks, or more than an image of eight pixels can be halved.
+    ValueError : there are no stacks, or more than the images can be halved.
 
     Examples
     --------
-    >>> model = vgg_digits(channels=((8,), (16,)))
+    >>> model = small_vgg(channels=((8,), (16,)))
     >>> last_conv_layer(model)
     'features.4'
     """
-    if not 1 <= len(channels) <= 3 or not all(channels):
-        raise ValueError(f"channels must hold one to three non-empty stacks, got {channels!r}")
-    widths = [1]
+    image_channels, image_side, classes = sizes
+    side = image_side // 2 ** len(channels)
+    if not channels or not all(channels) or not side:
+        raise ValueError(
+            f"channels must hold non-empty stacks, at most as many as {image_side} pixels can be "
+            f"halved, got {channels!r}"
+        )
+    widths = [image_channels]
     features: list[nn.Module] = []
     for stack in channels:
         for width in stack:
@@ -47,7 +54,6 @@ def vgg_digits(
             features += [nn.Conv2d(widths[-1], width, 3, padding=1), nn.ReLU()]
             widths.append(width)
         features.append(nn.MaxPool2d(2))
-    side = 8 // 2 ** len(channels)
     model = nn.Sequential()
     model.add_module("features", nn.Sequential(*features))
     model.add_module(
@@ -57,7 +63,7 @@ def vgg_digits(
             nn.Linear(widths[-1] * side * side, hidden),
             nn.ReLU(),
             nn.Dropout(dropout),
-            nn.Linear(hidden, 10),
+            nn.Linear(hidden, classes),
         ),
     )
     return model
