@@ -158,6 +158,9 @@ class Compute:
     autocast : precision of the matrix products up to the layer: "bfloat16" or "float16"; else the
         model's own. What comes after the layer runs in float32.
     channels_last : have the channels of images and convolution weights last in memory.
+    audit : how many samples are also run alone, each under a mask of its own, and compared with
+        what the run gives them: a number, or "all". Models that read numbers out of their tensors
+        get 256 instead of 64.
     """
 
     device: str | None = None
@@ -165,8 +168,11 @@ class Compute:
     memory_budget: int | str = "2GiB"
     autocast: str | None = None
     channels_last: bool = False
+    audit: int | str = 64
 
     def __post_init__(self) -> None:
+        if self.audit != "all":
+            _whole("audit", self.audit, 0)
         _one_of("autocast", self.autocast, (None, "bfloat16", "float16"))
         if self.device is not None:
             object.__setattr__(self, "device", str(self.device))  # may be a torch.device

@@ -13,6 +13,7 @@ import xarray as xr
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from unitroles.analysis.passes import gathered
 from unitroles.analysis.prepare import Ready, prepared, with_baseline
 from unitroles.analysis.provenance import layer_record, name_of
 from unitroles.analysis.request import Request
@@ -32,8 +33,8 @@ _NATS = {"units": "nats"}
 _FRACTION = {"units": "fraction"}
 
 Score = str | Callable[[Any], Any]
-_Found = tuple[CurveSums, dict[str, Any], dict[str, Any]]
-"""The sums of all masks, and the variables and coordinates that they give."""
+_Found = tuple[Ready, CurveSums, dict[str, Any], dict[str, Any]]
+"""With the plan that ran, the sums of all masks, and the variables and coordinates they give."""
 
 
 def single_unit_ablation(  # noqa: PLR0913
@@ -150,7 +151,7 @@ def _ablated(
     """
     with prepared(request) as ready:
         ready = with_baseline(ready)
-        sums, variables, coords = sweep(ready)
+        ready, sums, variables, coords = sweep(ready)
         ready.clock.stop("sweep")
         provenance = ready.record()
     labels, names, (choice,) = ready.labels, ready.names, ready.choices
@@ -172,13 +173,11 @@ def _ablated(
     )
 
 
-def _collected(ready: Ready, rank_by: SampleScore | None) -> tuple[ScoreSums, Kept]:
+def _collected(ready: Ready, rank_by: SampleScore | None) -> tuple[Ready, ScoreSums, Kept]:
     """Run the body once: scores by class, and what the masks need of every sample."""
-    (samples,) = ready.splits
-    done = ready.bars("activity", len(samples))
-    (sums,), (kept,) = ready.collect(samples, rank_by, done)
+    ready, (found,) = gathered(ready, rank_by, "activity")
     ready.clock.stop("body")
-    return sums, kept
+    return ready, found.sums[0], found.kept[0]
 
 
 def _bar(ready: Ready) -> Callable[[int], None]:
@@ -188,7 +187,7 @@ def _bar(ready: Ready) -> Callable[[int], None]:
 
 def _one_by_one(ready: Ready) -> _Found:
     """The intact model, then each unit removed."""
-    _, kept = _collected(ready, None)
+    ready, _, kept = _collected(ready, None)
     units = kept.plan.site.units
     order = torch.arange(units, device=kept.precision.device)
 
@@ -206,12 +205,12 @@ def _one_by_one(ready: Ready) -> _Found:
         "loss_change": (by_unit, loss[:, 1:] - loss[:, :1], _NATS),
         "accuracy_change": (by_unit, accuracy[:, 1:] - accuracy[:, :1], _FRACTION),
     }
-    return sums, variables, {"unit": np.arange(units)}
+    return ready, sums, variables, {"unit": np.arange(units)}
 
 
 def _one_after_the_other(order: Any, ready: Ready) -> _Found:
     """The intact model, then without more and more units of an order."""
-    kept, removal = _in_order(order, ready)
+    ready, kept, removal = _in_order(order, ready)
     # Without the first k units of an order, the first N - k of its reverse are retrieved.
     sums = rof_curve(kept, ready.labels, removal[:, ::-1].copy(), _bar(ready))
     curve, units = ("label", "removed"), kept.plan.site.units
@@ -220,23 +219,26 @@ def _one_after_the_other(order: Any, ready: Ready) -> _Found:
         "accuracy": (curve, sums.accuracy[:, ::-1].copy(), _FRACTION),
         "order": (("label", "position"), removal.astype(np.int32)),
     }
-    return sums, variables, {"removed": np.arange(units + 1), "position": np.arange(units)}
+    coords = {"removed": np.arange(units + 1), "position": np.arange(units)}
+    return ready, sums, variables, coords
 
 
-def _in_order(order: Any, ready: Ready) -> tuple[Kept, Int[np.ndarray, "label position"]]:
+def _in_order(order: Any, ready: Ready) -> tuple[Ready, Kept, Int[np.ndarray, "label position"]]:
     """All that the masks need, and for every class its units in the order in which they go."""
     labels, (site,) = ready.labels, ready.sites
     score, seed = ready.request.method.score, ready.request.sample.seed
     if not isinstance(order, str):
         removal = _custom_order(order, labels, site)
-        return _collected(ready, None)[1], removal
+        ready, _, kept = _collected(ready, None)
+        return ready, kept, removal
     if order == "random":
         drawn = [np.random.default_rng([seed, label]).permutation(site.units) for label in labels]
-        return _collected(ready, None)[1], np.stack(drawn)
-    sums, kept = _collected(ready, sample_score(score))
+        ready, _, kept = _collected(ready, None)
+        return ready, kept, np.stack(drawn)
+    ready, sums, kept = _collected(ready, sample_score(score))
     (by_class,) = mean_scores(score, [sums], site, ready.calls, seed)
     falling = ranked(by_class)
-    return kept, falling if order == "descending" else falling[:, ::-1]
+    return ready, kept, falling if order == "descending" else falling[:, ::-1]
 
 
 def _custom_order(

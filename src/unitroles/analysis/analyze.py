@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from unitroles.analysis.passes import gathered
 from unitroles.analysis.prepare import Ready, prepared, with_baseline
 from unitroles.analysis.provenance import layer_record, name_of
 from unitroles.analysis.request import Request
@@ -105,11 +106,11 @@ def analyze_layers(  # noqa: PLR0913
     with prepared(request) as ready:
         clock, evidence = ready.clock, request.evidence
         ready = with_baseline(ready)
-        scores, kept = _one_pass(ready)
+        ready, scores, kept = _one_pass(ready)
         clock.stop("body")
         results = []
         for place, score in enumerate(scores):
-            mine = (kept[0][place], kept[1][place])
+            mine = (kept[place][0], kept[place][1])
             measurement = None if evidence is None else _measurement(ready, evidence, score, mine)
             measured, overall = _sweep(ready, score, mine, measurement)
             seconds = clock.stop("sweep")
@@ -136,18 +137,17 @@ def _announce(seconds: float, sweeps: float) -> None:
     )
 
 
-def _one_pass(ready: Ready) -> tuple[list[np.ndarray], list[list[Kept]]]:
+def _one_pass(ready: Ready) -> tuple[Ready, list[np.ndarray], list[list[Kept]]]:
     """The score (split, label, unit) of every layer, and what its masks need of both splits."""
     score, evidence = ready.request.method.score, ready.request.evidence
     seed = ready.request.sample.seed
     each = evidence is not None and evidence.redoes  # the scores of every sample too
-    done = ready.bars("activity", sum(map(len, ready.splits)))
-    found = [ready.collect(part, sample_score(score), done, each) for part in ready.splits]
+    ready, found = gathered(ready, sample_score(score), "activity", each)
     scores = [
-        mean_scores(score, [sums[place] for sums, _ in found], site, ready.calls, seed)
-        for place, site in enumerate(ready.sites)
+        mean_scores(score, layer.sums, site, ready.calls, seed)
+        for layer, site in zip(found, ready.sites, strict=True)
     ]
-    return scores, [kept for _, kept in found]
+    return ready, scores, [layer.kept for layer in found]
 
 
 def _measurement(

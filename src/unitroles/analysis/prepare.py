@@ -24,9 +24,9 @@ from unitroles.analysis.targets import (
     criterion_of,
     spread_over,
 )
-from unitroles.curves.collect import Kept, Pass
+from unitroles.curves.collect import Collected, Pass
 from unitroles.curves.loss import Criterion
-from unitroles.curves.scores import SampleScore, ScoreSums, activation_mean
+from unitroles.curves.scores import SampleScore, activation_mean
 from unitroles.curves.store import Stores
 from unitroles.data.columns import fitted
 from unitroles.data.reading import warn_if_changing
@@ -117,11 +117,12 @@ class Ready:
         rank_by: SampleScore | None,
         done: Callable[[int], None],
         each: bool = False,
-    ) -> tuple[list[ScoreSums], list[Kept]]:
-        """The pass over a split: scores by class, and what the masks of every layer need."""
+        audit: int | None = None,
+    ) -> list[Collected]:
+        """The pass over a split, for every layer; see `Pass`."""
         plans = [choice.plan for choice in self.choices]
-        size = self.request.compute.batch_size
-        body = Pass(plans, self.precision, size, self.stores, self.criterion)
+        size, seed = self.request.compute.batch_size, self.request.sample.seed
+        body = Pass(plans, self.precision, size, self.stores, self.criterion, audit, seed)
         return body.collect(samples, self.labels, rank_by, done, each)
 
     def record(self) -> dict[str, Any]:
@@ -194,8 +195,7 @@ def prepared(request: Request) -> Iterator[Ready]:
         plans = [choice.plan for choice in choices]
         require_memory(request.evidence, request.method, ready.counts, plans, compute.bytes)
         clock.stop("prepare")
-        with torch.inference_mode():
-            yield ready
+        yield ready
 
 
 def _located(model: nn.Module, layer: str | nn.Module | Layer | None, seen: Trace) -> Site:
@@ -254,10 +254,10 @@ def with_baseline(ready: Ready) -> Ready:
         for choice in ready.choices
     ]
     done = ready.bars("mean activation", len(samples))
-    sums, _ = replace(ready, choices=tuple(full)).collect(samples, activation_mean, done)
+    found = replace(ready, choices=tuple(full)).collect(samples, activation_mean, done)
     choices = []
-    for choice, total in zip(ready.choices, sums, strict=True):
-        mean = torch.from_numpy(total.total.sum(axis=0) / total.count.sum())
+    for choice, layer in zip(ready.choices, found, strict=True):
+        mean = torch.from_numpy(layer.sums.total.sum(axis=0) / layer.sums.count.sum())
         choices.append(recheck(choice, mean.to(precision.device), precision))
     _warn_of(choices)
     return replace(ready, choices=tuple(choices))

@@ -81,10 +81,11 @@ def record(model: nn.Module, request: Request) -> dict[str, Any]:
 
 
 def layer_record(choice: Choice) -> dict[str, Any]:
-    """The layer, its plan and the plan's self-check."""
-    site, check = choice.plan.site, choice.check
+    """The layer, its plan, the plan's self-check and the audit of the samples."""
+    site, check, audit = choice.plan.site, choice.check, choice.audit
     return {
         "layer": {"path": site.path, "axis": site.axis, "call": site.call},
         "plan": {"name": choice.plan.name, "reason": choice.plan.reason},
         "self_check": {**dataclasses.asdict(check), "conclusive": check.conclusive},
+        "audit": None if audit is None else dataclasses.asdict(audit),
     }

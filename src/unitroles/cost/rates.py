@@ -113,7 +113,7 @@ def _pass(ready: Ready, samples: Samples) -> None:
     """The pass of the analysis over a few samples, in one batch."""
     with Stores(ready.request.compute.bytes) as stores:
         score = sample_score(ready.request.method.score)
-        replace(ready, stores=stores).collect(samples, score, lambda count: None)
+        replace(ready, stores=stores).collect(samples, score, lambda count: None, audit=0)
 
 
 def _repeated(rows: Rows, count: int) -> Rows:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from unitroles.curves.loss import CROSS_ENTROPY, Criterion
@@ -23,10 +23,13 @@ from unitroles.curves.scores import (
 )
 from unitroles.curves.store import Store, Stores, joined
 from unitroles.data.samples import Batch, Samples
+from unitroles.engine.alone import AlonePlan
+from unitroles.engine.audit import Audit, Guard, drawn, lengths
 from unitroles.engine.plan import FullPlan, Plan, Rows
 from unitroles.errors import InputError, PlanWarning
-from unitroles.model.forward import Precision, batch_size, blamed, rows_of
-from unitroles.model.hooks import output_of, run_body
+from unitroles.model.calls import Place
+from unitroles.model.forward import Precision, batch_size, blamed, rows_of, tensors
+from unitroles.model.hooks import SomeRows, output_of, run_body, run_through
 from unitroles.model.memory import Pieces, slices
 
 SCORE_TILE = 4096
@@ -98,7 +101,7 @@ class Kept:
             mine = np.arange(start, min(start + self.size, len(self.samples)))
             yield from self._whole(mine, self._in_full())
 
-    def _in_full(self) -> FullPlan:
+    def _in_full(self) -> Plan:
         """An export knows one length of sequence, one size of image."""
         warnings.warn(
             "batches of another shape than the first are run in full (N+1 runs of the model)",
@@ -106,7 +109,8 @@ class Kept:
             stacklevel=2,
         )
         plan = self.plan
-        return FullPlan(plan.model, plan.site, "", plan.baseline, self.precision)
+        full = FullPlan(plan.model, plan.site, "", plan.baseline, self.precision)
+        return AlonePlan(full, "") if plan.alone else full
 
     def _whole(self, places: np.ndarray, plan: Plan) -> Iterator[Tile]:
         """Tiles for runs of the whole model."""
@@ -115,14 +119,14 @@ class Kept:
 
     def _again(self, places: np.ndarray) -> Iterator[Rows]:
         """The rows computed again, from the same batches and in the same tiles as a store's."""
-        waiting, count, pieces = [], 0, Pieces("the model's forward")
+        waiting, count, pieces = [], 0, _pieces([self.plan])
         for mine, batch in self._batches(places):
             inputs = self.precision.place(batch.inputs)
 
             def run(part: slice, inputs: Any = inputs) -> Rows:
-                ((_, rows),) = body([self.plan], rows_of(inputs, part), self.precision)
-                assert rows is not None  # the batch had the form of the plan before
-                return rows
+                ((rows,), _) = body([self.plan], rows_of(inputs, part), self.precision)
+                assert rows.kept is not None  # the batch had the form of the plan before
+                return rows.kept
 
             with blamed(batch.described(self.samples.name)):
                 kept = joined(pieces.run(run, batch_size(inputs)))
@@ -155,6 +159,8 @@ class Pass:
     size : samples per forward.
     stores : memory and disk for rows.
     criterion : what the masks will be compared by.
+    audit : how many samples are run alone too, of each split; None = samples are not compared.
+    seed : of those samples and their masks.
     """
 
     plans: Sequence[Plan]
@@ -162,6 +168,8 @@ class Pass:
     size: int
     stores: Stores
     criterion: Criterion = CROSS_ENTROPY
+    audit: int | None = None
+    seed: int = 0
 
     def collect(
         self,
@@ -170,7 +178,7 @@ class Pass:
         score: SampleScore | None,
         done: Callable[[int], None],
         each: bool = False,
-    ) -> tuple[list[ScoreSums], list[Kept]]:
+    ) -> list[Collected]:
         """Run the model once over a split, for all layers.
 
         Parameters
@@ -186,43 +194,141 @@ class Pass:
         size, plans = min(self.size, len(samples)), self.plans
         kept = [Kept(plan, samples, size, self.precision, self.criterion) for plan in plans]
         sums = [ScoreSums.nothing(len(labels), plan.site.units) for plan in plans]
-        if score is None and not any(plan.keeps_rows for plan in plans):
-            return sums, kept
-        pieces = Pieces("the model's forward")
+        guards = [Guard(plan, self.precision, self.seed) for plan in plans]
+        chosen = _Chosen(samples.labels, self.audit or 0, self.seed)
+        idle = score is None and not any(plan.keeps_rows for plan in plans)
+        if idle and not self.audit:
+            return [Collected(*found, Audit()) for found in zip(sums, kept, strict=True)]
+        pieces = _pieces(plans)
         for start, batch in zip(range(0, len(samples), size), samples.batches(size), strict=True):
             inputs = self.precision.place(batch.inputs)
 
-            def run(part: slice, inputs: Any = inputs) -> list[tuple[Tensor, Rows | None]]:
+            def run(part: slice, inputs: Any = inputs) -> tuple[list[Given], Any]:
                 some = inputs if part == slice(0, size) else rows_of(inputs, part)
-                return body(plans, some, self.precision)
+                return body(plans, some, self.precision, self.audit is not None)
 
             with blamed(batch.described(samples.name)):
-                found = pieces.run(run, size)
+                parts, logits = zip(*pieces.run(run, size), strict=True)
+                found = [_together(layer) for layer in zip(*parts, strict=True)]
+                if self.audit is not None:
+                    clean = torch.cat(logits)[: batch.count]
+                    self._compare(guards, found, inputs, clean, chosen.of(start, batch))
             classes = torch.from_numpy(np.searchsorted(labels, batch.labels.numpy()))
-            for layer, parts in enumerate(zip(*found, strict=True)):
-                outputs, rows = zip(*parts, strict=True)
+            for layer, given in enumerate(found):
                 if score is not None:
-                    (output,) = joined([(part,) for part in outputs])
-                    values = _scores(kept[layer], score, batch, inputs, output)
+                    values = _scores(kept[layer], score, batch, inputs, given.output)
                     sums[layer] += score_sums(values, classes, len(labels))
                     if each:
                         _remember(kept[layer], values, self.stores)
-                _add(kept[layer], rows, start, batch.count, self.stores)
+                _add(kept[layer], given.kept, start, batch.count, self.stores)
             done(batch.count)
-        return sums, kept
+        audits = [guard.finish() for guard in guards]
+        return [Collected(*found) for found in zip(sums, kept, audits, strict=True)]
+
+    def _compare(
+        self,
+        guards: Sequence[Guard],
+        found: Sequence[Given],
+        inputs: Any,
+        clean: Tensor,
+        places: Sequence[int],
+    ) -> None:
+        """Compare a batch with the model itself, and some of its samples with themselves alone."""
+        alone = []
+        for place in places:
+            one = rows_of(inputs, slice(place, place + 1))
+            alone.append(body(self.plans, one, self.precision, whole=True))
+        for layer, (guard, given) in enumerate(zip(guards, found, strict=True)):
+            if given.kept is not None:
+                guard.every(tuple(value[: len(clean)] for value in given.kept), clean)
+            mine = [(logits, given[layer].output) for given, logits in alone]
+            guard.alone(inputs, places, clean, given.output, given.kept, mine)
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What one pass over a split gives for one layer."""
+
+    sums: ScoreSums
+    kept: Kept
+    audit: Audit
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a layer gives for some samples, and what its plan keeps of it."""
+
+    output: Tensor
+    kept: Rows | None
+
+
+def _together(parts: Sequence[Given]) -> Given:
+    """Those of some samples and of others; nothing is kept where one part has another form."""
+    (output,) = joined([(part.output,) for part in parts])
+    kept = [part.kept for part in parts if part.kept is not None]
+    return Given(output, joined(kept) if len(kept) == len(parts) else None)
+
+
+def _pieces(plans: Sequence[Plan]) -> Pieces:
+    return Pieces("the model's forward", 1 if any(plan.alone for plan in plans) else None)
+
+
+class _Chosen:
+    """The samples of a split that are run alone: drawn ones, the shortest and the longest."""
+
+    def __init__(self, labels: Int[np.ndarray, " samples"], count: int, seed: int) -> None:
+        self._places = drawn(labels, count, seed) if count else np.zeros(0, dtype=np.int64)
+        self._shortest, self._longest = (2**62, -1) if count else (-1, 2**62)
+
+    def of(self, start: int, batch: Batch) -> list[int]:
+        """Those of a batch, by their place in it; a length beside all so far is chosen too."""
+        mine = {int(place) - start for place in self._places if 0 <= place - start < batch.count}
+        found = lengths(batch.inputs)
+        if found is not None:
+            found = found[: batch.count]
+            if found.min() < self._shortest:
+                self._shortest = int(found.min())
+                mine.add(int(found.argmin()))
+            if found.max() > self._longest:
+                self._longest = int(found.max())
+                mine.add(int(found.argmax()))
+        return sorted(mine)
 
 
 def body(
-    plans: Sequence[Plan], inputs: Any, precision: Precision
-) -> list[tuple[Tensor, Rows | None]]:
-    """For every layer its output, and what its plan keeps of some samples."""
+    plans: Sequence[Plan], inputs: Any, precision: Precision, whole: bool = False
+) -> tuple[list[Given], Float[Tensor, "samples labels"] | None]:
+    """For every layer its output and what its plan keeps of some samples.
+
+    Parameters
+    ----------
+    whole : whether the model runs on to its end; its logits are given too.
+
+    Raises
+    ------
+    SomeRows : only some of several samples reach a layer; one alone that does not gives zeros.
+    """
     places = list(dict.fromkeys(place for plan in plans for place in plan.places))
+    model = plans[0].model
     with precision.on():
-        values = dict(zip(places, run_body(plans[0].model, places, inputs), strict=True))
-    return [
-        (values[output_of(plan.site)], plan.keep([values[p] for p in plan.places], inputs))
-        for plan in plans
-    ]
+        if whole:
+            values, logits = run_through(model, places, inputs)
+        else:
+            values, logits = dict(zip(places, run_body(model, places, inputs), strict=True)), None
+    return [_given(plan, values, inputs) for plan in plans], logits
+
+
+def _given(plan: Plan, values: dict[Place, Tensor], inputs: Any) -> Given:
+    site, samples = plan.site, batch_size(inputs)
+    output = values.get(output_of(site))
+    reached = 0 if output is None else len(output)
+    if output is not None and reached == samples:
+        met = [values[place] for place in plan.places if place in values]
+        return Given(output, plan.keep(met, inputs) if len(met) == len(plan.places) else None)
+    if samples > 1:
+        raise SomeRows(site, reached, samples)
+    device = tensors(inputs)[0].device
+    return Given(torch.zeros(1, *site.shape[1:], dtype=site.dtype, device=device), None)
 
 
 def _scores(kept: Kept, score: SampleScore, batch: Batch, inputs: Any, output: Tensor) -> Tensor:
@@ -233,15 +339,14 @@ def _scores(kept: Kept, score: SampleScore, batch: Batch, inputs: Any, output: T
     return sample_scores(seen, site.axis, score, None if real is None else real[: batch.count])
 
 
-def _add(kept: Kept, parts: Sequence[Rows | None], start: int, count: int, stores: Stores) -> None:
+def _add(kept: Kept, rows: Rows | None, start: int, count: int, stores: Stores) -> None:
     """Keep the rows of a batch."""
     if not kept.plan.keeps_rows:
         return
-    found = [rows for rows in parts if rows is not None]
-    if len(found) < len(parts):
+    if rows is None:
         kept.foreign.append(start)
         return
-    mine = tuple(value[:count] for value in joined(found))
+    mine = tuple(value[:count] for value in rows)
     if not kept.places:
         kept.store = stores.open(len(kept.samples), mine, kept.plan.tile)
     kept.places.append(np.arange(start, start + count))

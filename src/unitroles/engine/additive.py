@@ -34,6 +34,7 @@ class AdditivePlan:
     name: str = "additive"
     keeps_rows: bool = True
     whole_batches: bool = False
+    alone: bool = False
 
     @property
     def model(self) -> nn.Module:

@@ -94,14 +94,14 @@ class Definition:
     @property
     def moved(self) -> float:
         """The farthest that the masks moved a logit."""
-        return _largest(_differences(self.masked, self.seen.logits))
+        return largest(differences(self.masked, self.seen.logits))
 
     @property
     def alone(self) -> float:
         """Largest difference between a sample's logits alone and among others."""
         if self.seen.apart is None:
             return float("inf")
-        return _largest(_differences(self.seen.apart, self.seen.logits[[0, -1]]))
+        return largest(differences(self.seen.apart, self.seen.logits[[0, -1]]))
 
 
 def define(
@@ -139,13 +139,10 @@ def define(
     with precision.on():
         many = torch.cat(Pieces("the check of the plan").run(run, len(masks) * rows))
     *masked, without = many.unflatten(0, (-1, rows))
-    kinds = (clean.dtype, site.dtype or clean.dtype)
-    size = max(_size(clean), 1e-30)
-    allowed = max(_TOLERANCE.get(kind, _HALF_TOLERANCE) for kind in kinds) * size
-    noise = max(_NOISE.get(kind, _HALF_NOISE) for kind in kinds) * size
+    allowed, noise = allowed_and_noise(clean, site.dtype)
     given = model, site, precision, baseline, seen
     found = Definition(*given, order, points, torch.stack(masked), removed, without, allowed, noise)
-    off = _largest(_differences(found.masked[-1], clean))
+    off = largest(differences(found.masked[-1], clean))
     if off > allowed:
         with precision.on():
             _require_repeatable(model, seen, allowed)
@@ -169,7 +166,7 @@ def self_check(plan: Plan, definition: Definition) -> SelfCheck:
             (_logits(plan, one)[0], definition.without),
         ]
     noise = definition.noise
-    compared = [_largest(_differences(got.to(clean), wanted)) for got, wanted in pairs]
+    compared = [largest(differences(got.to(clean), wanted)) for got, wanted in pairs]
     return SelfCheck(
         difference=max(compared),
         tolerance=min(definition.allowed, max(moved / 1000, 10 * noise)),
@@ -185,6 +182,22 @@ def _logits(plan: Plan, masks: Masks) -> Tensor:
     return torch.cat([logits.clone() for _, logits in parts])
 
 
+def allowed_and_noise(values: Tensor, dtype: torch.dtype | None) -> tuple[float, float]:
+    """How far values may be off, and what means nothing.
+
+    Parameters
+    ----------
+    dtype : of the layer; the coarser of both kinds of numbers counts.
+    """
+    kinds = (values.dtype, dtype or values.dtype)
+    size = max(_size(values), 1e-30)
+    shares = [
+        max(table.get(kind, half) for kind in kinds)
+        for table, half in ((_TOLERANCE, _HALF_TOLERANCE), (_NOISE, _HALF_NOISE))
+    ]
+    return shares[0] * size, shares[1] * size
+
+
 def _size(logits: Tensor) -> float:
     """The scale of the logits: their largest value, but for a few that mask a class out."""
     values = logits[torch.isfinite(logits)].abs().to(torch.float64)
@@ -193,12 +206,12 @@ def _size(logits: Tensor) -> float:
     return min(float(values.max()), 100 * float(values.median()) or float("inf"))
 
 
-def _differences(one: Tensor, other: Tensor) -> Tensor:
+def differences(one: Tensor, other: Tensor) -> Tensor:
     """One minus the other; 0 where they are equal, also where both are infinite."""
     return torch.where(one == other, 0.0, one - other)
 
 
-def _largest(difference: Tensor) -> float:
+def largest(difference: Tensor) -> float:
     """The largest absolute value; not-a-number counts as infinite, so that no check passes it."""
     value = float(difference.abs().max())
     return float("inf") if value != value else value
@@ -206,7 +219,7 @@ def _largest(difference: Tensor) -> float:
 
 def _require_repeatable(model: nn.Module, seen: Trace, allowed: float) -> None:
     again, clean = logits_of(forward(model, seen.inputs)), seen.logits
-    if _largest(_differences(again, clean)) > allowed and not torch.isnan(again).any():
+    if largest(differences(again, clean)) > allowed and not torch.isnan(again).any():
         raise InputError(
             "the model gives other logits each time for the same samples, although it is in "
             "evaluation mode; take the randomness out of its forward"

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from unitroles.engine.additive import AdditivePlan
+from unitroles.engine.audit import Audit
 from unitroles.engine.check import Definition, SelfCheck, define, self_check
 from unitroles.engine.plan import FullPlan, Plan
 from unitroles.engine.suffix import SuffixPlan
@@ -23,6 +24,9 @@ from unitroles.rewrite.export import Exported, export
 from unitroles.rewrite.head import Head
 from unitroles.wording import first_line
 
+COUPLED = "samples of one batch influence each other"
+"""Why a model has no answer for a sample alone."""
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -31,12 +35,14 @@ class Choice:
     Parameters
     ----------
     seen : the samples it was compared on.
+    audit : what the samples of the run gave, beside what they give alone; None = not compared.
     """
 
     plan: Plan
     check: SelfCheck
     notes: tuple[str, ...]
     seen: Trace
+    audit: Audit | None = None
 
 
 def exported_or_reason(model: nn.Module, sites: list[Site], inputs: Any) -> Exported | str:
@@ -101,7 +107,7 @@ def _first_that_agrees(plans: Sequence[Plan], definition: Definition) -> Choice 
     for plan in plans:
         check = self_check(plan, definition)
         if not check.independent:
-            return "samples of one batch influence each other"
+            return COUPLED
         if check.agrees:
             notes = [f"plan {plan.name}, not {text}" for text in failed]
             found = (*notes, *_effect(plan.site, check))

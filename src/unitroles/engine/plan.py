@@ -60,6 +60,11 @@ class Plan(Protocol):
         ...
 
     @property
+    def alone(self) -> bool:
+        """Whether every sample runs by itself, in the body too."""
+        ...
+
+    @property
     def places(self) -> tuple[Place, ...]:
         """The values that the body must give, the layer's output first."""
         ...
@@ -111,6 +116,7 @@ class FullPlan:
     name: str = "full"
     keeps_rows: bool = False
     whole_batches: bool = True
+    alone: bool = False
     example: Rows = ()
     tile: int = 2**62
 

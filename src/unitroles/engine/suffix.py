@@ -58,6 +58,7 @@ class SuffixPlan:
     name: str = "suffix"
     keeps_rows: bool = True
     whole_batches: bool = False
+    alone: bool = False
 
     @property
     def places(self) -> tuple[Place, ...]:

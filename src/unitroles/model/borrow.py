@@ -26,19 +26,21 @@ _OWN = frozenset(vars(nn.Module()))
 def untouched(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; all that a forward may change comes back after it.
 
-    That is training flags, parameters, buffers, other attributes of the modules and random states;
-    what a forward writes into the lists and dicts of an attribute stays. The flags are set one by
-    one: a model's own `train()` may do more than set them. Costs a copy of the weights.
+    That is training flags, parameters, buffers, modules inside, hooks of every kind, the class and
+    all attributes of the modules, together: a hook is often guarded by an attribute, and one
+    without the other would be put in again by every forward. Random states too. What a forward
+    writes into the lists and dicts of an attribute stays. The flags are set one by one: a model's
+    own `train()` may do more than set them. An autocast of the caller's is off inside. Costs a copy
+    of the weights.
     """
-    flags = [(module, module.training) for module in model.modules()]
-    held = [vars(m)[part] for m, _ in flags for part in ("_parameters", "_buffers")]
+    modules = list(model.modules())
+    kinds = [(module, type(module)) for module in modules]
+    held = [part for module in modules for part in _records(module)]
     names = [(now, dict(now)) for now in held]
-    names += [(vars(m), {k: v for k, v in vars(m).items() if k not in _OWN}) for m, _ in flags]
     numbers = [
         (tensor, tensor.detach().clone())
-        for now in held
-        for tensor in now.values()
-        if tensor is not None and tensor.layout is torch.strided  # others are not compared
+        for tensor in _tensors(modules)
+        if tensor.layout is torch.strided  # others are not compared
     ]
     states = random.getstate(), np.random.get_state()
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
@@ -47,22 +49,33 @@ def untouched(model: nn.Module) -> Iterator[None]:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.random.fork_rng(devices))
         stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.autocast(device_of(model).type, enabled=False))
         try:
-            for module, _ in flags:
+            for module in modules:
                 module.training = False
             yield
         finally:
             random.setstate(states[0])
             np.random.set_state(states[1])
-            for module, flag in flags:
-                module.training = flag
+            for module, kind in kinds:
+                module.__class__ = kind  # a parametrization makes it another
             for now, before in names:
-                for name in now.keys() - before.keys() - _OWN:
-                    del now[name]
+                now.clear()
                 now.update(before)
             for tensor, saved in numbers:
                 if not torch.equal(tensor, saved):
                     tensor.copy_(saved)
+
+
+def _records(module: nn.Module) -> list[dict[Any, Any]]:
+    """The attributes of a module, and what those hold that every module has: hooks, parameters."""
+    mine = vars(module)
+    return [mine, *(mine[name] for name in _OWN if isinstance(mine.get(name), dict))]
+
+
+def _tensors(modules: list[nn.Module]) -> list[Tensor]:
+    parts = [vars(module)[part] for module in modules for part in ("_parameters", "_buffers")]
+    return [tensor for part in parts for tensor in part.values() if tensor is not None]
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -65,6 +65,17 @@ def listening(model: nn.Module, say: Callable[[Tensor, int], object]) -> Iterato
         yield places
 
 
+class SomeRows(InputError):
+    """Only some of the samples of a batch reach the layer."""
+
+    def __init__(self, site: Site, found: int, samples: int) -> None:
+        super().__init__(
+            f"{found} of {samples} samples reach layer {site.path!r}, as they do an expert's; name "
+            "a layer that all samples pass through"
+        )
+        self.site = site
+
+
 def run_body(model: nn.Module, places: Sequence[Place], inputs: Any) -> list[Tensor]:
     """The user's own model, as far as is needed to meet the values at all `places`.
 
@@ -74,12 +85,33 @@ def run_body(model: nn.Module, places: Sequence[Place], inputs: Any) -> list[Ten
     ------
     InputError : a module is not called for these inputs.
     """
+    found, _ = _caught(model, places, inputs, stop=True)
+    absent = next((place for place in places if place not in found), None)
+    if absent is not None:
+        raise InputError(
+            f"layer {absent.path!r} was not called (call {absent.call}) for every batch; name a "
+            "layer that every sample passes through"
+        )
+    return [found[place] for place in places]
+
+
+def run_through(
+    model: nn.Module, places: Sequence[Place], inputs: Any
+) -> tuple[dict[Place, Tensor], Float[Tensor, "samples labels"]]:
+    """The user's own model to its end: its logits, and copies of the values at `places`."""
+    found, output = _caught(model, places, inputs, stop=False)
+    return found, logits_of(output)
+
+
+def _caught(
+    model: nn.Module, places: Sequence[Place], inputs: Any, stop: bool
+) -> tuple[dict[Place, Tensor], Any]:
     caught: dict[Place, Tensor] = {}
     wanted = set(places)
 
     def catch(place: Place, value: Any) -> None:
         if place in wanted and isinstance(value, Tensor):
-            last = len(caught) + 1 == len(wanted)
+            last = stop and len(caught) + 1 == len(wanted)
             caught[place] = value if last else value.clone()
             if last:
                 raise _Stop
@@ -87,14 +119,9 @@ def run_body(model: nn.Module, places: Sequence[Place], inputs: Any) -> list[Ten
     modules = {place.module: (place.path, place.module) for place in places}
     with watched(model, modules.values(), catch):
         try:
-            forward(model, inputs)
+            return caught, forward(model, inputs)
         except _Stop:
-            return [caught[place] for place in places]
-    absent = next(place for place in places if place not in caught)
-    raise InputError(
-        f"layer {absent.path!r} was not called (call {absent.call}) for every batch; name a layer "
-        "that every sample passes through"
-    )
+            return caught, None
 
 
 def run_masked(
@@ -109,9 +136,17 @@ def run_masked(
     The mask multiplies a copy of the layer's output, so later in-place ops cannot undo it; an
     ablated unit gives its value of `baseline`, None = zero.
     """
-    with hooked(model, site, lambda output: apply_mask(output, mask, site.axis, baseline)) as calls:
+
+    def change(output: Tensor) -> Tensor:
+        if len(output) == 0 and len(mask) == 1:  # the sample does not reach the layer
+            return output
+        if len(output) != len(mask):
+            raise SomeRows(site, len(output), len(mask))
+        return apply_mask(output, mask, site.axis, baseline)
+
+    with hooked(model, site, change) as calls:
         logits = logits_of(forward(model, inputs))
-    if calls[site.module] != site.calls:
+    if calls[site.module] not in (0, site.calls):  # where it is not called, no mask acts
         raise InputError(
             f"layer {site.path!r} is called {calls[site.module]} times for some samples and "
             f"{site.calls} times for others; give samples of one length, or wrap the model"
