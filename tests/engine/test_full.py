@@ -43,7 +43,7 @@ def test_a_norm_over_the_batch_is_run_in_full_and_said(norm):
     toy = networks.toy("conv_bn_gap")
     taxonomy, notes = observe(ur.analyze, model, toy.train, toy.test, layer="relu")
     assert taxonomy.data.attrs["plan"] == "full"
-    assert any("samples of one batch influence each other" in note for note in notes)
+    assert any("a sample's output depends on the others in its batch" in note for note in notes)
     assert any("results depend on batch_size" in note for note in notes)
     assert taxonomy.provenance["warnings"] == notes
 

@@ -194,7 +194,8 @@ class Pass:
         size, plans = min(self.size, len(samples)), self.plans
         kept = [Kept(plan, samples, size, self.precision, self.criterion) for plan in plans]
         sums = [ScoreSums.nothing(len(labels), plan.site.units) for plan in plans]
-        guards = [Guard(plan, self.precision, self.seed) for plan in plans]
+        seeds = (self.seed, len(samples), *samples.name.encode())
+        guards = [Guard(plan, self.precision, seeds) for plan in plans]
         chosen = _Chosen(samples.labels, self.audit or 0, self.seed)
         idle = score is None and not any(plan.keeps_rows for plan in plans)
         if idle and not self.audit:

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from unitroles.engine.check import allowed_and_noise, differences, largest
 from unitroles.engine.masks import Own, Prefixes, Sets
 from unitroles.engine.plan import Plan, Rows
-from unitroles.model.forward import Precision, forward, rows_of, tensors
+from unitroles.model.forward import Precision, batch_size, forward, rows_of, tensors
 from unitroles.model.hooks import run_masked
 
 GROUP = 64
@@ -80,15 +80,16 @@ class Guard:
     ----------
     plan : of the layer.
     precision : of the model's forwards.
-    seed : of the masks.
+    seed : of the masks; several numbers.
     """
 
-    def __init__(self, plan: Plan, precision: Precision, seed: int) -> None:
+    def __init__(self, plan: Plan, precision: Precision, seed: Sequence[int]) -> None:
         self.plan, self.precision = plan, precision
         self.found = Audit()
-        self._draw = np.random.default_rng([seed, plan.site.units])
+        self._draw = np.random.default_rng(seed)
         self._lengths: Int[np.ndarray, " _"] = np.zeros(0, dtype=np.int64)
         self._waiting: list[_Alone] = []
+        self._turn = 0
 
     def every(self, rows: Rows, logits: Float[Tensor, "samples labels"]) -> None:
         """Samples with all units retrieved: the plan's logits and the model's own."""
@@ -138,7 +139,7 @@ class Guard:
             mine.append(_Alone(place, kept, order, count, logits, masked))
         self.found += Audit(alone=len(mine))
         if rows is None:
-            self._among_inputs(inputs, len(clean), mine)
+            self._among_inputs(inputs, batch_size(inputs), mine)
             return
         self._waiting += mine
         while len(self._waiting) >= GROUP:
@@ -163,14 +164,15 @@ class Guard:
             size = sum(v[:1].numel() * v.element_size() for v in rows or ())
             many = min(GROUP, max(_FEW, _MANY_BYTES // (GROUP * size or 1)))
             self._lengths = self._draw.permutation(units)[:many]
-        return int(self._draw.choice(self._lengths))
+        self._turn += 1  # one after the other, so that none of a few is left out by chance
+        return int(self._lengths[self._turn % len(self._lengths)])
 
     def _among_rows(self, group: list[_Alone]) -> None:
         """As the run does it: several masks and several samples in one call."""
         rows = [one.rows or () for one in group]
         kept = tuple(torch.cat(parts) for parts in zip(*rows, strict=True))
         units = self.plan.site.units
-        counts = [*sorted(self._lengths.tolist()), units]
+        counts = sorted({*self._lengths.tolist(), *(one.count for one in group), units})
         order = torch.stack([one.order for one in group])
         logits = torch.cat(
             [found.clone() for _, found in self.plan.run(kept, Prefixes(order, counts))]

@@ -24,7 +24,10 @@ from unitroles.rewrite.export import Exported, export
 from unitroles.rewrite.head import Head
 from unitroles.wording import first_line
 
-COUPLED = "samples of one batch influence each other"
+COUPLED = (
+    "a sample's output depends on the others in its batch (batch norm without running "
+    "statistics?): results depend on batch_size"
+)
 """Why a model has no answer for a sample alone."""
 
 
@@ -160,11 +163,8 @@ def _full(definition: Definition, reason: str) -> Choice:
     site, baseline = definition.site, definition.baseline
     plan = FullPlan(definition.model, site, reason, baseline, definition.precision)
     check = self_check(plan, definition)
-    if not check.independent:
-        notes.append(
-            "a sample's output depends on the others in its batch (batch norm without running "
-            "statistics?): results depend on batch_size"
-        )
+    if not check.independent and reason != COUPLED:
+        notes.append(COUPLED)
     return Choice(plan, check, (*notes, *_effect(site, check)), definition.seen)
 
 

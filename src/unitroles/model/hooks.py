@@ -70,8 +70,9 @@ class SomeRows(InputError):
 
     def __init__(self, site: Site, found: int, samples: int) -> None:
         super().__init__(
-            f"{found} of {samples} samples reach layer {site.path!r}, as they do an expert's; name "
-            "a layer that all samples pass through"
+            f"layer {site.path!r} gives {found} rows for {samples} samples: only some reach it, as "
+            "they do an expert, or the model cuts or merges its batch; name a layer that all "
+            "samples pass through"
         )
         self.site = site
 

@@ -1,0 +1,91 @@
+"""Odd forwards against one sample alone through a clone-and-zero hook: equal, told, or an error.
+
+Never a difference without a word. Where an oddity touches few (sample, mask) pairs, the audit may
+miss it as often as it says: for a share s of the pairs, (1 - s) to the power of those looked at.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+
+import numpy as np
+import pytest
+
+import odd
+import reference
+import unitroles as ur
+from unitroles.engine import audit as auditing
+from unitroles.engine.audit import Guard
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+DRAWS = [(name, share, seed) for seed, share in ((0, 0.5), (1, 0.3)) for name in odd.ODD]
+AXIS = {"Padded": 2}
+
+
+def outcome(name, share, seed, **options):
+    """Numbers that are "equal" to the twin's, or differ and are "told"; "refused"; or "SILENT"."""
+    model, train, test = (
+        odd.odd(name, share, seed),
+        odd.samples(20, seed),
+        odd.samples(16, seed + 9),
+    )
+    axis = AXIS.get(name, 1)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        try:
+            found = ur.analyze(model, train, test, layer="act", progress=False, **options)
+        except ur.InputError:
+            return "refused", []
+    truth = reference.analyze(odd.odd(name, share, seed), "act", train, test, axis, -1)
+    data = found.data
+    same = (
+        np.allclose(data.loss, truth.loss, atol=2e-5)
+        and np.allclose(data.score, truth.score, rtol=1e-4, atol=1e-6)
+        and np.allclose(data.accuracy, truth.accuracy, atol=1e-9)
+    )
+    said = [str(one.message) for one in told if issubclass(one.category, ur.PlanWarning)]
+    if same:
+        return "equal", said
+    return ("told" if any("depends on the others" in text for text in said) else "SILENT"), said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "share", "seed"), DRAWS)
+def test_no_odd_forward_gives_other_numbers_without_a_word(name, share, seed):
+    found, said = outcome(name, share, seed)
+    assert found != "SILENT", said
+
+
+@pytest.mark.parametrize("name", ["SortedBody", "FixedCapacity", "ExpertByMask", "Padded", "Plain"])
+def test_samples_alone_and_in_a_run_give_the_same(name):
+    found, said = outcome(name, 0.5, 0)
+    assert found == "equal"
+    assert any("one by one" in text for text in said) == (name != "Plain")
+
+
+@pytest.mark.parametrize("guard", ["every", "alone"])
+def test_without_its_guards_the_library_would_be_silently_wrong(monkeypatch, guard):
+    monkeypatch.setattr(Guard, guard, lambda self, *given: None)
+    name = {"every": "Padded", "alone": "SortedBody"}[guard]
+    assert outcome(name, 0.5, 0, compute=ur.Compute(audit=0))[0] == "SILENT"
+
+
+@pytest.mark.slow
+def test_rare_oddities_are_missed_as_rarely_as_is_said():
+    """Rows that change places in 1 of 100 samples: found in all or most of 20 draws with "all"."""
+    counts = Counter(
+        outcome("SortedBody", 0.04, seed, compute=ur.Compute(audit="all"))[0] for seed in range(12)
+    )
+    assert counts["SILENT"] == 0, counts
+    few = Counter(
+        outcome("ByGroup", 0.04, seed, compute=ur.Compute(audit=8))[0] for seed in range(12)
+    )
+    print("by 8 samples:", few, "audit all:", counts)
+
+
+def test_the_samples_of_an_audit_come_from_every_class():
+    labels = np.repeat([0, 1, 2], [50, 5, 2])
+    chosen = labels[auditing.drawn(labels, 12, 0)]
+    assert np.bincount(chosen).tolist() == [5, 5, 2]
+    assert len(auditing.drawn(labels, 1000, 0)) == len(labels)
