@@ -33,6 +33,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
     own `train()` may do more than set them. An autocast of the caller's is off inside. Costs a copy
     of the weights.
     """
+    states = random.getstate(), np.random.get_state()
     modules = list(model.modules())
     kinds = [(module, type(module)) for module in modules]
     held = [part for module in modules for part in _records(module)]
@@ -42,7 +43,6 @@ def untouched(model: nn.Module) -> Iterator[None]:
         for tensor in _tensors(modules)
         if tensor.layout is torch.strided  # others are not compared
     ]
-    states = random.getstate(), np.random.get_state()
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with ExitStack() as stack:
         # What a module keeps of a forward must serve in training; `analyze` may be called anywhere.
