@@ -84,10 +84,10 @@ def check_new(
 
 
 def _mode(path: Path) -> int | None:
-    """What is at a path, links followed; None where nothing is."""
+    """What is at a path, links followed; None where nothing is, or not even a folder for it."""
     try:
         return path.stat().st_mode
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:  # the latter: a NUL in the name
         raise _unwritable(path, error) from error

@@ -204,9 +204,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments : the words after `unitroles`; None takes those of this process.
     """
     words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    code, message = 0, ""
+    code, message, came = 0, "", []
     try:
-        with stopped_by_signals() as came, warnings.catch_warnings():
+        with stopped_by_signals(came), warnings.catch_warnings():
             warnings.showwarning = _show_warning
             for category in OWN_WARNINGS:
                 warnings.simplefilter("always", category)
@@ -215,7 +215,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not came:
             raise
     if came:  # whatever became of the exception on its way
-        code, message = 128 + came[0], "interrupted; what was finished is kept"
+        code = 128 + came[0]
+    if code >= 128:
+        message = "interrupted; what was finished is kept"
     if message:
         say(f"error: {' '.join(message.split())}", err=True)
     return code
@@ -226,7 +228,7 @@ def _run(words: list[str]) -> tuple[int, str]:
     try:
         code = typer.main.get_command(app).main(words, "unitroles", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
-        return 130, "interrupted; what was finished is kept"
+        return 130, ""
     except InputError as error:
         return 2, str(error)
     except Exception as error:

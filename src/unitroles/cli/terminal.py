@@ -47,14 +47,15 @@ def say(text: str, err: bool = False) -> None:
 
 
 @contextmanager
-def stopped_by_signals() -> Iterator[list[int]]:
+def stopped_by_signals(came: list[int]) -> Iterator[None]:
     """SIGTERM and SIGHUP end the block as SIGINT does: by an exception that cleans up on its way.
 
-    Yields the numbers of the signals that came, also where somebody swallowed the exception.
+    Parameters
+    ----------
+    came : gets the numbers of the signals, also where somebody swallows the exception.
     """
-    came: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield came
+        yield
         return
     process, last = os.getpid(), [float("-inf")]
 
@@ -87,7 +88,7 @@ def stopped_by_signals() -> Iterator[list[int]]:
                 handlers[number] = signal.getsignal(number)
                 signal.signal(number, stop)
         sys.unraisablehook = again
-        yield came
+        yield
     finally:
         last[0] = float("inf")  # whoever comes now is counted, and disturbs no more
         sys.unraisablehook = hook

@@ -50,11 +50,11 @@ def header(taxonomy: Taxonomy) -> str:
     grouped = "" if given is None else f" (grouped by {given})"
     own = attrs.get("loss", CROSS_ENTROPY)
     sizes = taxonomy.data.sizes
-    reason = _recorded(taxonomy, "plan", "reason")
+    plan, reason = (_recorded(taxonomy, "plan", name) for name in ("name", "reason"))
     score, order = (_recorded(taxonomy, "options", "method", name) for name in ("score", "order"))
     rows = {
         "layer": f"{taxonomy.layer}: {sizes['unit']} units, {sizes['label']} classes{grouped}",
-        "plan": f"{attrs['plan']}: {reason}",
+        "plan": f"{plan}: {reason}",
         "method": f"score {score}, order {order}, "
         f"tolerance {taxonomy.tolerance:g} {taxonomy.loss_units}" + _beside_defaults(taxonomy),
         **({} if own == CROSS_ENTROPY else {"loss": own}),
