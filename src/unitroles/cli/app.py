@@ -77,7 +77,8 @@ def analyze(**given: Any) -> None:
         check_new([output.out], output.force, inputs)
         beside = config_beside(output.out, given["config"], options, output.force)
         if beside is not None:
-            check_new([beside], True, {**inputs, "--config": ""})
+            inputs.pop("--config", None)  # which --force overwrites with all options used
+            check_new([beside], True, inputs)
     _check_device(compute.device)
 
     import unitroles as ur

@@ -32,7 +32,7 @@ def say(text: str, err: bool = False) -> None:
     ------
     InputError : the output is a file on a full disk.
     """
-    shown = printable(text, keep="\n")
+    shown = printable(text, keep="\n\t")
     try:
         try:
             typer.echo(shown, err=err)
