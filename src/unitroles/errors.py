@@ -12,25 +12,32 @@ from itertools import takewhile
 from pathlib import Path
 from traceback import walk_stack
 
-from unitroles.wording import few
+from unitroles.wording import few, printable
 
 LISTED = 20
 """The most names that an error lists."""
 
 
-class InputError(ValueError):
+class _Shown:
+    """What holds names from anywhere and is shown on terminals, which take commands from texts."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__(), keep="\n\t")
+
+
+class InputError(_Shown, ValueError):
     """Something the user gave cannot be used; the message says what, where and the remedy."""
 
 
-class DataWarning(UserWarning):
+class DataWarning(_Shown, UserWarning):
     """The data are usable but probably not what the user meant."""
 
 
-class PlanWarning(UserWarning):
+class PlanWarning(_Shown, UserWarning):
     """The analysis went on in another way than planned, or the layer hardly matters."""
 
 
-class LayerHint(UserWarning):
+class LayerHint(_Shown, UserWarning):
     """The layer can be analysed, but another one is more likely what the user meant."""
 
 
@@ -40,7 +47,7 @@ OWN_WARNINGS = (DataWarning, PlanWarning, LayerHint)
 
 def unknown(what: str, given: object, known: Iterable[str]) -> InputError:
     """An error for a name that does not exist, with the nearest that do and the first of all."""
-    names = list(known)
+    names = list(map(printable, known))
     near = difflib.get_close_matches(str(given), names, n=3)
     hint = f"did you mean {', '.join(near)}? " if near else ""
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""

@@ -1,19 +1,21 @@
-"""Files written whole or not at all, and folders that can be written to."""
+"""Files written whole or not at all and their digests; folders that can be written to."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
+import re
+import stat
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
-
-from safetensors import SafetensorError
 
 from unitroles.errors import InputError
 
@@ -22,20 +24,58 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+try:
+    import fcntl
+except ImportError:  # Windows: temporary files of a killed process stay
+    fcntl = None
 
-_REMEDIES = {errno.ENOSPC: "free some space", errno.EEXIST: "choose another name"}
+
+_NAME = "choose another name"
+_REMEDIES = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+    errno.EEXIST: _NAME,
+    errno.ELOOP: _NAME,
+    errno.ENAMETOOLONG: _NAME,
+}
+_PART = re.compile(r"\.[0-9a-f]{32}\.part")
+_YOUNG = 60.0
+"""Seconds; an empty temporary file may still be about to be locked."""
+_SEAL = b"\nunitroles sha256 "
 
 
-def check_new(paths: Sequence[Path], force: bool) -> None:
-    """Before anything is computed: the files can be written, and nothing is lost by it."""
+def check_new(
+    paths: Sequence[Path], force: bool, inputs: Mapping[str, str | os.PathLike[str]] | None = None
+) -> None:
+    """Before anything is computed: the files can be written, and nothing is lost by it.
+
+    Parameters
+    ----------
+    force : what exists may be overwritten.
+    inputs : what is read, by the name of its option, and may not be overwritten at all.
+
+    Raises
+    ------
+    InputError : in one sentence, why not.
+    """
     for path in paths:
-        if path.is_dir():
+        mode = _mode(path)
+        if mode is None:
+            continue
+        if stat.S_ISDIR(mode):
             raise InputError(f"{path} is a folder; give the name of a file")
-        if path.exists() and not force:
+        if not stat.S_ISREG(mode):
+            raise InputError(f"{path} is no file that can be replaced; give another name")
+        for option, given in (inputs or {}).items():
+            if _holds(Path(given), path):
+                raise InputError(
+                    f"{path} is read as {option} and would be overwritten; give another name"
+                )
+        if not force:
             raise InputError(f"{path} exists; give another name, or --force to overwrite it")
     folder = paths[0].parent
     try:
-        tempfile.TemporaryFile(dir=folder).close()
+        tempfile.TemporaryFile(dir=Path(os.path.realpath(paths[0])).parent).close()
     except OSError as error:
         raise InputError(
             f"cannot write in folder {folder}: {error.strerror}; choose a folder that exists and "
@@ -43,9 +83,81 @@ def check_new(paths: Sequence[Path], force: bool) -> None:
         ) from error
 
 
+def _mode(path: Path) -> int | None:
+    """What is at a path, links followed; None where nothing is, or not even a folder for it."""
+    try:
+        return path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:  # the latter: a NUL in the name
+        raise _unwritable(path, error) from error
+
+
+def _holds(given: Path, path: Path) -> bool:
+    """Whether a file that exists is what was given, or in the folder that was given."""
+    try:
+        if given.is_dir():
+            return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(given))
+        return path.samefile(given)
+    except (OSError, ValueError):  # no such input, which its reader says better
+        return False
+
+
 def read_toml(path: Path) -> dict[str, Any]:
     """The tables of a TOML file; a `ValueError` where it is no TOML, or no UTF-8."""
     return tomllib.loads(path.read_text(encoding="utf-8"))
+
+
+def read_regular(path: Path) -> bytes:
+    """The bytes of a file that is a regular one: a pipe would wait, a device never end.
+
+    Raises
+    ------
+    OSError : it is none, cannot be read, or is larger than the memory of the machine.
+    """
+    # The mode is asked for first, because opening a device can act on it.
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file")
+    number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with open(number, "rb") as stream:
+        found = os.fstat(number)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file")
+        if found.st_size > _memory():
+            raise OSError(errno.EFBIG, "it is larger than the memory of this machine")
+        return stream.read()
+
+
+def _memory() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return sys.maxsize
+
+
+def sealed(content: bytes) -> bytes:
+    """Bytes with their SHA-256 behind them, which formats that know their own length ignore."""
+    return content + _seal(content)
+
+
+def unsealed(content: bytes) -> tuple[bytes, bool]:
+    """The bytes without their seal, and whether they had one.
+
+    Raises
+    ------
+    ValueError : they are not those that were sealed.
+    """
+    length = len(_seal(b""))
+    body, seal = content[:-length], content[-length:]
+    if not seal.startswith(_SEAL):
+        return content, False
+    if seal != _seal(body):
+        raise ValueError("it was changed after it was written: its SHA-256 is another")
+    return body, True
+
+
+def _seal(content: bytes) -> bytes:
+    return _SEAL + hashlib.sha256(content).hexdigest().encode() + b"\n"
 
 
 def make_folder(folder: Path) -> None:
@@ -58,46 +170,98 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise InputError(
-            f"cannot make folder {folder}: {error.strerror}; choose another place"
-        ) from error
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"cannot make folder {folder}: {why}; choose another place") from error
 
 
-def write_whole(files: Mapping[Path, str | Callable[[Path], Any]]) -> None:
+def write_whole(files: Mapping[Path, str | bytes]) -> None:
     """Write files, all under temporary names first: a failure leaves nothing half written.
+
+    Each is on the disk before it gets its name. Temporary files of a process that was killed are
+    taken away from the folders.
 
     Parameters
     ----------
-    files : by their final names, a text, or a function that takes a path and writes there. A name
-        that is a link stays one.
+    files : by their final names, a text or bytes. A name that is a link stays one.
 
     Raises
     ------
-    InputError : the disk is full, or a folder not writable.
+    InputError : the disk is full, a folder not writable, or a name not that of a file.
     """
     parts: dict[Path, Path] = {}
+    numbers: list[int] = []
     path = None
     try:
         for path, content in files.items():
-            target = path.resolve()
-            if target.exists() and not target.is_file():
+            mode = _mode(path)
+            if mode is not None and not stat.S_ISREG(mode):
                 raise FileExistsError(errno.EEXIST, "it is no file")
+            target = Path(os.path.realpath(path))
+            if target.parent not in {part.parent for part in parts.values()}:
+                _take_away_stale(target.parent)
             parts[path] = target.with_name(f".{uuid4().hex}.part")
-            if isinstance(content, str):
-                parts[path].write_text(content, encoding="utf-8")
-            else:
-                content(parts[path])
+            numbers.append(os.open(parts[path], os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+            _fill(numbers[-1], content.encode() if isinstance(content, str) else content)
+            if fcntl is None:
+                os.close(numbers.pop())  # Windows renames no open file
         for path, part in parts.items():
-            os.replace(part, path.resolve())
-    # The file system; torch on a full disk; a writer that refuses what it was given.
-    except (OSError, RuntimeError, SafetensorError, ValueError) as error:
-        why = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise InputError(f"cannot write {path}: {why}; {_remedy(error)}") from error
+            os.replace(part, os.path.realpath(path))
+        for folder in {part.parent for part in parts.values()}:
+            _keep_names(folder)
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise _unwritable(path, error) from error
     finally:
+        for number in numbers:
+            with suppress(OSError):
+                os.close(number)
         for part in parts.values():
             with suppress(OSError):
                 part.unlink(missing_ok=True)
+
+
+def _fill(number: int, content: bytes) -> None:
+    """Lock a new file while it has its temporary name, and bring all bytes to the disk."""
+    if fcntl is not None:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    rest = memoryview(content)
+    while rest:
+        rest = rest[os.write(number, rest) :]
+    os.fsync(number)
+
+
+def _keep_names(folder: Path) -> None:
+    """Bring the names in a folder to the disk, where folders can be synced."""
+    with suppress(OSError):
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+
+
+def _take_away_stale(folder: Path) -> None:
+    """Delete temporary files that no process writes any more: it would hold their lock."""
+    with suppress(OSError):
+        for part in [each for each in folder.iterdir() if _PART.fullmatch(each.name)]:
+            with suppress(OSError):
+                _delete_unlocked(part)
+
+
+def _delete_unlocked(part: Path) -> None:
+    found = part.lstat()
+    about_to_be_locked = not found.st_size and time.time() - found.st_mtime < _YOUNG
+    if fcntl is None or not stat.S_ISREG(found.st_mode) or about_to_be_locked:
+        return
+    number = os.open(part, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        part.unlink()
+    finally:
+        os.close(number)
 
 
 def require(*packages: str) -> None:
@@ -109,8 +273,10 @@ def require(*packages: str) -> None:
             )
 
 
-def _remedy(error: Exception) -> str:
+def _unwritable(path: Path | None, error: Exception) -> InputError:
     number = getattr(error, "errno", None)
-    if number is None:
-        return "free some space or choose another folder"
-    return _REMEDIES.get(number, "choose a folder that exists and is writable")
+    why = getattr(error, "strerror", None) or " ".join(str(error).split())
+    remedy = _NAME if number is None else _REMEDIES.get(number)
+    return InputError(
+        f"cannot write {path}: {why}; {remedy or 'choose a folder that exists and is writable'}"
+    )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from unitroles.wording import printable
+
 Track = Callable[[str, int], Callable[[int], None]]
 """Called with a stage's name and its number of steps; returns what to call with steps done."""
 
@@ -27,6 +29,7 @@ def track(show: bool) -> Iterator[Track]:
         yield _quiet
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
@@ -39,7 +42,7 @@ def track(show: bool) -> Iterator[Track]:
         def start(stage: str, steps: int) -> Callable[[int], None]:
             for old in [task.id for task in bars.tasks if task.finished]:
                 bars.remove_task(old)  # hundreds of layers or networks would fill the terminal
-            task = bars.add_task(stage, total=steps)
+            task = bars.add_task(escape(printable(stage)), total=steps)
             return lambda done: bars.advance(task, done)
 
         yield start

@@ -1,15 +1,53 @@
-"""Words of messages: counts, ranges, lists of names, byte sizes, the first line of an error."""
+"""Words of messages: counts, lists of names, byte sizes, what a terminal may be given."""
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
+
+# Controls and what starts the commands of a terminal; lone surrogates, which no terminal can be
+# given; breaks of lines; what turns the direction of a text or cannot be seen.
+_ESCAPED = frozenset({"Cc", "Cs", "Zl", "Zp", "Cf"})
+_JOINERS = frozenset("\u200c\u200d")  # of Persian, of Indian scripts, of emoji
+
+
+def printable(text: object, keep: str = "") -> str:
+    r"""A text with its control, direction and other invisible characters written as escapes.
+
+    Parameters
+    ----------
+    keep : characters that stay as they are, such as line breaks between the lines of a table.
+
+    >>> print(printable("a\x1b]0;title\x07 b\u202e"))
+    a\x1b]0;title\x07 b\u202e
+    """
+    given = str(text)
+    if given.isascii() and given.isprintable():
+        return given
+    return "".join(
+        each.encode("unicode_escape").decode()
+        if unicodedata.category(each) in _ESCAPED and each not in _JOINERS and each not in keep
+        else each
+        for each in given
+    )
+
+
+def is_whole(text: object) -> bool:
+    """Whether it is a text that a file gives back: no NUL, which ends it, no half characters."""
+    if not isinstance(text, str) or "\0" in text:
+        return False
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def few(items: list[str]) -> str:
     """The first three, and how many more there are."""
     more = f" and {len(items) - 3} more" if len(items) > 3 else ""
-    return ", ".join(items[:3]) + more
+    return ", ".join(map(printable, items[:3])) + more
 
 
 def size(count: int) -> str:
@@ -35,7 +73,7 @@ def count_of(labels: Sequence[object]) -> str:
 
 def names_of(labels: Sequence[object]) -> str:
     """The first five names."""
-    return ", ".join(map(str, labels[:5])) + (", ..." if len(labels) > 5 else "")
+    return ", ".join(map(printable, labels[:5])) + (", ..." if len(labels) > 5 else "")
 
 
 def first_line(error: BaseException) -> str:

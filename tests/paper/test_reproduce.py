@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,6 +16,7 @@ from torch import nn
 
 import unitroles as ur
 from unitroles.paper import evidence, evidence_text, numbers, reproduce, tables, text
+from unitroles.paper.folder import claim
 from unitroles.zoo.images import DATA_SETS
 from unitroles.zoo.settings import ModelSettings, ladder
 from unitroles.zoo.training import Trained
@@ -348,29 +351,35 @@ def test_taxonomies_of_another_version_are_computed_again(one_seed, monkeypatch)
     assert orders == ["per_split", "train"] * 3
 
 
-@pytest.mark.parametrize(
-    ("target", "file"),
-    [
-        ("pandas.DataFrame.to_csv", "table1.csv"),
-        ("matplotlib.figure.Figure.savefig", "figure1.png"),
-        ("pathlib.Path.write_text", "run.json"),
-    ],
-)
-def test_a_full_disk_is_told_and_leaves_no_part(one_seed, monkeypatch, target, file):
+@pytest.mark.parametrize("file", ["table1.csv", "figure1.png", "run.json"])
+def test_a_full_disk_is_told_and_leaves_no_part(one_seed, monkeypatch, file):
     before = {path.name: path.read_bytes() for path in one_seed.glob("*.*")}
+    real = os.replace
 
-    def full(self, *args, **options):
-        path = self if target.startswith("pathlib") else args[0]
-        path.write_bytes(b"half")
-        raise OSError(28, "No space left on device")
+    def full(part, target):
+        if Path(target).name == file:
+            raise OSError(28, "No space left on device")
+        real(part, target)
 
-    monkeypatch.setattr(target, full)
+    monkeypatch.setattr("unitroles.files.os.replace", full)
     with pytest.raises(
         ur.InputError, match=f"cannot write .*{file}: No space left .*free some space"
     ):
         reproduce.reproduce("digits", one_seed, seeds=(1,))
     assert {path.name for path in one_seed.iterdir()} == {*before, "seed1", "seed2"}
     assert (one_seed / file).read_bytes() == before[file]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"key": 3}', b"\xff", b"[" * 9999])
+def test_a_run_that_cannot_be_read_is_as_good_as_none(tmp_path, content):
+    job = reproduce._job("digits", tmp_path, None, True, "capacity", False)
+    (tmp_path / "run.json").write_bytes(content)
+    claim(job)
+    assert json.loads((tmp_path / "run.json").read_text())["finished"] is False
+    claim(job)
+    other = reproduce._job("digits", tmp_path, None, False, "capacity", False)
+    with pytest.raises(ur.InputError, match="other settings"):
+        claim(other)
 
 
 def test_a_folder_of_another_run_is_refused(run, small):

@@ -204,6 +204,7 @@ def test_words_of_the_format_before_are_read_as_those_of_today(tmp_path):
         old = raw.load()
     old["status"] = old.status.astype(object)
     old["status"][1, 2] = "never below the dead layer"
+    old["loss"][1, 2, 0] = 0.0  # which is then so
     made = json.loads(old.attrs["provenance"])
     made["options"]["evidence"]["confidence"] = "given_order"
     old.attrs["provenance"] = json.dumps(made)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from dataclasses import replace
 
@@ -12,10 +13,10 @@ import torch
 pytest.importorskip("sklearn", reason="needs scikit-learn: pip install 'unitroles[zoo]'")
 pytest.importorskip("accelerate", reason="needs accelerate: pip install 'unitroles[zoo]'")
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from unitroles import InputError
-from unitroles.files import write_whole
+from unitroles.files import sealed, unsealed
 from unitroles.zoo.images import load_images
 from unitroles.zoo.settings import DataSettings, ModelSettings, Recipe, ladder, read_settings
 from unitroles.zoo.training import augment, train
@@ -196,76 +197,22 @@ def test_missing_packages_name_the_remedy(monkeypatch, tmp_path):
 # Files
 
 
-def write_text(path):
-    path.write_text("new")
-
-
-def write_half(error):
-    def write(path):
-        path.write_text("ha")
-        raise error
-
-    return write
-
-
-def test_files_are_written_whole(tmp_path):
-    write_whole({tmp_path / "a": write_text, tmp_path / "b": "text"})
-    write_whole({tmp_path / "a": write_text})
-    assert [(path.name, path.read_text()) for path in sorted(tmp_path.iterdir())] == [
-        ("a", "new"),
-        ("b", "text"),
-    ]
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        OSError(28, "No space left on device"),
-        RuntimeError("No space left\non device"),
-        SafetensorError("I/O error: No space left on device"),
-    ],
-)
-def test_a_failed_write_leaves_what_was_there_and_is_one_sentence(tmp_path, error):
-    (tmp_path / "a").write_text("old")
-    with pytest.raises(InputError, match="cannot write .*a: .*No space left on device; free"):
-        write_whole({tmp_path / "a": write_half(error)})
-    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a", "old")]
-
-
-def test_an_interrupted_write_leaves_nothing(tmp_path):
-    with pytest.raises(KeyboardInterrupt):
-        write_whole({tmp_path / "a": write_half(KeyboardInterrupt())})
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_folder_that_is_a_file_is_told(data, tmp_path):
     (tmp_path / "seed1").write_text("")
     with pytest.raises(InputError, match="cannot make folder .*seed1: File exists; choose another"):
         train(RECIPE, data, MODEL, 1, tmp_path / "seed1" / "A.safetensors")
 
 
-@pytest.mark.parametrize(
-    ("writer", "checkpoint_seconds"), [("torch.save", 0.0), ("save_file", 1e9)]
-)
-def test_a_training_that_cannot_be_stored_is_told(
-    data, tmp_path, monkeypatch, writer, checkpoint_seconds
-):
-    def full(content, path, metadata=None):
-        write_half(OSError(28, "No space left on device"))(path)
+@pytest.mark.parametrize("checkpoint_seconds", [0.0, 1e9])
+def test_a_training_that_cannot_be_stored_is_told(data, tmp_path, monkeypatch, checkpoint_seconds):
+    def full(number):
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(f"unitroles.zoo.training.{writer}", full)
-    recipe = replace(RECIPE, epochs=1)
+    monkeypatch.setattr("unitroles.files.os.fsync", full)
+    recipe, file = replace(RECIPE, epochs=1), tmp_path / "A.safetensors"
     with pytest.raises(InputError, match="cannot write .*No space left on device"):
-        train(
-            recipe,
-            data,
-            MODEL,
-            1,
-            tmp_path / "A.safetensors",
-            checkpoint_seconds=checkpoint_seconds,
-        )
-    left = {path.name for path in tmp_path.iterdir()}
-    assert left == (set() if writer == "torch.save" else {"A.safetensors.checkpoint"})
+        train(recipe, data, MODEL, 1, file, checkpoint_seconds=checkpoint_seconds)
+    assert list(tmp_path.iterdir()) == []
 
 
 # Settings
@@ -546,13 +493,61 @@ def test_finished_weights_are_reused(data, tmp_path):
     assert replace(again, model=first.model, reused=False) == first
 
 
-def test_damaged_weights_are_trained_again(data, undisturbed, tmp_path):
-    train(replace(RECIPE, epochs=1), data, MODEL, 1, tmp_path / "A.safetensors")
+def flipped(content):
+    place = 3 * len(content) // 4  # among the values
+    return content[:place] + bytes([content[place] ^ 64]) + content[place + 1 :]
+
+
+def other_accuracy(content):
+    """A file whose header still fits."""
+    at = content.index(b'"test_accuracy":"0.') + len(b'"test_accuracy":"0.')
+    return content[:at] + (b"1" if content[at : at + 1] != b"1" else b"2") + content[at + 1 :]
+
+
+DAMAGE = {
+    "cut off": lambda content: content[:100],
+    "empty": lambda content: b"",
+    "one bit": flipped,
+    "of another kind": lambda content: b"PK\x03\x04" * 40,
+    "a header without end": lambda content: b"\xff" * 8 + content[8:],
+}
+
+
+@pytest.mark.parametrize("damage", [*DAMAGE.values(), other_accuracy])
+def test_damaged_weights_are_trained_again(data, undisturbed, tmp_path, damage):
     file = tmp_path / "A.safetensors"
-    file.write_bytes(file.read_bytes()[:100])
-    trained = train(RECIPE, data, MODEL, 1, tmp_path / "A.safetensors")
+    train(RECIPE, data, MODEL, 1, file)
+    assert train(RECIPE, data, MODEL, 1, file).reused
+    file.write_bytes(damage(file.read_bytes()))
+    trained = train(RECIPE, data, MODEL, 1, file)
     assert not trained.reused
     assert same_weights(trained, undisturbed)
+    assert trained.test_accuracy == undisturbed.test_accuracy
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=list(DAMAGE))
+def test_a_damaged_checkpoint_is_as_good_as_none(data, undisturbed, tmp_path, damage):
+    file, seen = tmp_path / "A.safetensors", []
+    with pytest.raises(Killed):
+        train(RECIPE, data, MODEL, 1, file, kill_after(2), checkpoint_seconds=0.0)
+    checkpoint = tmp_path / "A.safetensors.checkpoint"
+    checkpoint.write_bytes(damage(checkpoint.read_bytes()))
+    trained = train(RECIPE, data, MODEL, 1, file, seen.append)
+    assert seen == [0, 1, 1, 1, 1]
+    assert same_weights(trained, undisturbed)
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_checkpoint_that_fits_in_part_changes_nothing(data, undisturbed, tmp_path):
+    """The model is there, and the optimizer is not: what was loaded is taken back."""
+    file, checkpoint = tmp_path / "A.safetensors", tmp_path / "A.safetensors.checkpoint"
+    with pytest.raises(Killed):
+        train(RECIPE, data, MODEL, 1, file, kill_after(2), checkpoint_seconds=0.0)
+    stored = torch.load(io.BytesIO(unsealed(checkpoint.read_bytes())[0]), weights_only=True)
+    del stored["schedule"]
+    torch.save(stored, buffer := io.BytesIO())
+    checkpoint.write_bytes(sealed(buffer.getvalue()))
+    assert same_weights(train(RECIPE, data, MODEL, 1, file), undisturbed)
 
 
 @pytest.mark.parametrize("change", ["recipe", "seed", "data", "model"])

@@ -21,6 +21,7 @@ from unitroles.model.forward import (
     no_logits,
 )
 from unitroles.model.trace import Trace
+from unitroles.wording import is_whole
 
 PROBE_SAMPLES, MORE_SAMPLES = 2, 32
 
@@ -88,6 +89,12 @@ def _names(names: Sequence[str] | None) -> list[str] | None:
     if isinstance(names, (str, Mapping)):
         raise InputError("class_names must be a list of names in the order of the class numbers")
     found = [str(name) for name in names]
+    broken = [name for name in found if not is_whole(name)]
+    if broken:
+        raise InputError(
+            f"class name {broken[0]!r} cannot be saved: it holds NUL or bytes that are no text; "
+            "give the class another name"
+        )
     twice = sorted({name for name in found if found.count(name) > 1})
     if twice:
         raise InputError(f"class names must differ, {twice[0]!r} stands for two classes")

@@ -1,7 +1,8 @@
 """The command line: parse, call, print.
 
 Exit codes: 0 done; 1 a condition the user asked for failed; 2 bad input, with one line on the
-error stream that says what, where and the remedy; 130 interrupted.
+error stream that says what, where and the remedy; 130 interrupted, 143 ended (SIGTERM), 129 hung up
+(SIGHUP), all of which clean up.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from unitroles.cli.arguments import (
     takes_all,
 )
 from unitroles.cli.config import RENAMED, config_beside, config_text, flag, numbers, used_tables
+from unitroles.cli.terminal import say, stopped_by_signals
 from unitroles.errors import OWN_WARNINGS, InputError
 from unitroles.files import check_new, make_folder, write_whole
 from unitroles.options import Compute, Evidence, Method, Sample
@@ -50,7 +52,7 @@ def root(
     if version:
         from unitroles import __version__
 
-        typer.echo(f"unitroles {__version__}")
+        say(f"unitroles {__version__}")
         raise typer.Exit
 
 
@@ -67,8 +69,16 @@ def analyze(**given: Any) -> None:
     if not output.dry_run:
         if output.out is None:
             raise InputError("Missing option '--out'; see unitroles analyze --help")
-        check_new([output.out], output.force)
+        inputs = {
+            f"--{name}": str(given[name]).split("::")[0]
+            for name in ("train", "test", "weights", "config")
+            if given[name] is not None
+        }
+        check_new([output.out], output.force, inputs)
         beside = config_beside(output.out, given["config"], options, output.force)
+        if beside is not None:
+            inputs.pop("--config", None)  # which --force overwrites with all options used
+            check_new([beside], True, inputs)
     _check_device(compute.device)
 
     import unitroles as ur
@@ -93,7 +103,7 @@ def analyze(**given: Any) -> None:
     sample = replace(sample, classes=classes, group_by=groups)
     wanted = replace(method, loss=loss), sample, compute, evidence if given["evidence"] else None
     if output.out is None or output.dry_run:
-        typer.echo(str(ur.plan(network, first, second, asked.layer, names, *wanted)))
+        say(str(ur.plan(network, first, second, asked.layer, names, *wanted)))
         return
     taxonomy = ur.analyze(network, first, second, asked.layer, names, not output.quiet, *wanted)
     taxonomy.save(output.out)
@@ -101,7 +111,7 @@ def analyze(**given: Any) -> None:
         write_whole({beside: config_text(options, ur.__version__)})
     if not output.quiet:
         written = f"{output.out} and {beside}" if beside else f"{output.out}"
-        typer.echo(f"{text.report(taxonomy)}\n\nwrote {written}")
+        say(f"{text.report(taxonomy)}\n\nwrote {written}")
 
 
 @app.command("layers")
@@ -127,7 +137,7 @@ def list_layers(
     network = load_model(model, bare=True)
     example = example_of(model, network, batch, sizes)
     frame = ur.layers(network, example)
-    typer.echo(frame.to_csv(index=False).rstrip() if csv else text.layer_table(frame))
+    say(frame.to_csv(index=False).rstrip() if csv else text.layer_table(frame))
 
 
 @app.command()
@@ -149,7 +159,7 @@ def report(
         files = {csv / f"{n.replace('to_frame', 'units')}.csv": n for n in found.tables}
         make_folder(csv)
         check_new(list(files), force)
-    typer.echo(text.report(found))
+    say(text.report(found))
     write_whole(
         {
             path: csv_of(getattr(found, name)(), index=name not in ("curves", "to_frame"))
@@ -184,7 +194,7 @@ def run_again(
     from unitroles.paper.reproduce import reproduce
 
     each = None if seeds is None else numbers("--seeds", seeds, int)
-    reproduce(name, out, each, quick, ladder, typer.echo, evidence)
+    reproduce(name, out, each, quick, ladder, say, evidence)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -195,39 +205,49 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments : the words after `unitroles`; None takes those of this process.
     """
     words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    with warnings.catch_warnings():
-        warnings.showwarning = _show_warning
-        for category in OWN_WARNINGS:
-            warnings.simplefilter("always", category)
-        try:
-            code = typer.main.get_command(app).main(words, "unitroles", standalone_mode=False)
-        except (KeyboardInterrupt, typer.Abort):
-            code = 130
-        except InputError as error:
-            return _fail(str(error))
-        except Exception as error:
-            # The usage errors of typer, whichever click it brings, and of nobody else.
-            message = getattr(error, "format_message", None)
-            if message is None:
-                raise
-            command = getattr(getattr(error, "ctx", None), "command_path", "unitroles")
-            old = str(getattr(error, "option_name", "")).removeprefix("--").replace("-", "_")
-            said = message().rstrip(".")
-            if old in RENAMED:
-                said = f"{flag(old)} is now {flag(RENAMED[old])}; write that"
-            return _fail(f"{said}; see {command} --help")
-    if code == 130:
-        return _fail("interrupted; what was finished is kept", code)
-    return int(code or 0)
-
-
-def _fail(message: str, code: int = 2) -> int:
-    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    code, message, came = 0, "", []
+    try:
+        with stopped_by_signals(came), warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            for category in OWN_WARNINGS:
+                warnings.simplefilter("always", category)
+            code, message = _run(words)
+    except (KeyboardInterrupt, Exception):
+        if not came:
+            raise
+    if came:  # whatever became of the exception on its way
+        code = 128 + came[0]
+    if code >= 128:
+        message = "interrupted; what was finished is kept"
+    if message:
+        say(f"error: {' '.join(message.split())}", err=True)
     return code
 
 
+def _run(words: list[str]) -> tuple[int, str]:
+    """The exit code of a command, and the message of its error."""
+    try:
+        code = typer.main.get_command(app).main(words, "unitroles", standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        return 130, ""
+    except InputError as error:
+        return 2, str(error)
+    except Exception as error:
+        # The usage errors of typer, whichever click it brings, and of nobody else.
+        message = getattr(error, "format_message", None)
+        if message is None:
+            raise
+        command = getattr(getattr(error, "ctx", None), "command_path", "unitroles")
+        old = str(getattr(error, "option_name", "")).removeprefix("--").replace("-", "_")
+        said = message().rstrip(".")
+        if old in RENAMED:
+            said = f"{flag(old)} is now {flag(RENAMED[old])}; write that"
+        return 2, f"{said}; see {command} --help"
+    return int(code or 0), ""
+
+
 def _show_warning(message: Warning | str, *where: Any) -> None:
-    typer.echo(f"warning: {' '.join(str(message).split())}", err=True)
+    say(f"warning: {' '.join(str(message).split())}", err=True)
 
 
 def _check_device(device: str | None) -> None:

@@ -22,7 +22,7 @@ from unitroles.resampling.limits import (
     weights_of,
 )
 from unitroles.stats.draws import half_size
-from unitroles.wording import size
+from unitroles.wording import printable, size
 
 _WHERE = ("none", "memory", "disk", "recompute")
 
@@ -104,7 +104,7 @@ class Forecast:
         }
         if self.evidence_sweeps or self.evidence_bytes:
             rows["evidence"] = self._evidence()
-        return "\n".join(f"{name:<14} {value}" for name, value in rows.items())
+        return "\n".join(f"{name:<14} {printable(value)}" for name, value in rows.items())
 
     def _evidence(self) -> str:
         holds = f"; holds {size(self.evidence_bytes)}" if self.evidence_bytes else ""

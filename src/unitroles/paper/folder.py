@@ -6,7 +6,6 @@ import hashlib
 import json
 import platform
 from dataclasses import asdict, dataclass
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from unitroles import Evidence, InputError
-from unitroles.files import make_folder, write_whole
+from unitroles.files import make_folder, read_regular, write_whole
 from unitroles.paper.evidence import EVIDENCE_TABLES
 from unitroles.paper.tables import Member
 from unitroles.zoo.settings import Family
@@ -48,18 +47,23 @@ def claim(job: Job) -> None:
     """Make the folder and refuse one that holds results of other settings."""
     make_folder(job.out)
     key, file = _key(job), job.out / "run.json"
-    if file.exists():
-        try:
-            found = json.loads(file.read_text()).get("key")
-        except (OSError, ValueError, AttributeError):
-            found = None
-        if found != key:
-            raise InputError(
-                f"{job.out} holds a run with other settings (see {file}); choose another folder "
-                "with --out, or delete this one if it is no longer needed"
-            )
-    else:
+    found = _key_of(file)
+    if found is None:
         _write_json({"key": key, **_choices(job), "finished": False}, file)
+    elif found != key:
+        raise InputError(
+            f"{job.out} holds a run with other settings (see {file}); choose another folder "
+            "with --out, or delete this one if it is no longer needed"
+        )
+
+
+def _key_of(file: Path) -> str | None:
+    """The key of the run in the folder; None where there is none that can be read."""
+    try:
+        found = json.loads(read_regular(file)).get("key")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None
+    return found if isinstance(found, str) else None
 
 
 def _choices(job: Job) -> dict[str, Any]:
@@ -91,7 +95,7 @@ def write_tables(job: Job, written: dict[str, pd.DataFrame]) -> None:
     """Write tables as csv; those of evidence that an earlier call left go, if they are not new."""
     for name, frame in written.items():
         marked = frame.assign(run=job.kind)
-        write_whole({job.out / f"{name}.csv": partial(marked.to_csv, index=False)})
+        write_whole({job.out / f"{name}.csv": marked.to_csv(index=False)})
     for name in set(EVIDENCE_TABLES) - set(written):
         (job.out / f"{name}.csv").unlink(missing_ok=True)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -271,6 +271,8 @@ def _figure(ax: Any) -> Figure:
 
 def _save(figure: Figure, path: Path, mark: str) -> Path:
     figure.text(0.005, -0.01, mark, fontsize=7, color="0.35", ha="left", va="top")
-    options: dict[str, Any] = {"format": "png", "dpi": 150, "bbox_inches": "tight"}
-    write_whole({path: partial(figure.savefig, metadata={"Comment": mark}, **options)})
+    drawn = BytesIO()
+    metadata = {"Comment": mark}
+    figure.savefig(drawn, format="png", dpi=150, bbox_inches="tight", metadata=metadata)
+    write_whole({path: drawn.getvalue()})
     return path

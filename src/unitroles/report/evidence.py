@@ -17,7 +17,7 @@ from unitroles.results.signs import LOOSE
 from unitroles.results.taxonomy import Taxonomy
 from unitroles.roles import ROLE_NAMES
 from unitroles.stats.evidence import ALPHA, TEMPERATURES, TIES
-from unitroles.wording import count_of, names_of
+from unitroles.wording import count_of, names_of, printable
 
 _STDS = {
     "observed_std_over_labels": "over classes",
@@ -92,7 +92,7 @@ def _signs(taxonomy: Taxonomy) -> str:
 
 
 def _sentences(frame: pd.DataFrame) -> str:
-    return "\n".join(f"  {text}" for text in frame.sentence)
+    return "\n".join(f"  {printable(text)}" for text in frame.sentence)
 
 
 def _exchangeability(taxonomy: Taxonomy) -> str:

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from unitroles.wording import printable
+
 
 def aligned(frame: pd.DataFrame, texts: Sequence[str] = ()) -> str:
     """Columns two spaces apart: the first, and those of `texts`, to the left, others right."""
     columns = []
     for place, name in enumerate(frame.columns):
-        cells = [str(name), *map(str, frame.iloc[:, place])]
+        cells = [printable(name), *map(printable, frame.iloc[:, place])]
         width = max(map(len, cells))
         left = place == 0 or name in texts
         columns.append([cell.ljust(width) if left else cell.rjust(width) for cell in cells])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from textwrap import fill
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ from unitroles.results.dataset import CROSS_ENTROPY, SPLITS
 from unitroles.results.signs import LOOSE
 from unitroles.results.taxonomy import Taxonomy
 from unitroles.roles import ROLE_NAMES
-from unitroles.wording import count_of, names_of, range_of, size
+from unitroles.wording import count_of, names_of, printable, range_of, size
 
 FEW = 20
 """Samples; roles of a class with fewer are mostly chance."""
@@ -32,38 +33,48 @@ def report(taxonomy: Taxonomy) -> str:
 
     Returns
     -------
-    Lines without a final line break; percentages, and losses in nats.
+    Lines without a final line break; percentages, and losses in nats. Names may come from anywhere:
+    what they hold of control and other invisible characters is written as escapes.
     """
     parts = [header(taxonomy), role_tables(taxonomy), sensitivity(taxonomy), regret(taxonomy)]
     parts += [agreement(taxonomy), minima(taxonomy), evidence(taxonomy)]
-    parts.append("\n".join(f"warning: {text}" for text in cautions(taxonomy)))
-    return "\n\n".join(part for part in parts if part)
+    parts.append("\n".join(f"warning: {printable(text)}" for text in cautions(taxonomy)))
+    return printable("\n\n".join(part for part in parts if part), keep="\n")
 
 
 def header(taxonomy: Taxonomy) -> str:
     """The layer, how it was analysed, and how well the intact model does."""
-    attrs, plan = taxonomy.data.attrs, taxonomy.provenance["plan"]
-    options = taxonomy.provenance["options"]
-    method, given = options["method"], options.get("sample", {}).get("group_by")
+    attrs = taxonomy.data.attrs
+    given = _recorded(taxonomy, "options", "sample", "group_by", missing=None)
     accuracy = ", ".join(f"{name} {attrs[f'{name}_accuracy']:.4f}" for name in SPLITS)
     grouped = "" if given is None else f" (grouped by {given})"
     own = attrs.get("loss", CROSS_ENTROPY)
     sizes = taxonomy.data.sizes
+    plan, reason = (_recorded(taxonomy, "plan", name) for name in ("name", "reason"))
+    score, order = (_recorded(taxonomy, "options", "method", name) for name in ("score", "order"))
     rows = {
         "layer": f"{taxonomy.layer}: {sizes['unit']} units, {sizes['label']} classes{grouped}",
-        "plan": f"{plan['name']}: {plan['reason']}",
-        "method": f"score {method['score']}, order {method['order']}, "
-        f"tolerance {method['tolerance']:g} {taxonomy.loss_units}" + _beside_defaults(taxonomy),
+        "plan": f"{plan}: {reason}",
+        "method": f"score {score}, order {order}, "
+        f"tolerance {taxonomy.tolerance:g} {taxonomy.loss_units}" + _beside_defaults(taxonomy),
         **({} if own == CROSS_ENTROPY else {"loss": own}),
         "samples": ", ".join(_samples(taxonomy, name) for name in SPLITS),
         "accuracy": f"{accuracy}, gap {taxonomy.gap:+.4f}" if taxonomy.scored else "not measured",
     }
-    return "\n".join(f"{name:<9} {value}" for name, value in rows.items())
+    return "\n".join(f"{name:<9} {printable(value)}" for name, value in rows.items())
+
+
+def _recorded(taxonomy: Taxonomy, *path: str, missing: Any = "not recorded") -> Any:
+    """A part of the provenance, which not every file has."""
+    found: Any = taxonomy.provenance
+    for name in path:
+        found = found.get(name, missing) if isinstance(found, dict) else missing
+    return found
 
 
 def _beside_defaults(taxonomy: Taxonomy) -> str:
     """The baseline and the resolution, where they are not those that every reader expects."""
-    baseline = taxonomy.provenance["options"]["method"].get("baseline", "zero")
+    baseline = _recorded(taxonomy, "options", "method", "baseline", missing="zero")
     resolution = taxonomy.data.attrs.get("resolution", "exact")
     text = "" if baseline == "zero" else f", baseline {baseline}"
     if resolution == "exact":
@@ -207,7 +218,9 @@ def layer_table(frame: pd.DataFrame) -> str:
     }
     table = aligned(pd.DataFrame(columns), ("kind", "plan")).splitlines()
     pairs = zip(frame.plan, frame.reason, strict=True)
-    why = ["" if plan == "additive" else str(text).removesuffix(_REST) for plan, text in pairs]
+    why = [
+        "" if plan == "additive" else printable(text).removesuffix(_REST) for plan, text in pairs
+    ]
     start = len(table[0]) + 5  # behind the stars
     width = max(shutil.get_terminal_size((100, 24)).columns, start + _REASON)
     lines = [

@@ -30,6 +30,61 @@ _RENAMED = {
 }
 """Variables of format 2, and what format 3 calls them."""
 SPLITS = ("train", "test")
+_BY_LABEL, _CURVE = ("split", "label"), ("split", "label", "retrieved")
+_ROLES = ("label", "role_name")
+_DRAWN, _REPLICATE = ("drawn_from", "draw"), ("replicate", "split", "label")
+# fmt: off
+VARIABLES: dict[str, tuple[tuple[str, ...], str]] = {
+    "score": (("split", "label", "unit"), "number"),
+    "order": (("split", "label", "position"), "count"),
+    "loss": (_CURVE, "number"),
+    "accuracy": (_CURVE, "fraction"),
+    "samples": (_BY_LABEL, "count"),
+    "turning_point": (_BY_LABEL, "place"),
+    "swapped_loss": (_BY_LABEL, "number"),
+    "swapped_accuracy": (_BY_LABEL, "fraction"),
+    "role": (("label", "unit"), "count"),
+    "status": (_BY_LABEL, "text"),
+    "loss_low": (_CURVE, "number"),
+    "loss_high": (_CURVE, "number"),
+    "paired_error": (_CURVE, "number"),
+    "turning_point_replicate": (_REPLICATE, "place"),
+    "regret_replicate": (_REPLICATE, "number"),
+    "proportion_replicate": (("replicate", *_ROLES), "fraction"),
+    "std_over_units_replicate": (("replicate", "role_name"), "fraction"),
+    "role_probability": (("label", "unit", "role_name"), "fraction"),
+    "coverage": (("quantity",), "fraction"),
+    "noise_floor_proportion": ((*_DRAWN, *_ROLES), "fraction"),
+    "noise_floor_std_over_units": ((*_DRAWN, "role_name"), "fraction"),
+    "noise_floor_regret": ((*_DRAWN, "half", "label"), "number"),
+    "noise_floor_samples": (("label",), "count"),
+    "resplit_proportion": (("resplit", *_ROLES), "fraction"),
+    "temperature": ((), "number"),
+    "control_proportion": (("control", *_ROLES), "fraction"),
+    "control_agreement": (("control", "label"), "fraction"),
+    "set_loss": (_BY_LABEL, "number"),
+    "set_balanced_accuracy": (_BY_LABEL, "fraction"),
+    "intact_loss": (("split",), "number"),
+    "intact_balanced_accuracy": (_BY_LABEL, "fraction"),
+}
+# fmt: on
+"""All that a result can hold, by name: dims, and what the values are: a number or not a number; a
+fraction, from 0 to 1 or not a number; a count; a place, from 0 to the number of units; a text."""
+BASIC = tuple(VARIABLES)[:10]
+"""Those that every result has."""
+COORDINATES = {
+    "split": "text",
+    "label": "name",
+    "label_index": "integer",
+    "unit": "count",
+    "position": "count",
+    "retrieved": "count",
+    "role_name": "text",
+    "drawn_from": "text",
+    "quantity": "text",
+    "control": "text",
+}
+"""By name what the values are: as of `VARIABLES`, an integer, or a name, which is a text or one."""
 CROSS_ENTROPY = "cross_entropy"
 OWN_UNITS = "units of the loss"
 """The unit of a loss other than cross-entropy."""
@@ -120,26 +175,32 @@ def dataset(
     )
 
 
-def upgraded(data: xr.Dataset) -> xr.Dataset:
-    """A data set read from a file, in the names of `FORMAT`.
+def known_names(found: object) -> dict[str, str]:
+    """The variables of a format as they are named there, and how `FORMAT` names them.
 
     Raises
     ------
-    InputError : it is neither of this format nor of the one before.
+    InputError : it is neither this format nor the one before.
     """
-    found = data.attrs.get("format")
     if found == FORMAT:
-        return data
+        return {name: name for name in VARIABLES}
     if found != _FORMAT_2:
         raise InputError(
             f"its format is {found!r}, this version reads {_FORMAT_2!r} and {FORMAT!r}"
         )
-    data = data.rename({old: new for old, new in _RENAMED.items() if old in data})
+    old = {new: old for old, new in _RENAMED.items()}
+    return {old.get(name, name): name for name in VARIABLES}
+
+
+def upgraded(data: xr.Dataset) -> xr.Dataset:
+    """A data set read from a file, with the words of `FORMAT`; its variables have their names."""
+    if data.attrs["format"] == FORMAT:
+        return data
     status = np.where(data.status == "never below the dead layer", NEVER_FALLS, data.status)
     data["status"] = (data.status.dims, status)
     provenance = json.loads(data.attrs["provenance"])
     asked = provenance["options"].get("evidence")
     if asked is not None:
-        given = asked.pop("confidence")
+        given = asked.pop("confidence", None)
         asked["bootstrap"] = "fixed_ranking" if given == "given_order" else given
     return data.assign_attrs(format=FORMAT, provenance=json.dumps(provenance))

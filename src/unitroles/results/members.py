@@ -8,6 +8,7 @@ import pandas as pd
 
 from unitroles.errors import unknown
 from unitroles.results.taxonomy import Taxonomy
+from unitroles.wording import printable
 
 
 class TaxonomySet(Mapping[str, Taxonomy]):
@@ -31,7 +32,7 @@ class TaxonomySet(Mapping[str, Taxonomy]):
         return len(self._members)
 
     def __repr__(self) -> str:
-        return f"TaxonomySet({', '.join(self)})"
+        return f"TaxonomySet({', '.join(map(printable, self))})"
 
     def _stack(self, table: str) -> pd.DataFrame:
         frames = {name: getattr(member, table)() for name, member in self.items()}

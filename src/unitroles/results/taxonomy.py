@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,7 @@ import xarray as xr
 from unitroles import roles
 from unitroles.errors import InputError, unknown
 from unitroles.files import write_whole
-from unitroles.results import evidence, signs, tables
-from unitroles.results.dataset import upgraded
+from unitroles.results import evidence, signs, storage, tables
 from unitroles.roles import Role
 from unitroles.stats.minima import NEVER_FALLS
 
@@ -323,26 +321,36 @@ class Taxonomy:
         return tables.curves(self.data, self.level)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write NetCDF, under a temporary name first so that no half file is ever left."""
-        write_whole({Path(path): partial(self.data.to_netcdf, engine="h5netcdf")})
+        """Write NetCDF, whole or not at all, with its SHA-256 behind it, which `load` compares.
+
+        Other programs that read NetCDF or HDF5 take no notice of it.
+
+        Raises
+        ------
+        InputError : the file cannot be written, or something in `data` cannot be kept as it is.
+        """
+        write_whole({Path(path): storage.to_bytes(self.data)})
         return Path(path)
 
 
 def load(path: str | os.PathLike[str]) -> Taxonomy:
     """Read what `Taxonomy.save` wrote.
 
+    A file without a SHA-256, of an older version or of another program, is read too; the warnings
+    in `provenance` and the report then say that it was not checked.
+
     Raises
     ------
-    InputError : the file is absent or holds something else.
+    InputError : the file is absent, was changed after it was written, or holds something else.
     """
-    if not Path(path).is_file():
+    file = Path(path)
+    try:
+        there = file.exists()
+    except (OSError, ValueError):
+        there = False
+    if not there or file.is_dir():
         raise InputError(f"there is no file {path}; give a taxonomy written by save or analyze")
     try:
-        with xr.open_dataset(path, engine="h5netcdf") as file:
-            data = file.load()
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{path} is not a taxonomy: it cannot be read as NetCDF") from error
-    try:
-        return Taxonomy(upgraded(data))
+        return Taxonomy(storage.read(file))
     except InputError as error:
         raise InputError(f"{path} is not a taxonomy: {error}; analyse again") from error

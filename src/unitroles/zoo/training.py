@@ -5,26 +5,36 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import asdict, dataclass
-from functools import cached_property, partial
+from functools import cached_property
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from unitroles.files import make_folder, require, write_whole
+from unitroles.files import (
+    make_folder,
+    read_regular,
+    require,
+    sealed,
+    unsealed,
+    write_whole,
+)
 from unitroles.zoo.images import ImageData
 from unitroles.zoo.settings import ModelSettings, Recipe
 from unitroles.zoo.vgg import small_vgg
 
 _FACTS = ("train_accuracy", "test_accuracy", "true_label_accuracy", "epochs", "seconds")
+_DIGEST = "content_sha256"
 
 
 @dataclass(frozen=True)
@@ -261,43 +271,70 @@ def _predict(model: nn.Module, images: np.ndarray) -> np.ndarray:
 
 
 def _resume(job: _Job, state: dict[str, Any], device: torch.device) -> tuple[int, float]:
-    """Load the checkpoint if there is one of the same settings; return epochs and seconds."""
-    if not job.checkpoint.exists():
+    """Load the checkpoint if there is one of the same settings; return epochs and seconds.
+
+    One that cannot be read, or is not as it was written, is as good as none.
+    """
+    fresh = {part: deepcopy(holder.state_dict()) for part, holder in state.items()}
+    try:
+        content, whole = unsealed(read_regular(job.checkpoint))
+        stored = torch.load(BytesIO(content), map_location=device, weights_only=True)
+        if not whole or stored["settings_hash"] != job.fingerprint:
+            return 0, 0.0
+        for part, holder in state.items():
+            holder.load_state_dict(stored[part])
+        return int(stored["epoch"]), float(stored["seconds"])
+    except Exception:  # of every kind, where a file is damaged
+        for part, holder in state.items():
+            holder.load_state_dict(fresh[part])
         return 0, 0.0
-    stored = torch.load(job.checkpoint, map_location=device, weights_only=True)
-    if stored["settings_hash"] != job.fingerprint:
-        return 0, 0.0
-    for part, holder in state.items():
-        holder.load_state_dict(stored[part])
-    return stored["epoch"], stored["seconds"]
 
 
 def _save_checkpoint(job: _Job, state: dict[str, Any], epoch: int, seconds: float) -> None:
     stored = {part: holder.state_dict() for part, holder in state.items()}
     stored |= {"settings_hash": job.fingerprint, "epoch": epoch, "seconds": seconds}
-    write_whole({job.checkpoint: partial(torch.save, stored)})
+    buffer = BytesIO()
+    torch.save(stored, buffer)
+    write_whole({job.checkpoint: sealed(buffer.getvalue())})
 
 
 def _save_weights(job: _Job, trained: Trained) -> None:
     metadata = {name: json.dumps(getattr(trained, name)) for name in _FACTS}
     metadata |= {"settings_hash": job.fingerprint, "torch": str(torch.__version__)}
-    write = partial(save_file, trained.model.state_dict(), metadata=metadata)
-    write_whole({job.weights: write})
+    weights = trained.model.state_dict()
+    metadata[_DIGEST] = _digest(weights, metadata)
+    write_whole({job.weights: save(weights, metadata=metadata)})
+
+
+def _digest(weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """The SHA-256 of weights and of what is said about them."""
+    said = sorted((name, text) for name, text in metadata.items() if name != _DIGEST)
+    digest = hashlib.sha256(json.dumps(said).encode())
+    for name, values in sorted(weights.items()):
+        digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
+        digest.update(values.contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _finished(job: _Job) -> Trained | None:
-    if not job.weights.exists():
-        return None
+    """Finished weights of the same settings.
+
+    Those that cannot be read, or are not as they were written, are as good as none.
+    """
     try:
-        with safe_open(job.weights, framework="pt") as file:
-            metadata = file.metadata() or {}
-    except SafetensorError:  # damaged: trained again
+        content = read_regular(job.weights)
+        (length,) = struct.unpack_from("<Q", content)
+        metadata = json.loads(content[8 : 8 + length])["__metadata__"]
+        if metadata["settings_hash"] != job.fingerprint:
+            return None
+        weights = load(content)
+        if metadata.get(_DIGEST) not in (None, _digest(weights, metadata)):
+            return None
+        model = job.network()
+        model.load_state_dict(weights)
+        facts = {name: json.loads(metadata[name]) for name in _FACTS}
+    except Exception:  # of every kind, where a file is damaged
         return None
-    if metadata.get("settings_hash") != job.fingerprint:
-        return None
-    model = job.network()
-    model.load_state_dict(load_file(job.weights))
-    facts = {name: json.loads(metadata[name]) for name in _FACTS}
     return Trained(model=model.eval(), reused=True, **facts)
 
 
