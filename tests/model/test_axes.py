@@ -199,6 +199,25 @@ def test_looking_at_other_sizes_leaves_no_trace():
     assert torch.equal(before, torch.random.get_rng_state())
 
 
+def test_what_a_model_keeps_of_another_size_is_gone_before_it_runs_again():
+    """As Swin of transformers, whose windows never grow again."""
+
+    class Shrinking(Series):
+        window = 100
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.window = min(self.window, x.shape[2])
+            return super().forward(x[..., : self.window])
+
+    torch.manual_seed(1)
+    model, split = Shrinking("glu").double().eval(), data(SERIES)
+    found = quietly(ur.analyze, model, split, split, layer="glu")
+    losses = F.cross_entropy(model(split[0]), split[1], reduction="none").detach()
+    own = losses.view(3, 3).mean(0)  # the samples of a class stand three apart
+    np.testing.assert_allclose(found.data.loss[0, :, -1], own, rtol=0, atol=1e-10)
+    assert model.window == SERIES[1]
+
+
 def test_convnext_of_transformers_has_its_channels_as_units():
     transformers = pytest.importorskip("transformers")
     config = transformers.ConvNextConfig(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from unitroles.errors import InputError, unknown
+from unitroles.model.borrow import untouched
 from unitroles.model.calls import Place, watched
 from unitroles.model.forward import (
     FORWARD_ERRORS,
@@ -263,7 +264,9 @@ def _settled(model: nn.Module, inputs: Any, calls: list[Call]) -> list[Call]:
     left = {place: set(range(1, len(shape))) for place, shape in shapes.items()}
     for other in _of_other_sizes(inputs) if left else ():
         record = _Record()
-        with suppress(InputError), watched(model, model.named_modules(), record.note):
+        watch = watched(model, model.named_modules(), record.note)
+        # A model may keep what it learnt of a size: it must not meet its own inputs with that.
+        with untouched(model), suppress(InputError), watch:
             attempted(model, other)  # what it was called for until it fails counts as well
         for call in record.calls:
             place, shape = (call.path, call.index), call.shape or ()
