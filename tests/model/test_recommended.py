@@ -70,7 +70,7 @@ class Written(Branches):
 
 
 class Dense(Conv):
-    """As DenseNet: the last activation module is a bottleneck's; after the norm it is a function."""
+    """As DenseNet: the last activation is a bottleneck's; the one after the norm a function."""
 
     def __init__(self) -> None:
         super().__init__()
