@@ -13,6 +13,8 @@ from unitroles.errors import InputError, unknown
 
 BASELINES = ("zero", "mean")
 RESOLUTIONS = ("exact", "adaptive")
+PROBABILITIES = "probabilities"
+"""The output that is no name, unless the model has one of that name: a softmax."""
 ORDERS = ("per_split", "train", "test", "pooled")
 BOOTSTRAPS = {"fixed_ranking": 100, "full": 25}
 """Replicates where none are asked for."""
@@ -37,12 +39,13 @@ class Layer:
     ----------
     path : dotted module path, as in `model.named_modules()`.
     axis : the axis of the output that counts the units; None finds it.
-    call : which call of the module within one forward, for modules that are reused; -1 = the last.
+    call : which call of the module within one forward, for modules that are reused, from 0, or from
+        -1 backwards; None takes the last, and says so where there are several.
     """
 
     path: str
     axis: int | None = None
-    call: int = -1
+    call: int | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,13 @@ class Method:
         (`Taxonomy.sensitivity`) are read from the points that were evaluated for this one. Where
         the curve is one running sum of logits, all n are evaluated whatever it says: nothing would
         be saved.
+    output : which of the model's outputs is the logits: its number in a tuple, its name in a
+        mapping or an object, "probabilities", or a function (package.module:function). Else the
+        one called `logits`, the only one, or the only one with a number for every class. A function
+        gets all that the model returns and gives the logits (samples, classes); it is trusted.
+        "probabilities" is for models that end in a softmax: what would be taken for logits is read
+        as probabilities, and its logarithm analysed; where an output has that name, it is that one.
+        Without it, and without a `loss` of one's own, probabilities and sigmoids are refused.
     """
 
     score: str | Callable[[Any], Any] = "activation_l1"
@@ -80,6 +90,7 @@ class Method:
     baseline: str = "zero"
     loss: Callable[[Any, Any], Any] | None = None
     resolution: str | int = "exact"
+    output: int | str | Callable[[Any], Any] | None = None
 
     def __post_init__(self) -> None:
         _one_of("order", self.order, ORDERS)
@@ -92,6 +103,12 @@ class Method:
         if self.loss is not None and not callable(self.loss):
             raise InputError(
                 f"loss must be a function of outputs and labels, or None, not {self.loss!r}"
+            )
+        named = isinstance(self.output, (int, str)) and not isinstance(self.output, bool)
+        if not (self.output is None or named or callable(self.output)) or self.output == "":
+            raise InputError(
+                "output must be the number or name of one of the model's outputs, 'probabilities', "
+                f"or a function of what the model returns, not {self.output!r}"
             )
         if not isinstance(self.tolerance, Real) or not 0 <= self.tolerance < float("inf"):
             raise InputError(f"tolerance must be 0 or more nats, not {self.tolerance!r}")

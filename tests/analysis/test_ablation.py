@@ -375,7 +375,12 @@ def test_the_provenance_says_how_the_result_came_about(function):
     method = record["options"]["method"]
     assert method["baseline"] == "mean"
     if function is ur.cumulative_ablation:
-        assert method == {"order": "descending", "score": "activation_l1", "baseline": "mean"}
+        assert method == {
+            "order": "descending",
+            "score": "activation_l1",
+            "baseline": "mean",
+            "output": None,
+        }
     assert record["options"]["sample"]["seed"] == 4
     assert record["options"]["compute"]["batch_size"] == BATCH.batch_size
     assert record["layer"] == {"path": "1", "axis": 1, "call": 0}

@@ -519,7 +519,9 @@ def test_logits_are_found_in_what_the_model_returns(wrap):
     [
         pytest.param(lambda logits: logits.sum(dim=1), r"got \(2,\)", id="one number"),
         pytest.param(
-            lambda logits: {"scores": logits}, "got a mapping with scores", id="another name"
+            lambda logits: {"best": logits.argmax(dim=1)},
+            "got a mapping with best",
+            id="no numbers",
         ),
         pytest.param(
             lambda logits: logits.argmax(dim=1, keepdim=True), r"got \(2, 1\)", id="classes"

@@ -54,7 +54,7 @@ def hints(model: nn.Module, layer, side: int = 8) -> list[str]:
         ("hidden", "name layer 'relu'"),
         ("norm", None),
         ("plain", None),
-        ("relu", None),
+        (ur.Layer("relu", call=-1), None),
         (None, None),
     ],
 )
@@ -107,3 +107,14 @@ def test_a_sum_in_place_is_not_what_the_norm_gave():
     split = torch.randn(4, 3, 8, 8), torch.arange(4) % 2
     with pytest.raises(ur.InputError, match="'weight_l1' needs a module with one row"):
         ur.analyze(Skip(), split, split, "relu", method=ur.Method(score="weight_l1"))
+
+
+def test_naming_a_module_that_is_called_twice_says_which_call_was_taken():
+    (found,) = hints(Net(False), "relu")
+    assert found == (
+        "layer 'relu' is called 2 times in one forward: its last call, 1 (7 units), is taken. The "
+        "others are 0 (4 units); name one with unitroles.Layer('relu', call=...)"
+    )
+    model = Net(True)
+    assert hints(model, model.relu) == hints(model, ur.Layer("relu")) == [found]
+    assert hints(model, ur.Layer("relu", call=0)) == hints(model, ur.Layer("relu", call=1)) == []

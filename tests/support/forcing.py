@@ -114,4 +114,5 @@ def traced(model: nn.Module, example: Any) -> Trace:
 
 def find(model: nn.Module, layer: Any, example: Any) -> Site:
     """The layer that a user means."""
-    return resolve(model, layer, traced(model, example))
+    with untouched(model):
+        return resolve(model, layer, trace(model, example))

@@ -24,6 +24,7 @@ from unitroles.engine.masks import AllButOne, Prefixes
 from unitroles.engine.plan import Plan
 from unitroles.errors import InputError, unknown
 from unitroles.model.forward import Logits
+from unitroles.model.output import Output
 from unitroles.model.trace import Site
 from unitroles.options import Compute, Layer, Method, Sample
 from unitroles.roles import ranked
@@ -44,6 +45,7 @@ def single_unit_ablation(  # noqa: PLR0913
     *,
     class_names: Sequence[str] | None = None,
     baseline: str = "zero",
+    output: Output = None,
     progress: bool = True,
     sample: Sample = Sample(),
     compute: Compute = Compute(),
@@ -58,6 +60,7 @@ def single_unit_ablation(  # noqa: PLR0913
     class_names : names by class number; None takes those of the data if there are any.
     baseline : what a removed unit gives. "zero"; or "mean", its mean activation over all analysed
         samples and all positions.
+    output : which of the model's outputs is the logits, see `Method`.
     progress : draw bars on the error stream of a terminal.
     sample, compute : see `Sample`, `Compute`.
 
@@ -81,7 +84,7 @@ def single_unit_ablation(  # noqa: PLR0913
     >>> ur.single_unit_ablation(model, (x, y), layer="1").loss_change.shape
     (2, 8)
     """
-    method = Method(baseline=baseline)
+    method = Method(baseline=baseline, output=output)
     request = Request(
         model, {"data": data}, [layer], class_names, method, sample, compute, progress=progress
     )
@@ -97,6 +100,7 @@ def cumulative_ablation(  # noqa: PLR0913
     score: Score = "activation_l1",
     class_names: Sequence[str] | None = None,
     baseline: str = "zero",
+    output: Output = None,
     progress: bool = True,
     sample: Sample = Sample(),
     compute: Compute = Compute(),
@@ -131,7 +135,7 @@ def cumulative_ablation(  # noqa: PLR0913
     """
     if isinstance(order, str) and order not in REMOVAL_ORDERS:
         raise unknown("order", order, REMOVAL_ORDERS)
-    method = Method(score=score, baseline=baseline)
+    method = Method(score=score, baseline=baseline, output=output)
     request = Request(
         model, {"data": data}, [layer], class_names, method, sample, compute, progress=progress
     )
@@ -156,7 +160,8 @@ def _ablated(
         provenance = ready.record()
     labels, names, (choice,) = ready.labels, ready.names, ready.choices
     baseline = request.method.baseline
-    provenance["options"]["method"] = {**named, "baseline": baseline}
+    method = provenance["options"]["method"]
+    provenance["options"]["method"] = {**named, "baseline": baseline, "output": method["output"]}
     return xr.Dataset(
         {**variables, "samples": ("label", sums.count)},
         coords={

@@ -19,6 +19,7 @@ from unitroles.analysis.request import Request
 from unitroles.analysis.targets import (
     MORE_SAMPLES,
     PROBE_SAMPLES,
+    asked_of,
     check_names,
     classed,
     criterion_of,
@@ -52,6 +53,7 @@ from unitroles.model.forward import (
     logits_of,
     require_rows,
 )
+from unitroles.model.output import logits_alone
 from unitroles.model.trace import Call, Site, Trace, trace
 from unitroles.options import Layer
 from unitroles.progress import Track, track
@@ -158,10 +160,12 @@ def prepared(request: Request) -> Iterator[Ready]:
         sides = [fitted(model, side, request.sample.group_by) for side in sides]
         inputs, *others = (_few(side, precision) for side in sides)
         with precision.on():
+            stack.enter_context(logits_alone(model, inputs, asked_of(request, model, sides, names)))
             seen = trace(model, inputs)
         if seen.writes:
             stack.enter_context(inputs_kept(model))
-        sites = [_located(model, layer, seen) for layer in request.layers]
+        with precision.on():
+            sites = [_located(model, layer, seen) for layer in request.layers]
         outputs = _outputs(model, seen, sides[1:], others)
         check_names(outputs, sides, names, request)
         criterion = criterion_of(request.method.loss, seen, outputs, sides)

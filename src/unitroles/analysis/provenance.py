@@ -59,9 +59,10 @@ def record(model: nn.Module, request: Request) -> dict[str, Any]:
     return {
         "options": {
             "method": {
-                **dataclasses.asdict(dataclasses.replace(method, score="", loss=None)),
+                **dataclasses.asdict(dataclasses.replace(method, score="", loss=None, output=None)),
                 "score": name_of(method.score),
                 "loss": None if method.loss is None else name_of(method.loss),
+                "output": name_of(method.output) if callable(method.output) else method.output,
             },
             "sample": {
                 **dataclasses.asdict(dataclasses.replace(sample, group_by=None)),

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unitroles.analysis.request import Request
 from unitroles.curves.loss import CROSS_ENTROPY, Criterion, OwnLoss
@@ -20,6 +20,7 @@ from unitroles.errors import DataWarning, InputError
 from unitroles.model.forward import (
     no_logits,
 )
+from unitroles.model.output import Asked, classes_of
 from unitroles.model.trace import Trace
 from unitroles.wording import is_whole
 
@@ -40,6 +41,20 @@ def classed(request: Request) -> tuple[list[Samples], list[str] | None]:
             f"the groups have names of their own ({', '.join(names[:5])}); leave class_names out"
         )
     return sides, _names(names if class_names is None else class_names)
+
+
+def asked_of(
+    request: Request, model: nn.Module, sides: Sequence[Samples], names: Sequence[str] | None
+) -> Asked:
+    """What decides which of the model's outputs is the logits."""
+    targets, grouped = sides[0].targets, request.sample.group_by is not None
+    whole = targets.ndim == 1 and not targets.is_floating_point()
+    classes = [
+        *([len(names)] if names is not None and not grouped else []),
+        *classes_of(model),
+        *([1 + max(int(side.targets.max()) for side in sides)] if whole else []),
+    ]
+    return Asked(request.method.output, classes, strict=request.method.loss is None)
 
 
 def criterion_of(

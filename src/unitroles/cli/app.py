@@ -18,6 +18,7 @@ import typer
 
 from unitroles.cli.arguments import (
     LASTING,
+    OPTIONS,
     Data,
     Force,
     Model,
@@ -91,6 +92,11 @@ def analyze(**given: Any) -> None:
         load_object(given[name], f"--{name} must be module:function") if given[name] else None
         for name in ("transform", "loss")
     )
+    if isinstance(method.output, str) and ":" in method.output:
+        function = load_object(
+            method.output, "--output must be a name, a number or module:function"
+        )
+        method = replace(method, output=function)
     network = trained_model(asked.model, asked.weights)
     how = {name: value for name, value in vars(data).items() if name not in ("train", "test")}
     reading = DataOptions(**{**how, "transform": transform}, known=known_of(asked.model, network))
@@ -124,6 +130,9 @@ def list_layers(
         ),
     ] = None,
     batch: Annotated[int, typer.Option(min=2, help="Inputs in the example.")] = 2,
+    output: Annotated[
+        str | None, typer.Option(help="Number or name of the output that is the logits.")
+    ] = None,
     csv: Annotated[bool, typer.Option("--csv", help="Print comma-separated values.")] = False,
 ) -> None:
     """List the layers of a model that have units, and what an analysis of each would cost."""
@@ -136,7 +145,7 @@ def list_layers(
         raise InputError(f"--input takes positive sizes such as 3,224,224, not {shape!r}")
     network = load_model(model, bare=True)
     example = example_of(model, network, batch, sizes)
-    frame = ur.layers(network, example)
+    frame = ur.layers(network, example, OPTIONS["output"].value(output))
     say(frame.to_csv(index=False).rstrip() if csv else text.layer_table(frame))
 
 

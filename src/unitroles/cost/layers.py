@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +18,11 @@ from unitroles.graph.extract import CannotCut
 from unitroles.graph.flops import Operations
 from unitroles.graph.ops import ROWS, is_norm, value_of
 from unitroles.model.borrow import device_of, untouched, unwrapped
-from unitroles.model.candidates import candidates, recommend
+from unitroles.model.candidates import Recommended, candidates, recommend
 from unitroles.model.forward import Precision, batch_size, each, forward, logits_of
+from unitroles.model.output import Asked, Output, classes_of, logits_alone
 from unitroles.model.trace import Site, Trace, find_site, trace
-from unitroles.options import Layer
+from unitroles.options import Layer, Method
 from unitroles.rewrite.additive import can_fold, running_sum
 from unitroles.rewrite.head import Head
 from unitroles.wording import first_line
@@ -28,22 +30,24 @@ from unitroles.wording import first_line
 _FORWARDS = 3
 
 
-def layers(model: nn.Module, example: Any) -> pd.DataFrame:
+def layers(model: nn.Module, example: Any, output: Output = None) -> pd.DataFrame:
     """Every layer that has units, with the plan a test of it would get and its cost.
 
     Parameters
     ----------
     model : any module that returns logits.
     example : a batch of at least two inputs, as the model takes them.
+    output : which of the model's outputs is the logits, see `Method`.
 
     Returns
     -------
     One row per layer in the order of the forward: layer, kind, units, axis, plan, cost,
-    ms_per_sample, recommended, reason, bytes_per_sample. The cost is in evaluation passes over the
-    same samples, from the floating-point operations of matrix products and convolutions; the time,
-    in milliseconds of a test per sample of both splits, is the cost times what one sample of the
-    example takes here; the bytes are what is kept of every sample between the pass and the masks.
-    No plan is tried: one that fails its check before a run is replaced by a more expensive one.
+    ms_per_sample, recommended, reason, bytes_per_sample, note. The cost is in evaluation passes
+    over the same samples, from the floating-point operations of matrix products and convolutions;
+    the time, in milliseconds of a test per sample of both splits, is the cost times what one sample
+    of the example takes here; the bytes are what is kept of every sample between the pass and the
+    masks. The note says why a layer is recommended, and where an axis is a guess. No plan is tried:
+    one that fails its check before a run is replaced by a more expensive one.
     `plan` measures every stage on the data.
 
     Raises
@@ -63,12 +67,15 @@ def layers(model: nn.Module, example: Any) -> pd.DataFrame:
     """
     if batch_size(example) < 2:
         raise InputError("give an example batch of at least two inputs")
-    with unwrapped(model) as model, untouched(model):
+    asked = Asked(Method(output=output).output, classes_of(model), strict=False)
+    with unwrapped(model) as model, untouched(model), ExitStack() as stack:
         example = Precision(device_of(model)).place(example)
+        stack.enter_context(logits_alone(model, example, asked))
         seen = trace(model, example)
-        best = recommend(seen.calls, seen.samples).path
-        found = candidates(seen.calls, seen.samples)
-        sites = [find_site(model, Layer(call.path), seen.calls, seen.samples) for call in found]
+        best = recommend(model, seen)
+        found = {call.path: Layer(call.path) for call in candidates(seen.calls, seen.samples)}
+        found[best.layer.path] = best.layer
+        sites = [find_site(model, layer, seen.calls, seen.samples) for layer in found.values()]
         costs = _costs(model, sites, seen)
         each = 1000 * _seconds(model, example) / seen.samples
     rows = [
@@ -80,13 +87,22 @@ def layers(model: nn.Module, example: Any) -> pd.DataFrame:
             "plan": outlook.plan,
             "cost": round(outlook.cost, 2),
             "ms_per_sample": float(f"{outlook.cost * each:.3g}"),
-            "recommended": site.path == best,
+            "recommended": site.path == best.layer.path,
             "reason": outlook.reason,
             "bytes_per_sample": outlook.kept,
+            "note": _note(site, best),
         }
         for site, outlook in zip(sites, costs, strict=True)
     ]
     return pd.DataFrame(rows)
+
+
+def _note(site: Site, best: Recommended) -> str:
+    """Why a layer is recommended; or that its axis is a guess, as no recommended one is."""
+    if site.path == best.layer.path:
+        call = f" (call {site.call} of {site.calls})" if site.calls > 1 else ""
+        return f"recommended{call}: {best.reason}"
+    return "the axis is a guess: give Layer(path, axis=...)" if site.guessed else ""
 
 
 def _seconds(model: nn.Module, example: Any) -> float:

@@ -62,25 +62,36 @@ def forward(model: nn.Module, inputs: Any) -> Any:
     return model(inputs)
 
 
+def parts_of(output: Any) -> dict[Any, Any]:
+    """What a model returns by name, or by number where it has no names; a tensor has no parts."""
+    if isinstance(output, Tensor) or output is None:
+        return {}
+    if isinstance(output, Mapping):
+        found = dict(output)
+    elif isinstance(output, (tuple, list)):
+        found = dict(zip(getattr(output, "_fields", range(len(output))), output, strict=True))
+    else:
+        found = dict(getattr(output, "__dict__", {}))
+    return {name: part for name, part in found.items() if part is not None}
+
+
 def answer_of(output: Any) -> Tensor:
-    """The logits in what a model returns, or the first thing of it.
+    """The logits in what a model returns: itself, its `logits`, or the one tensor that may be.
 
     Raises
     ------
-    InputError : the output is neither a tensor, a tuple led by one, nor something with `logits`.
+    InputError : the output is neither a tensor nor holds `logits` or one tensor of numbers.
     """
-    if isinstance(output, Mapping):
-        if "logits" not in output:
-            raise no_logits(f"a mapping with {', '.join(map(str, output)) or 'nothing'}")
-        output = output["logits"]
-    elif not isinstance(output, Tensor) and hasattr(output, "logits"):
-        output = output.logits
-    elif isinstance(output, (tuple, list)) and output:
-        output = output[0]
+    parts = parts_of(output)
+    if "logits" in parts:
+        output = parts["logits"]
+    elif parts:
+        able = [v for v in parts.values() if isinstance(v, Tensor) and v.is_floating_point()]
+        output = next((value for value in able if value.ndim), output)
     if not isinstance(output, Tensor) or output.ndim == 0 or not output.is_floating_point():
-        raise no_logits(
-            tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        )
+        names = ", ".join(map(str, parts)) or "nothing"
+        kind = f"a mapping with {names}" if isinstance(output, Mapping) else type(output).__name__
+        raise no_logits(tuple(output.shape) if isinstance(output, Tensor) else kind)
     return output
 
 
@@ -96,7 +107,7 @@ def no_logits(found: object) -> InputError:
     """The error of an output that holds no logits."""
     return InputError(
         f"the model's output must hold logits of shape (samples, classes), got {found}; wrap the "
-        "model in a module that returns them"
+        "model in a module that returns them, or say what they are with Method(output=...)"
     )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from unitroles.errors import InputError, unknown
+from unitroles.model.borrow import untouched
 from unitroles.model.calls import Place, watched
 from unitroles.model.forward import (
     FORWARD_ERRORS,
@@ -27,8 +29,9 @@ from unitroles.model.memory import out_of_memory, ran_out
 from unitroles.options import Layer
 from unitroles.wording import first_line
 
+_POOLS = tuple(getattr(nn, name) for name in nn.modules.pooling.__all__)
 _BY_CHANNEL = (
-    *(getattr(nn, name) for name in nn.modules.pooling.__all__),
+    *_POOLS,
     nn.modules.batchnorm._NormBase,
     nn.GroupNorm,
 )
@@ -60,7 +63,7 @@ class Call:
     module : the module that was called.
     shape : shape of its output; None where that is not one floating-point tensor.
     axis : the axis that counts the units; None where there is none.
-    guessed : whether the axis was taken from the number of axes alone.
+    guessed : whether the axis may be another one as well.
     output : identity and version of the output tensor.
     inputs : identities and versions of the tensors it was called with.
     dtype : of its output.
@@ -133,13 +136,15 @@ class Trace:
 def trace(model: nn.Module, inputs: Any) -> Trace:
     """Run a batch, and its first and its last sample alone, and note every module call.
 
-    Run it inside `untouched`.
+    Where an axis is still a guess, the model runs at other sizes of the inputs too. Run it inside
+    `untouched`.
 
     Raises
     ------
     InputError : the model cannot take the inputs.
     """
     seen = _run(model, inputs)
+    seen = replace(seen, calls=_settled(model, inputs, seen.calls))
     try:
         first, last = (_run(model, rows_of(inputs, part)) for part in (slice(1), slice(-1, None)))
         return replace(seen, alone=first, apart=torch.cat([first.logits, last.logits]))
@@ -183,20 +188,32 @@ def _identity(value: Any) -> tuple[int, int]:
     return id(value), value._version if counted else 0
 
 
+def attempted(model: nn.Module, inputs: Any) -> Any:
+    """What the model returns for a batch, which it may write to.
+
+    Raises
+    ------
+    InputError : the model cannot take it.
+    """
+    try:
+        return forward(model, inputs)
+    except InputError:
+        raise
+    except FORWARD_ERRORS as error:
+        if ran_out(error):
+            raise out_of_memory("the model's forward", batch_size(inputs)) from error
+        raise InputError(
+            f"the model cannot take a batch of {describe(inputs)}: {first_line(error)}; give "
+            "samples of the shape and type the model was trained with"
+        ) from error
+
+
 def _run(model: nn.Module, inputs: Any) -> Trace:
     record = _Record()
     with watched(model, model.named_modules(), record.note):
         given = each(inputs, torch.clone)
         before = list(map(_identity, tensors(given)))
-        try:
-            output = forward(model, given)
-        except FORWARD_ERRORS as error:
-            if ran_out(error):
-                raise out_of_memory("the model's forward", batch_size(inputs)) from error
-            raise InputError(
-                f"the model cannot take a batch of {describe(inputs)}: {first_line(error)}; give "
-                "samples of the shape and type the model was trained with"
-            ) from error
+        output = attempted(model, given)
     writes = list(map(_identity, tensors(given))) != before
     logits, shape = logits_of(output).clone(), tuple(answer_of(output).shape[1:])
     return Trace(record.calls, logits, shape, inputs, writes)
@@ -220,13 +237,104 @@ def _unit_axis(
     for value in () if inside else args:
         axis = axes.get(id(value))
         if axis is not None and value.shape == output.shape:
-            # A module of one's own may have moved the axis to another of the same size.
-            keeps = isinstance(module, KEEPING) or is_foreign_activation(module)
-            return axis, not (whole or last or keeps)
+            return axis, not (whole or _keeps(module)) and _is_one_of_several(axis, output.shape)
     for call in reversed(past):
         if call.shape == tuple(output.shape) and call.axis is not None:
-            return call.axis, call.guessed
+            return call.axis, call.guessed or _is_one_of_several(call.axis, output.shape)
     return 2 if output.ndim == 3 else 1, True
+
+
+def _is_one_of_several(axis: int, shape: Sequence[int]) -> bool:
+    """Whether another axis has this size too, so that the units may have been moved there."""
+    return list(shape[1:]).count(shape[axis]) > 1
+
+
+def _keeps(module: nn.Module) -> bool:
+    return isinstance(module, KEEPING) or is_foreign_activation(module)
+
+
+def _settled(model: nn.Module, inputs: Any, calls: list[Call]) -> list[Call]:
+    """The axes that were guessed, from the weights they meet, or from other sizes of the inputs.
+
+    A layer has as many units for small inputs as for large ones. Where several axes are left, or
+    none, the axis stays a guess.
+    """
+    calls = _meeting_weights(calls)
+    shapes = {(c.path, c.index): c.shape for c in calls if c.guessed and c.shape is not None}
+    left = {place: set(range(1, len(shape))) for place, shape in shapes.items()}
+    for other in _of_other_sizes(inputs) if left else ():
+        record = _Record()
+        watch = watched(model, model.named_modules(), record.note)
+        # A model may keep what it learnt of a size: it must not meet its own inputs with that.
+        with untouched(model), suppress(InputError), watch:
+            attempted(model, other)  # what it was called for until it fails counts as well
+        for call in record.calls:
+            place, shape = (call.path, call.index), call.shape or ()
+            given = shapes.get(place, ())
+            if given:
+                same = zip(shape, given, strict=True) if len(shape) == len(given) else ()
+                left[place] &= {i for i, (one, two) in enumerate(same) if one == two}
+        if _most_axes(inputs) > 3 and all(len(axes) == 1 for axes in left.values()):
+            break  # larger pictures would cost more and tell nothing else
+    found = {place: axes.pop() for place, axes in left.items() if len(axes) == 1}
+    return [
+        replace(call, axis=found[call.path, call.index], guessed=False)
+        if (call.path, call.index) in found
+        else call
+        for call in calls
+    ]
+
+
+def _meeting_weights(calls: list[Call]) -> list[Call]:
+    """The axes that were guessed, where a layer with weights, or what keeps them, takes them in."""
+    calls, taken = list(calls), defaultdict[tuple[int, int], set[int]](set)
+    for place in reversed(range(len(calls))):
+        call = calls[place]
+        shape = call.shape
+        if shape is None:
+            continue
+        if call.guessed and len(axes := taken[call.output]) == 1:
+            call = calls[place] = replace(call, axis=next(iter(axes)), guessed=False)
+        module, last = call.module, len(shape) - 1
+        for identity in call.inputs:
+            if isinstance(module, _CHANNELS_FIRST) and not isinstance(module, _POOLS):
+                taken[identity].add(1)
+            elif isinstance(module, (nn.Linear, nn.LayerNorm)) and not _moves_axes(module):
+                whole = isinstance(module, nn.LayerNorm) and len(module.normalized_shape) > 1
+                taken[identity].update(() if whole else (last,))
+            elif _keeps(module) and call.axis is not None and not call.guessed:
+                same = any(c.output == identity and c.shape == shape for c in calls)
+                taken[identity].update((call.axis,) if same else ())
+    return calls
+
+
+def _of_other_sizes(inputs: Any) -> Iterator[Any]:
+    """Smaller pictures and shorter texts or series, then larger pictures, with the same samples."""
+    most = _most_axes(inputs)
+
+    def half(axes: Sequence[int], of: int) -> Any:
+        def shorter(value: Tensor) -> Tensor:
+            for axis in axes if value.ndim == of else ():
+                value = value.narrow(axis, 0, (value.shape[axis] + 1) // 2)
+            return value.clone()
+
+        return each(inputs, shorter)
+
+    def double(value: Tensor) -> Tensor:
+        return value.repeat(*[1] * (most - 2), 2, 2) if value.ndim == most else value.clone()
+
+    if most > 3:
+        yield half((-1, -2), most)
+        yield each(inputs, double)
+    elif most == 3:
+        yield half((2,), 3)
+        yield half((1,), 3)
+    elif most == 2 and not any(value.is_floating_point() for value in tensors(inputs)):
+        yield half((1,), 2)  # numbers of tokens: a model may know no more positions
+
+
+def _most_axes(inputs: Any) -> int:
+    return max((tensor.ndim for tensor in tensors(inputs)), default=0)
 
 
 def is_foreign_activation(module: nn.Module) -> bool:
@@ -256,12 +364,13 @@ def find_site(model: nn.Module, layer: Layer, calls: list[Call], batch: int) -> 
             f"layer {layer.path!r} is not called in the model's forward; name a layer listed by "
             "unitroles.layers"
         )
-    if not -len(mine) <= layer.call < len(mine):
+    index = -1 if layer.call is None else layer.call
+    if not -len(mine) <= index < len(mine):
         raise InputError(
             f"layer {layer.path!r} is called {len(mine)} time(s) in one forward, there is no call "
-            f"{layer.call}; count from 0, or from -1 backwards"
+            f"{index}; count from 0, or from -1 backwards"
         )
-    call = mine[layer.call]
+    call = mine[index]
     if call.shape is None or len(call.shape) < 2 or call.shape[0] != batch:
         shape = "no single floating-point tensor" if call.shape is None else f"shape {call.shape}"
         raise InputError(

@@ -209,8 +209,10 @@ def layer_table(frame: pd.DataFrame) -> str:
 
     As wide as the terminal where that is enough; reasons are wrapped.
     """
+    axes = list(zip(frame.axis, frame.note, strict=True))
     columns = {
-        **frame[["layer", "kind", "plan", "units", "axis"]],
+        **frame[["layer", "kind", "plan", "units"]],
+        "axis": [f"{axis}{'?' * ('guess' in note)}" for axis, note in axes],
         "cost": [f"{cost:,.1f}" for cost in frame.cost],
         "ms": [f"{each:,.2g}" if each < 10 else f"{each:,.0f}" for each in frame.ms_per_sample],
         "memory/sample": [size(count) for count in frame.bytes_per_sample.tolist()],
@@ -236,8 +238,13 @@ def layer_table(frame: pd.DataFrame) -> str:
         for line, reason in zip(table, ["why", *why], strict=True)
     ]
     shown = "\n".join(lines)
+    best = "".join(frame.note[frame.recommended])
+    doubt = (
+        "? = a guess, give Layer(path, axis=...)\n" if any("guess" in n for _, n in axes) else ""
+    )
     return (
-        f"{shown}\n\n* = taken where --layer is not given; cost = in evaluation passes over the "
-        "same samples;\nms = cost × what one sample of the example takes here, in milliseconds;\n"
+        f"{shown}\n\n* = taken where --layer is not given; {best}\n{doubt}"
+        "cost = in evaluation passes over the same samples;\n"
+        "ms = cost × what one sample of the example takes here, in milliseconds;\n"
         "memory/sample = kept of every sample between the pass of the model and the ablation runs"
     )
