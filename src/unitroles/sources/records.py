@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -76,41 +74,6 @@ class DataOptions:
         given = [f"--{name.replace('_', '-')}" for name in names if getattr(self, name)]
         if given:
             raise InputError(f"{', '.join(given)} is for {reason}")
-
-
-@dataclass(frozen=True)
-class Pictured:
-    """A column of encoded pictures, decoded and transformed one by one."""
-
-    file: str
-    encoded: Any
-    transform: Callable[[Any], Any]
-
-    def __getitem__(self, row: int) -> Any:
-        from PIL import Image, ImageOps
-
-        (column,) = self.encoded.column_names
-        content = self.encoded[row][column]["bytes"]
-        if content is None:
-            raise InputError(
-                f"row {row} of {self.file} holds the path of a picture, not the picture; save the "
-                "data set with its pictures embedded"
-            )
-        with (
-            reading_picture(f"the picture in row {row} of {self.file} cannot be read"),
-            Image.open(BytesIO(content)) as picture,
-        ):
-            plain = ImageOps.exif_transpose(picture).convert("RGB")
-        return self.transform(plain)
-
-
-@contextmanager
-def reading_picture(failed: str) -> Iterator[None]:
-    """One sentence for all that a damaged file may raise."""
-    try:
-        yield
-    except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"{failed} ({first_line(error)}); repair or remove it") from error
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,14 @@ import torch
 from torch import Tensor
 
 from unitroles.errors import DataWarning, InputError
+from unitroles.sources.pictures import ClassFolders, Pictured, class_folders
 from unitroles.sources.records import (
     FOR_PICTURES,
     FOR_TABLES,
     DataOptions,
-    Pictured,
     is_table,
     read_column,
     read_table,
-    reading_picture,
     same_kind,
 )
 from unitroles.sources.tokens import TableRows, by_number, number_labels, tokenise
@@ -132,8 +131,7 @@ def _load_pictures(
         options.refuse(["scale"], "uint8 images in npz files; leave it out for folders")
     if not folders and (options.image_size or options.transform):
         raise InputError("--image-size and --transform are for folders; npz files need none")
-    inside = [path for folder in folders for path in folder.iterdir() if path.is_dir()]
-    classes = sorted({path.name for path in inside if not path.name.startswith(".")})
+    classes = sorted({name for folder in folders for name in class_folders(folder)})
     numbers = options.known.numbers
     absent = [name for name in classes if name not in numbers]
     if absent and numbers:
@@ -257,20 +255,12 @@ def _normalized(images: Tensor, options: DataOptions, what: str) -> Tensor:
 def _folder(
     folder: Path, name: str, classes: list[str], options: DataOptions
 ) -> tuple[Any, list[str]]:
-    datasets = needed("torchvision.datasets", "vision")
     if not classes:
         raise InputError(f"the {name} folder {folder} holds no class folders; {_FORMS}")
-
-    class ClassFolders(datasets.ImageFolder):
-        def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
-            return classes, {label: number for number, label in enumerate(classes)}
-
-    def read(path: str) -> Any:
-        with reading_picture(f"{path} cannot be read as a picture"):
-            return datasets.folder.default_loader(path)
-
-    change = _transform(options, str(folder))
-    return ClassFolders(folder, change, loader=read, allow_empty=True), classes
+    found = ClassFolders(folder, classes, _transform(options, str(folder)))
+    if not found.samples:
+        raise InputError(f"the {name} folder {folder} holds no pictures; {_FORMS}")
+    return found, classes
 
 
 def _transform(options: DataOptions, spec: str) -> Callable[[Any], Any]:
