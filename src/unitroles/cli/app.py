@@ -81,7 +81,7 @@ def analyze(**given: Any) -> None:
         load_object(given[name], f"--{name} must be module:function") if given[name] else None
         for name in ("transform", "loss")
     )
-    network = trained_model(asked.model, asked.weights)
+    network = trained_model(asked.model, asked.weights, asked.weights_key)
     how = {name: value for name, value in vars(data).items() if name not in ("train", "test")}
     reading = DataOptions(**{**how, "transform": transform}, known=known_of(asked.model, network))
     first, second, names = load_splits(data.train, data.test, reading)

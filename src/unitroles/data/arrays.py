@@ -76,7 +76,7 @@ def is_pair(data: Any) -> bool:
     return flat and (len(second) != 2 or isinstance(first[-1], (list, tuple, np.ndarray, Tensor)))
 
 
-def _is_array(value: Any) -> bool:
+def _is_array(value: object) -> bool:
     return hasattr(value, "to_numpy") or (hasattr(value, "shape") and hasattr(value, "dtype"))
 
 
@@ -127,7 +127,8 @@ def paired(inputs: Any, labels: Any, name: str) -> Arrays:
 
 def _check_order(inputs: Any, labels: Any, name: str) -> None:
     """Rows are paired by their place: names that say otherwise are no detail."""
-    first, second = (getattr(value, "index", None) for value in (inputs, labels))
+    first: Any = getattr(inputs, "index", None)
+    second: Any = getattr(labels, "index", None)
     if hasattr(first, "equals") and hasattr(second, "equals") and not first.equals(second):
         if len(first) == len(second) and sorted(map(str, first)) == sorted(map(str, second)):
             raise InputError(
@@ -165,7 +166,8 @@ def as_numbers(value: Any, what: str, remedy: str) -> Tensor:
         elif isinstance(value, (list, tuple)) and value and isinstance(value[0], Tensor):
             value = torch.stack(tuple(value))
         elif _is_array(value) and not isinstance(value, (Tensor, np.ndarray, np.generic)):
-            value = value.to_numpy() if hasattr(value, "to_numpy") else value[()]
+            stored: Any = value
+            value = stored.to_numpy() if hasattr(stored, "to_numpy") else stored[()]
         if isinstance(value, np.ndarray):
             value = native(value, what)
             # torch can neither wrap a read-only array without complaint nor negative strides.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 from unitroles.errors import InputError, unknown
 from unitroles.sources.factory import Known
 from unitroles.sources.vision import needed
-from unitroles.wording import few, first_line
+from unitroles.wording import few, first_line, size
 
 LABELS = ("label", "labels")
 TEXTS = ("text", "sentence", "question")
@@ -264,7 +265,10 @@ def _data_set(spec: str, split: str) -> Any:
     try:
         if path.is_dir():
             return datasets.load_from_disk(spec)
-        return datasets.Dataset(needed("pyarrow.parquet", "hf").read_table(spec))
+        parquet = needed("pyarrow.parquet", "hf")
+        held = parquet.read_metadata(spec)
+        refuse_huge(4 * held.num_rows * held.num_columns, f"the {split} data {spec}")
+        return datasets.Dataset(parquet.read_table(spec))
     except (OSError, KeyError, *_ARROW) as error:  # damaged, or of another format
         raise InputError(
             f"the {split} data {spec} cannot be read: {first_line(error)}; give a parquet file, or "
@@ -322,6 +326,28 @@ def _existing(name: str, names: Sequence[str], spec: str) -> str:
     if name not in names:
         raise unknown(f"column of {spec}", name, names)
     return name
+
+
+def refuse_huge(count: int, what: str) -> None:
+    """Raise an error for what no memory of this machine holds: small files can declare it.
+
+    Parameters
+    ----------
+    count : bytes, at least.
+    """
+    if count > (most := machine_memory()):
+        raise InputError(
+            f"{what} would take {size(count)} or more, and this machine has {size(most)} of "
+            "memory; give fewer samples"
+        )
+
+
+def machine_memory() -> int:
+    """Bytes of this machine, used or not; where it does not say, more than any file has."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 2**62
 
 
 def same_kind(values: Sequence[Sequence[Any]]) -> list[np.ndarray]:

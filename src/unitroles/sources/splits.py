@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 import zipfile
 import zlib
@@ -22,11 +23,12 @@ from unitroles.sources.records import (
     is_table,
     read_column,
     read_table,
+    refuse_huge,
     same_kind,
 )
 from unitroles.sources.tokens import TableRows, by_number, number_labels, tokenise
 from unitroles.sources.vision import needed
-from unitroles.wording import few, first_line
+from unitroles.wording import few, first_line, size
 
 _FORMS = (
     "DATA is a folder of class folders, file.npz, file.npz::train, file.csv, file.tsv, "
@@ -205,13 +207,37 @@ def _arrays(spec: str, split: str, parts: Sequence[str], purpose: str) -> dict[s
             )
         for key in [*keys, *({"classes"} & {*arrays.files})]:
             try:
+                _check_size(arrays, key, f"{key!r} in {file}")
                 found[f"{key!r} in {file}"] = arrays[key]
+            except InputError:
+                raise
             except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
                 raise InputError(
                     f"{key!r} in {file} cannot be read ({first_line(error)}); save it again with "
                     "numpy.savez as an array of numbers (classes: of texts), not of Python objects"
                 ) from error
     return found
+
+
+def _check_size(arrays: Any, key: str, what: str) -> None:
+    """Compare what an array of an npz file declares with what is there, before memory is taken.
+
+    Raises
+    ------
+    InputError : it is larger than the memory of this machine.
+    ValueError : it is shorter than it says, or no array.
+    """
+    names = arrays.zip.namelist()
+    entry = f"{key}.npy" if f"{key}.npy" in names else key
+    with arrays.zip.open(entry) as file:
+        old = np.lib.format.read_magic(file) == (1, 0)
+        header = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
+        shape, _, kind = header(file)
+        held = arrays.zip.getinfo(entry).file_size - file.tell()
+    declared = math.prod(shape) * kind.itemsize
+    if not kind.hasobject and declared > held:
+        raise ValueError(f"it should hold {size(declared)} and holds {size(held)}")
+    refuse_huge(declared, what)
 
 
 def _wrong(array: np.ndarray, what: str, expected: str) -> InputError:
