@@ -180,6 +180,56 @@ def test_counts_may_be_stored_as_other_whole_numbers(tmp_path: Path) -> None:
         loaded(content, tmp_path)
 
 
+def test_numbers_too_large_for_the_model_are_not_made_infinite(tmp_path: Path) -> None:
+    torch.save({"weight": torch.full((2, 2), 1e6), "bias": torch.zeros(2)}, tmp_path / "w.pt")
+    load_weights(nn.Linear(2, 2).double(), tmp_path / "w.pt")
+    with pytest.raises(InputError, match="weight is float32, the model's float16"):
+        load_weights(nn.Linear(2, 2).half(), tmp_path / "w.pt")
+
+
+def test_tied_weights_that_differ_are_refused(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(3, 3, False), nn.Linear(3, 3, False))
+    model[1].weight = model[0].weight
+    torch.save({"0.weight": torch.ones(3, 3), "1.weight": torch.ones(3, 3)}, tmp_path / "w.pt")
+    load_weights(model, tmp_path / "w.pt")
+    torch.save({"0.weight": torch.ones(3, 3), "1.weight": torch.zeros(3, 3)}, tmp_path / "w.pt")
+    with pytest.raises(InputError, match="0.weight and 1.weight differ, which are one in the mod"):
+        load_weights(model, tmp_path / "w.pt")
+
+
+def test_weights_of_another_layout_and_models_without_shapes(tmp_path: Path) -> None:
+    sparse = {**state(), "head.weight": torch.ones(2, 3).to_sparse()}
+    with pytest.raises(InputError, match="head.weight in .* is sparse; save it as a plain"):
+        loaded(sparse, tmp_path)
+    torch.save(state(), tmp_path / "w.pt")
+    for model in (nn.LazyLinear(2), nn.Linear(2, 2, device="meta")):
+        with pytest.raises(InputError, match="weight, bias of the model hold no numbers yet; run"):
+            load_weights(model, tmp_path / "w.pt")
+
+
+class Strict(nn.Linear):
+    def set_extra_state(self, state: Any) -> None:
+        raise RuntimeError("a version that\nis not known")
+
+    def get_extra_state(self) -> Tensor:
+        return torch.ones(1)
+
+
+def test_weights_that_a_layer_refuses(tmp_path: Path) -> None:
+    model = Strict(2, 2)
+    torch.save(model.state_dict(), tmp_path / "w.pt")
+    with pytest.raises(InputError, match="cannot be loaded into the model .*a version that is not"):
+        load_weights(model, tmp_path / "w.pt")
+
+
+def test_missing_numbers_are_equal_to_themselves(tmp_path: Path) -> None:
+    content = {"weight": torch.ones(2, 2), "bias": torch.full((2,), float("nan"))}
+    torch.save(content, tmp_path / "w.pt")
+    model = nn.Linear(2, 2)
+    load_weights(model, tmp_path / "w.pt")
+    assert model.bias.isnan().all()
+
+
 # --- sharded
 
 

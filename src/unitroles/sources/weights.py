@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from unitroles.errors import DataWarning, InputError, unknown
 from unitroles.wording import few, first_line
@@ -65,7 +66,14 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str], key: str | None
             f"{path} holds no tensors by name; save the weights with "
             "torch.save(model.state_dict(), ...) or safetensors"
         )
+    if sparse := [name for name, value in found.items() if value.layout != torch.strided]:
+        raise InputError(f"{few(sparse)} in {path} is sparse; save it as a plain tensor (to_dense)")
     own = {name: v for name, v in model.state_dict().items() if isinstance(v, Tensor)}
+    if lazy := [name for name, value in own.items() if is_lazy(value) or value.is_meta]:
+        raise InputError(
+            f"{few(lazy)} of the model hold no numbers yet; run the model once on the CPU before "
+            "it is returned"
+        )
     groups = _groups(found, own)
     chosen = _chosen(groups, key, path)
     others = {n for group in groups if group.fits and group is not chosen for n in group.names}
@@ -79,7 +87,7 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str], key: str | None
     wrong = _misfits(state, own)
     missing, unexpected = [], []
     if not wrong:
-        missing, unexpected = model.load_state_dict(state, strict=False)
+        missing, unexpected = _filled(model, state, path)
         tied = {own[name].data_ptr() for name in state if name in own}
         missing = [name for name in missing if name not in own or own[name].data_ptr() not in tied]
     said = {
@@ -99,6 +107,17 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str], key: str | None
             DataWarning,
             stacklevel=2,
         )
+
+
+def _filled(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> Any:
+    """Load what is there; the names that are missing, and those that the model does not have."""
+    try:
+        return model.load_state_dict(state, strict=False)
+    except RuntimeError as error:  # a layer of the model refuses them
+        raise InputError(
+            f"{path} cannot be loaded into the model ({' '.join(str(error).split())}); save the "
+            "weights as plain tensors of this model"
+        ) from error
 
 
 def conversion(path: Path, target: Path) -> str:
@@ -200,12 +219,19 @@ def _misfits(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str
         for name, value, mine in pairs
         if value.shape != mine.shape
     ]
-    return shapes or [
+    kinds = [
         f"{name} is {str(value.dtype).removeprefix('torch.')}, the model's "
         f"{str(mine.dtype).removeprefix('torch.')}"
         for name, value, mine in pairs
         if not _can_become(value, mine.dtype)
     ]
+    first: dict[tuple[int, torch.Size], tuple[str, Tensor]] = {}
+    tied = []
+    for name, value, mine in pairs if not shapes + kinds else []:
+        other, stored = first.setdefault((mine.data_ptr(), mine.shape), (name, value))
+        if stored is not value and not torch.equal(stored, value):
+            tied.append(f"{other} and {name} differ, which are one in the model")
+    return shapes or kinds or tied
 
 
 def _can_become(value: Tensor, wanted: torch.dtype) -> bool:
@@ -214,7 +240,9 @@ def _can_become(value: Tensor, wanted: torch.dtype) -> bool:
     if kind == wanted:
         return True
     if wanted.is_floating_point:
-        return kind.is_floating_point and kind.itemsize > 1
+        if not kind.is_floating_point or kind.itemsize == 1:
+            return False
+        return torch.equal(value.to(wanted).isinf(), value.isinf())
     if wanted.is_complex or kind.is_complex or value.is_quantized:
         return wanted.is_complex and kind.is_complex
     return torch.equal(value.to(wanted).to(kind), value)
