@@ -345,6 +345,13 @@ def malicious(folder: Path) -> None:
     (folder / "w.pt").write_bytes(pickle.dumps(Malicious()))
 
 
+def averaged(folder: Path) -> None:
+    names = {"hidden.weight": (6, 16), "hidden.bias": (6,), "out.weight": (3, 6), "out.bias": (3,)}
+    kinds = {"plain": 0.0, "mean": 1.0}
+    made = {k: {n: torch.full(shape, v) for n, shape in names.items()} for k, v in kinds.items()}
+    torch.save(made, folder / "w.pt")
+
+
 def text_file(name: str) -> Callable[[Path], None]:
     def write(folder: Path) -> None:
         (folder / name).write_text("old")
@@ -418,6 +425,16 @@ BAD: dict[str, tuple[Any, dict[str, str | None], str]] = {
         malicious,
         {"weights": "w.pt"},
         "w.pt cannot be read ... could run code and were not loaded ... convert it once with: pyth",
+    ),
+    "several weights": (
+        averaged,
+        {"weights": "w.pt"},
+        "w.pt holds several weights that fit the model: 'plain', 'mean'; name ... --weights-key",
+    ),
+    "unknown weights": (
+        averaged,
+        {"weights": "w.pt", "weights-key": "men"},
+        "unknown --weights-key of w.pt 'men'; did you mean mean?",
     ),
     "foreign weights": (text_file("w.pt"), {"weights": "w.pt"}, "w.pt cannot be read as weights"),
     "no weights": (None, {"weights": "w.pt"}, "there is no weights file w.pt; give a safetensors"),

@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -103,6 +104,56 @@ def test_what_is_tried_again_is_not_told(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_names_that_nobody_gave_are_no_names() -> None:
     assert label_numbers(tiny.text_model()) == {}
     assert label_numbers(nn.Linear(2, 2)) == {}
+
+
+def named(**changes: Any) -> Any:
+    """A model that its configuration names the classes of."""
+    names = {"label2id": {"cat": 0, "dog": 1}, "id2label": {0: "cat", 1: "dog"}, "num_labels": 2}
+    model = nn.Linear(2, 2)
+    model.config = SimpleNamespace(**{**names, **changes})  # pyright: ignore
+    return model
+
+
+def test_the_numbers_of_classes() -> None:
+    assert label_numbers(named()) == {"cat": 0, "dog": 1}
+    assert label_numbers(named(label2id={"cat": "0", "dog": "1"})) == {"cat": 0, "dog": 1}
+    assert label_numbers(named(label2id=None)) == {"cat": 0, "dog": 1}
+    assert label_numbers(named(label2id={"cat": 0, "Cat": 0, "dog": 1}))["Cat"] == 0
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ({"cat": 10**12, "dog": 1}, "'cat' the number 1000000000000, not one of its 2 classes"),
+        ({"cat": 0, "dog": 2}, "'dog' the number 2, not one of its 2 classes from 0; correct it"),
+        ({"cat": 0, "dog": -1}, "'dog' the number -1, not"),
+        ({"cat": 0, "dog": 1.0}, "'dog' the number 1.0, not"),
+        ({"cat": 0, "dog": True}, "'dog' the number True, not"),
+        ({"cat": 0, "dog": "one"}, "'dog' the number one, not"),
+        ({"cat": 1, "dog": 0}, "'cat' the number 1, id2label another one; correct the one"),
+    ],
+)
+def test_numbers_that_are_none_of_a_class(numbers: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=f"label2id in .* gives class {message}"):
+        label_numbers(named(label2id=numbers))
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (torch.int8, "I8"),
+        (torch.bool, "BOOL"),
+        (torch.complex64, "C64"),
+        (torch.float8_e4m3fn, "F8_E4M3"),
+    ],
+)
+def test_numbers_of_another_kind_are_not_cast(kind: torch.dtype, said: str, texts: Path) -> None:
+    file = texts / "model.safetensors"
+    stored = load_file(file)
+    stored["classifier.weight"] = (100 * stored["classifier.weight"]).to(kind)
+    save_file(stored, file, {"format": "pt"})
+    with pytest.raises(InputError, match=f"classifier.weight in .* is {said}, the model's float32"):
+        load_model(f"hf:{texts}")
 
 
 def test_half_precision_is_analysed_in_full(texts: Path) -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 
 import tiny
 from unitroles.errors import DataWarning, InputError
+from unitroles.sources import records
 from unitroles.sources.factory import Known
 from unitroles.sources.records import DataOptions, Table, is_table, read_table, same_kind
 from unitroles.sources.splits import load_groups, load_splits
@@ -275,6 +276,43 @@ def test_texts_that_cannot_be_tokenised(tokenizer: str, tmp_path: Path) -> None:
         load_splits(*splits, tables(str(tmp_path / "other")))
 
 
+def without_files(kind: str, folder: Path) -> str:
+    """A folder as training scripts leave it: the model and its configuration, no tokenizer."""
+    import transformers
+
+    getattr(transformers, f"{kind}Config")().save_pretrained(folder)
+    return str(folder)
+
+
+MISSING = ["Bert", "DistilBert", "Roberta", "XLMRoberta", "DebertaV2", "Albert", "T5", "MPNet"]
+
+
+@pytest.mark.parametrize("kind", MISSING)
+def test_a_folder_without_its_tokenizer(kind: str, tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    folder = without_files(kind, tmp_path / "model")
+    with pytest.raises(InputError, match="tokenizer .*model.* the one used in training"):
+        load_splits(*texts(tmp_path), tables(folder))
+
+
+@pytest.mark.parametrize(("words", "known"), [("who who river", True), ("who rien du", False)])
+def test_words_that_are_mostly_unknown(
+    words: str, known: bool, tokenizer: str, tmp_path: Path
+) -> None:
+    spec = write(tmp_path / "a.csv", "label,text\n" + f"who,{words} tout\n" * 3)
+    if known:
+        assert len(load_splits(spec, spec, tables(tokenizer))[0]) == 3
+        return
+    with pytest.raises(InputError, match=r"does not know the words of the texts \(75% of the tok"):
+        load_splits(spec, spec, tables(tokenizer))
+
+
+def test_texts_without_words(tokenizer: str, tmp_path: Path) -> None:
+    spec = write(tmp_path / "a.csv", 'label,text\nwho,""\nwho," "\n')
+    with pytest.raises(InputError, match=r"does not know the words of the texts \(no token\)"):
+        load_splits(spec, spec, tables(tokenizer))
+
+
 def test_options_of_pictures_have_no_use_for_texts(tokenizer: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--image-size, --scale is for pictures; leave it out"):
         load_splits(*texts(tmp_path), tables(tokenizer, image_size=4, scale=True))
@@ -421,6 +459,18 @@ def test_a_dictionary_of_splits_names_them(datasets: Any, tmp_path: Path) -> Non
     with pytest.raises(InputError, match="holds several splits; give one of them for train: .*tes"):
         read_table(str(tmp_path / "saved"), "train")
     assert read_table(str(tmp_path / "saved" / "test"), "test").labels == [1, 0, 1]
+
+
+def test_a_table_that_declares_too_many_rows(
+    datasets: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = str(tmp_path / "a.parquet")
+    datasets.Dataset.from_dict({"label": [0] * 50, "text": ["a"] * 50}).to_parquet(spec)
+    monkeypatch.setattr(records, "machine_memory", lambda: 399)
+    with pytest.raises(InputError, match="train data .* 400 B or more, and this machine has 399 B"):
+        read_table(spec, "train")
+    monkeypatch.setattr(records, "machine_memory", lambda: 400)
+    assert len(read_table(spec, "train").labels) == 50
 
 
 def test_a_damaged_data_set(datasets: Any, tmp_path: Path) -> None:

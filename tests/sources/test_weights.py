@@ -1,11 +1,14 @@
 """Models, weights and data by name: what is read, what is refused, and that no pickle runs."""
 
 import argparse
+import io
 import os
 import pickle
 import shlex
 import subprocess
 import sys
+import tracemalloc
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from unitroles.errors import DataWarning, InputError
+from unitroles.sources import records
 from unitroles.sources.factory import Known, known_of, load_model, load_object
 from unitroles.sources.records import DataOptions
 from unitroles.sources.splits import load_npz, load_splits
@@ -162,8 +166,7 @@ def test_tied_weights_may_be_stored_once(tmp_path: Path) -> None:
             lambda s: s.update({"2.weight": torch.ones(5, 3)}),
             r"2.weight is \(5, 3\), the model's \(2, 3\); give",
         ),
-        (lambda s: s.clear(), "holds a dict with nothing, not tensors by name; save"),
-        (lambda s: s.update(lr=0.1), "holds a dict with 0.weight, 0.bias, 1.weight and 7 more"),
+        (lambda s: s.clear(), "holds no tensors by name; save"),
     ],
 )
 def test_weights_that_do_not_fit(change: Any, message: str, tmp_path: Path) -> None:
@@ -340,6 +343,45 @@ def test_a_damaged_npz(tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(InputError, match="'images' .* cannot be read .*save it again"):
         load_npz(str(path), "train")
+
+
+def declaring(path: Path, shape: tuple[int, ...], held: int) -> str:
+    """An npz file whose images declare a shape of bytes and hold fewer."""
+    header = io.BytesIO()
+    described = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, described)
+    labels = io.BytesIO()
+    np.save(labels, np.zeros(shape[0] if shape[0] < 100 else 2, np.int64))
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("images.npy", header.getvalue() + bytes(held))
+        file.writestr("labels.npy", labels.getvalue())
+    return str(path)
+
+
+def test_an_array_that_declares_more_than_it_holds(tmp_path: Path) -> None:
+    spec = declaring(tmp_path / "a.npz", (10**9, 100), 100)
+    tracemalloc.start()
+    try:
+        with pytest.raises(
+            InputError, match=r"should hold 93.1 GiB and holds 100 B\); save it aga"
+        ):
+            load_npz(spec, "train")
+        assert tracemalloc.get_traced_memory()[1] < 10**7
+    finally:
+        tracemalloc.stop()
+
+
+def test_an_array_that_no_memory_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = declaring(tmp_path / "a.npz", (2, 10**6), 2 * 10**6)
+    monkeypatch.setattr(records, "machine_memory", lambda: 2 * 10**6 - 1)
+    with pytest.raises(
+        InputError, match="'images' in .* would take 1.9 MiB or more, and this mach"
+    ):
+        load_npz(spec, "train")
+    monkeypatch.undo()
+    assert records.machine_memory() > 10**6
+    with pytest.raises(InputError, match="uint8; give --scale"):
+        load_npz(spec, "train")
 
 
 # --- folders

@@ -97,7 +97,7 @@ def analyze(**given: Any) -> None:
             method.output, "--output must be a name, a number or module:function"
         )
         method = replace(method, output=function)
-    network = trained_model(asked.model, asked.weights)
+    network = trained_model(asked.model, asked.weights, asked.weights_key)
     how = {name: value for name, value in vars(data).items() if name not in ("train", "test")}
     reading = DataOptions(**{**how, "transform": transform}, known=known_of(asked.model, network))
     first, second, names = load_splits(data.train, data.test, reading)

@@ -66,12 +66,15 @@ class Network:
 
     Parameters
     ----------
-    weights : safetensors file, or PyTorch file of tensors (no pickle); hf: models bring theirs.
+    weights : safetensors file, its index, or PyTorch file of tensors (no pickle); hf: models bring
+        theirs.
+    weights_key : which weights of the file, where several fit, such as averaged ones.
     layer : layer whose output carries the units; else recommended.
     """
 
     model: Model
     weights: Path | None = None
+    weights_key: str | None = None
     layer: str | None = None
 
 

@@ -19,7 +19,8 @@ from torch.utils.data import (
     default_collate,
 )
 
-from unitroles.data.samples import LABELS, Arrays, Samples, as_labels, as_numbers, differ
+from unitroles.data.arrays import Arrays, as_labels, is_pair, paired, plain_leaves
+from unitroles.data.samples import LABELS, Samples, differ
 from unitroles.errors import DataWarning, InputError
 from unitroles.model.forward import leaves
 
@@ -29,7 +30,8 @@ def as_samples(data: Any, name: str, any_labels: bool = False) -> Samples:
 
     Parameters
     ----------
-    data : a map-style data set, a DataLoader, or a pair of arrays or tensors (inputs, labels).
+    data : a map-style data set, a DataLoader, or a pair (inputs, labels) of tensors, arrays (NumPy,
+        pandas, xarray, h5py) or lists; arrays in files are read batch by batch.
     name : "train" or "test", for messages.
     any_labels : they need not be class numbers; the samples are then of no class yet.
 
@@ -37,18 +39,15 @@ def as_samples(data: Any, name: str, any_labels: bool = False) -> Samples:
     ------
     InputError : the data cannot be read by number, are empty, or carry no labels.
     """
-    collate, workers = _collate, 0
+    collate, workers, starting = _collate, 0, {}
     if isinstance(data, DataLoader):
         _check_loader(data, name)
+        starting = {option: getattr(data, option) for option in _STARTING}
         collate, workers, data = data.collate_fn, data.num_workers, data.dataset
         collate = _collate if collate is default_collate else collate
-    if (
-        isinstance(data, (tuple, list))
-        and len(data) == 2
-        and isinstance(data[0], (np.ndarray, Tensor))
-    ):
-        data = _pair(data[0], data[1], name)
-    if isinstance(data, IterableDataset) or not (
+    if is_pair(data):
+        data = paired(data[0], data[1], name)
+    if isinstance(data, (IterableDataset, Mapping)) or not (
         hasattr(data, "__getitem__") and hasattr(data, "__len__")
     ):
         raise InputError(
@@ -59,7 +58,10 @@ def as_samples(data: Any, name: str, any_labels: bool = False) -> Samples:
         raise InputError(f"the {name} data are empty; give at least one sample of each class")
     rows = np.arange(len(data))
     names = _class_names(data)
-    samples = Samples(name, data, rows, rows, torch.from_numpy(rows), collate, workers, names)
+    samples = Samples(
+        *(name, data, rows, rows, torch.from_numpy(rows), collate, workers, names),
+        starting=starting,
+    )
     targets = _read_labels(samples)
     if len(targets) != len(data):
         raise InputError(
@@ -71,12 +73,16 @@ def as_samples(data: Any, name: str, any_labels: bool = False) -> Samples:
     return samples if any_labels else _classed(samples)
 
 
+_STARTING = ("worker_init_fn", "multiprocessing_context", "timeout", "prefetch_factor")
+"""Options of a DataLoader without which its workers may not read the same."""
+
+
 def _collate(items: list[Any]) -> Any:
     """torch's own, but lists of numbers in a column, as of token numbers, become one tensor."""
     if items and isinstance(items[0], Mapping):
         empty = {name for item in items for name, value in item.items() if value is None}
         items = [{k: _as_row(v) for k, v in item.items() if k not in empty} for item in items]
-    return default_collate(items)
+    return default_collate([plain_leaves(item) for item in items])
 
 
 def _as_row(value: Any) -> Any:
@@ -117,22 +123,6 @@ def _check_loader(loader: DataLoader, name: str) -> None:
         )
 
 
-def _pair(inputs: Any, labels: Any, name: str) -> Arrays:
-    remedy = "turn texts into token numbers and tables into one array of numbers"
-    inputs = as_numbers(inputs, f"the {name} inputs", remedy)
-    labels = as_labels(labels, name)
-    if len(inputs) != len(labels):
-        raise InputError(
-            f"the {name} data hold {len(inputs)} inputs but {len(labels)} labels; give one each"
-        )
-    if inputs.dtype == torch.uint8 and inputs.ndim >= 3:
-        raise InputError(
-            f"the {name} images are uint8 and no transform is known; scale them to floating point "
-            "exactly as in training"
-        )
-    return Arrays(inputs, labels)
-
-
 def _class_names(data: Any) -> tuple[str, ...] | None:
     names = getattr(data, "classes", None)
     features = getattr(data, "features", None)
@@ -145,20 +135,44 @@ def _class_names(data: Any) -> tuple[str, ...] | None:
 
 
 def _read_labels(samples: Samples) -> Tensor:
-    """All labels; a `targets` list saves reading every input, and each read is checked later."""
+    """All labels; a list of them saves reading every input, and each read is checked later."""
     if isinstance(samples.source, Arrays):
-        return samples.source.tensors[1]
-    targets = getattr(samples.source, "targets", None)
-    plain = getattr(samples.source, "target_transform", None) is None
-    if targets is not None and plain and len(targets) == len(samples):
-        return as_labels(targets, samples.name)
-    key = next(
-        (k for k in LABELS if k in (getattr(samples.source, "column_names", None) or ())), None
-    )
-    if key is not None:  # of Hugging Face: without the pictures beside them
-        return as_labels(np.array(samples.source.with_format(None)[key]), samples.name)
+        return samples.source.labels
+    listed = _listed_labels(samples)
+    if listed is not None:
+        few = np.linspace(0, len(samples) - 1, min(_TRIED, len(samples))).astype(np.int64)
+        ((_, tried),) = samples._read([few])
+        if not differ(tried, listed[torch.from_numpy(few)]).any():
+            return listed
+        warnings.warn(
+            f"the list of labels of the {samples.name} data (.targets, or the column as it is "
+            "stored) differs from the labels that their samples give: the latter count",
+            DataWarning,
+            stacklevel=4,
+        )
     chunks = np.array_split(samples.rows, -(-len(samples) // 256))
     return torch.cat([labels for _, labels in samples._read(chunks)])
+
+
+_TRIED = 4
+"""So many samples are read before a list of labels is believed."""
+
+
+def _listed_labels(samples: Samples) -> Tensor | None:
+    """One label per sample, as the data set lists them; None where it has no such list."""
+    source = samples.source
+    targets = getattr(source, "targets", None)
+    if getattr(source, "target_transform", None) is None and hasattr(targets, "__len__"):
+        try:
+            listed = as_labels(targets, samples.name)
+        except InputError:  # names of files, boxes: not what the samples give
+            return None
+        if listed.ndim and len(listed) == len(samples):
+            return listed
+    key = next((k for k in LABELS if k in (getattr(source, "column_names", None) or ())), None)
+    if key is None:
+        return None  # else of Hugging Face: without the pictures beside them
+    return as_labels(np.array(source.with_format(None)[key]), samples.name)
 
 
 STABILITY_CHECK = 16

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from torch.utils.data import (
-    DataLoader,
-    TensorDataset,
-    default_collate,
-)
+from torch.utils.data import DataLoader, default_collate
 
+from unitroles.data.arrays import Arrays, as_labels, unsigned, widened
 from unitroles.errors import InputError
+from unitroles.model.forward import each, tensors
 from unitroles.wording import first_line
 
 LABELS = ("labels", "label")
@@ -52,6 +50,7 @@ class Samples:
     labels : their classes, or their groups where another column than the label groups them.
     targets : what the loss compares the model's output with: the labels in the data.
     collate, workers : how samples become a batch, as in the user's DataLoader.
+    starting : how its workers start: further options of `torch.utils.data.DataLoader`.
     class_names : names by label where the data set knows them.
     fit : what is done with the inputs of a batch before the model takes them.
     """
@@ -65,6 +64,7 @@ class Samples:
     workers: int = 0
     class_names: tuple[str, ...] | None = None
     fit: Callable[[Any], Any] | None = None
+    starting: Mapping[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -87,10 +87,12 @@ class Samples:
             count = len(chunk)
             changed = differ(targets[:count], self.targets[start : start + count])
             if changed.any():
-                where = int(chunk[int(changed.nonzero()[0])])
+                place = int(changed.nonzero()[0])
+                now, before = (v[place].tolist() for v in (targets, self.targets[start:]))
                 raise InputError(
-                    f"the label of {self.name} sample {where} changed between two reads; give a "
-                    "data set that returns the same samples every time"
+                    f"the label of {self.name} sample {chunk[place]} changed between two reads, "
+                    f"from {before} to {now}; give a data set that returns the same samples every "
+                    "time, as its list of labels (.targets) has them, where there is one"
                 )
             labels = torch.from_numpy(self.labels[start : start + count])
             yield Batch(inputs if self.fit is None else self.fit(inputs), labels, chunk, count)
@@ -125,8 +127,7 @@ class Samples:
     def _read(self, chunks: Sequence[np.ndarray]) -> Iterator[tuple[Any, Tensor]]:
         if isinstance(self.source, Arrays):
             for chunk in chunks:
-                inputs, labels = self.source[torch.from_numpy(chunk)]
-                yield inputs, labels
+                yield self.source[chunk]
             return
         for batch in self._batches(chunks):
             yield _split_batch(batch, self.name)
@@ -136,26 +137,50 @@ class Samples:
 
         Raises
         ------
-        InputError : they do not fit into one batch, or are of a type that no batch is made of.
+        InputError : one cannot be read, or they do not fit into one batch.
         """
         loader = DataLoader(
             self.source,
             batch_sampler=[chunk.tolist() for chunk in chunks],  # pyright: ignore[reportArgumentType]
             collate_fn=self.collate,
             num_workers=self.workers,
+            **(self.starting if self.workers else {}),
         )
-        batches = iter(loader)
+        rest = iter(chunks)
         try:
-            yield from batches
-        except (RuntimeError, TypeError) as error:
-            raise InputError(
-                f"the {self.name} samples cannot be put into one batch: {first_line(error)}; give "
-                "tensors of one shape, or a DataLoader with the collate function used in training"
-            ) from error
+            for batch in loader:
+                next(rest)
+                yield batch
+        except Exception as error:
+            if isinstance(error, InputError) and not self.workers:
+                raise  # it says already what is wrong, and a worker's is wrapped in a traceback
+            raise self._unread(next(rest), error) from error
 
-
-class Arrays(TensorDataset):
-    """A pair of arrays, read by whole batches."""
+    def _unread(self, chunk: np.ndarray, error: Exception) -> InputError:
+        """What to say of a batch that could not be read: which sample it is, and why."""
+        said = str(error).strip().splitlines()
+        reason = said[-1] if self.workers and said else first_line(error)
+        if "exited unexpectedly" in str(error) or "timed out" in str(error):
+            return InputError(
+                f"a worker of the {self.name} DataLoader was lost while it read one of the samples "
+                f"{chunk.min()} to {chunk.max()} ({first_line(error)}); give a DataLoader without "
+                "workers, or more time or memory"
+            )
+        for row in chunk.tolist():
+            try:
+                self.source[row]
+            except Exception as again:
+                if type(again) is not type(error):
+                    break  # in a worker something else is there than here
+                why = reason if self.workers else f"{type(again).__name__}: {first_line(again)}"
+                return InputError(
+                    f"{self.name} sample {row} cannot be read ({why}); repair or remove it"
+                )
+        return InputError(
+            f"the {self.name} samples cannot be put into one batch: {reason} (samples "
+            f"{chunk.min()} to {chunk.max()}); give tensors of one shape, or a DataLoader with the "
+            "collate function used in training"
+        )
 
 
 def differ(one: Tensor, other: Tensor) -> Tensor:
@@ -184,28 +209,10 @@ def _split_batch(batch: Any, name: str) -> tuple[Any, Tensor]:
             f"the {name} samples must be (input, label) or mappings with 'label', not "
             f"{type(batch).__name__}; wrap the data set"
         )
-    if isinstance(inputs, Tensor) and inputs.dtype == torch.uint8 and inputs.ndim >= 3:
+    if isinstance(inputs, Tensor) and inputs.ndim >= 3 and (kind := unsigned(inputs)):
         raise InputError(
-            f"the {name} images are uint8; give the data set the transform used in training"
+            f"the {name} images are {kind}; give the data set the transform used in training"
         )
+    if any(unsigned(value) for value in tensors(inputs)):
+        inputs = each(inputs, lambda value: widened(value, f"the {name} inputs"))
     return inputs, as_labels(labels, name)
-
-
-def as_labels(labels: Any, name: str) -> Tensor:
-    remedy = "give class numbers from 0 and the names with class_names"
-    return as_numbers(labels, f"the {name} labels", remedy).cpu()
-
-
-def as_numbers(value: Any, what: str, remedy: str) -> Tensor:
-    """A tensor of what may be an array, a list or a number.
-
-    Raises
-    ------
-    InputError : it holds something else than numbers.
-    """
-    # torch can neither wrap a read-only array without complaint nor one with negative strides.
-    plain = np.require(value, requirements=["C", "W"]) if isinstance(value, np.ndarray) else value
-    try:
-        return torch.as_tensor(plain)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{what} are no numbers ({first_line(error)}); {remedy}") from error

@@ -21,6 +21,7 @@ _CLASSIFIERS = ("ForImageClassification", "ForSequenceClassification")
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _PICKLED = "pytorch_model.bin"
 _FOREIGN = ("pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack", "model.ckpt.index")
+_FLOATING = ("F64", "F32", "F16", "BF16")
 _TOKENS = 16
 USUAL_SIDE = 224
 """Of a picture in pixels, where nothing is known of it."""
@@ -65,6 +66,8 @@ def hub_model(name: str, bare: bool = False) -> nn.Module:
             f"hf:{name} holds no weights for {few(missing)}; train it as a classifier first, or "
             "give the trained weights with --weights"
         )
+    if folder.is_dir():
+        _check_kinds(folder, model)
     return model.float()  # what was stored in half precision is analysed in full
 
 
@@ -75,10 +78,29 @@ def kind_of(model: nn.Module) -> str | None:
 
 
 def label_numbers(model: nn.Module) -> dict[str, int]:
-    """The class numbers by name in the model's configuration; {} where nobody gave names."""
-    numbers = getattr(getattr(model, "config", None), "label2id", None) or {}
+    """The class numbers by name in the model's configuration; {} where nobody gave names.
+
+    Raises
+    ------
+    InputError : a number is none of a class.
+    """
+    config: Any = getattr(model, "config", None)
+    names = getattr(config, "id2label", None) or {}
+    numbers = getattr(config, "label2id", None) or {name: n for n, name in names.items()}
     if all(re.fullmatch(r"LABEL_\d+", str(label)) for label in numbers):
         return {}
+    count = max(len(numbers), getattr(config, "num_labels", None) or 0)
+    for label, number in numbers.items():
+        if not re.fullmatch(r"\d{1,18}", str(number)) or int(number) >= count:
+            raise InputError(
+                f"label2id in the configuration of the model gives class {label!r} the number "
+                f"{str(number)[:30]}, not one of its {count} classes from 0; correct it"
+            )
+        if label in names.values() and names.get(int(number)) != label:
+            raise InputError(
+                f"label2id in the configuration of the model gives class {label!r} the number "
+                f"{number}, id2label another one; correct the one that is wrong"
+            )
     return {str(label): int(number) for label, number in numbers.items()}
 
 
@@ -178,6 +200,26 @@ def _check_weights(folder: Path) -> None:
         f"{folder} holds {said}, not {_WEIGHTS[0]}; save it again with save_pretrained, or give a "
         "file of weights with --weights"
     )
+
+
+def _check_kinds(folder: Path, model: nn.Module) -> None:
+    """Numbers of another kind, which transformers casts without a word.
+
+    Raises
+    ------
+    InputError : a weight of floating point is stored as whole numbers, as booleans, in 8 bits, ...
+    """
+    own = model.state_dict()
+    for file in sorted(folder.glob("model*.safetensors")):
+        with needed("safetensors", "hf").safe_open(file, "pt") as stored:
+            for name in stored.keys():  # noqa: SIM118, it is no dict
+                kind = stored.get_slice(name).get_dtype()
+                if name in own and own[name].is_floating_point() and kind not in _FLOATING:
+                    raise InputError(
+                        f"{name} in {file} is {kind}, the model's "
+                        f"{str(own[name].dtype).removeprefix('torch.')}; quantised weights have "
+                        "scales of their own: give those of floating point that they were made of"
+                    )
 
 
 def _loaded(maker: Any, name: str, **options: Any) -> Any:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy as np
 from unitroles.errors import InputError, unknown
 from unitroles.sources.factory import Known
 from unitroles.sources.vision import needed
-from unitroles.wording import few, first_line
+from unitroles.wording import few, first_line, size
 
 LABELS = ("label", "labels")
 TEXTS = ("text", "sentence", "question")
@@ -76,41 +75,6 @@ class DataOptions:
         given = [f"--{name.replace('_', '-')}" for name in names if getattr(self, name)]
         if given:
             raise InputError(f"{', '.join(given)} is for {reason}")
-
-
-@dataclass(frozen=True)
-class Pictured:
-    """A column of encoded pictures, decoded and transformed one by one."""
-
-    file: str
-    encoded: Any
-    transform: Callable[[Any], Any]
-
-    def __getitem__(self, row: int) -> Any:
-        from PIL import Image, ImageOps
-
-        (column,) = self.encoded.column_names
-        content = self.encoded[row][column]["bytes"]
-        if content is None:
-            raise InputError(
-                f"row {row} of {self.file} holds the path of a picture, not the picture; save the "
-                "data set with its pictures embedded"
-            )
-        with (
-            reading_picture(f"the picture in row {row} of {self.file} cannot be read"),
-            Image.open(BytesIO(content)) as picture,
-        ):
-            plain = ImageOps.exif_transpose(picture).convert("RGB")
-        return self.transform(plain)
-
-
-@contextmanager
-def reading_picture(failed: str) -> Iterator[None]:
-    """One sentence for all that a damaged file may raise."""
-    try:
-        yield
-    except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"{failed} ({first_line(error)}); repair or remove it") from error
 
 
 @dataclass(frozen=True)
@@ -301,7 +265,10 @@ def _data_set(spec: str, split: str) -> Any:
     try:
         if path.is_dir():
             return datasets.load_from_disk(spec)
-        return datasets.Dataset(needed("pyarrow.parquet", "hf").read_table(spec))
+        parquet = needed("pyarrow.parquet", "hf")
+        held = parquet.read_metadata(spec)
+        refuse_huge(4 * held.num_rows * held.num_columns, f"the {split} data {spec}")
+        return datasets.Dataset(parquet.read_table(spec))
     except (OSError, KeyError, *_ARROW) as error:  # damaged, or of another format
         raise InputError(
             f"the {split} data {spec} cannot be read: {first_line(error)}; give a parquet file, or "
@@ -359,6 +326,28 @@ def _existing(name: str, names: Sequence[str], spec: str) -> str:
     if name not in names:
         raise unknown(f"column of {spec}", name, names)
     return name
+
+
+def refuse_huge(count: int, what: str) -> None:
+    """Raise an error for what no memory of this machine holds: small files can declare it.
+
+    Parameters
+    ----------
+    count : bytes, at least.
+    """
+    if count > (most := machine_memory()):
+        raise InputError(
+            f"{what} would take {size(count)} or more, and this machine has {size(most)} of "
+            "memory; give fewer samples"
+        )
+
+
+def machine_memory() -> int:
+    """Bytes of this machine, used or not; where it does not say, more than any file has."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 2**62
 
 
 def same_kind(values: Sequence[Sequence[Any]]) -> list[np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 import zipfile
 import zlib
@@ -14,20 +15,20 @@ import torch
 from torch import Tensor
 
 from unitroles.errors import DataWarning, InputError
+from unitroles.sources.pictures import ClassFolders, Pictured, class_folders
 from unitroles.sources.records import (
     FOR_PICTURES,
     FOR_TABLES,
     DataOptions,
-    Pictured,
     is_table,
     read_column,
     read_table,
-    reading_picture,
+    refuse_huge,
     same_kind,
 )
 from unitroles.sources.tokens import TableRows, by_number, number_labels, tokenise
 from unitroles.sources.vision import needed
-from unitroles.wording import few, first_line
+from unitroles.wording import few, first_line, size
 
 _FORMS = (
     "DATA is a folder of class folders, file.npz, file.npz::train, file.csv, file.tsv, "
@@ -132,8 +133,7 @@ def _load_pictures(
         options.refuse(["scale"], "uint8 images in npz files; leave it out for folders")
     if not folders and (options.image_size or options.transform):
         raise InputError("--image-size and --transform are for folders; npz files need none")
-    inside = [path for folder in folders for path in folder.iterdir() if path.is_dir()]
-    classes = sorted({path.name for path in inside if not path.name.startswith(".")})
+    classes = sorted({name for folder in folders for name in class_folders(folder)})
     numbers = options.known.numbers
     absent = [name for name in classes if name not in numbers]
     if absent and numbers:
@@ -207,13 +207,37 @@ def _arrays(spec: str, split: str, parts: Sequence[str], purpose: str) -> dict[s
             )
         for key in [*keys, *({"classes"} & {*arrays.files})]:
             try:
+                _check_size(arrays, key, f"{key!r} in {file}")
                 found[f"{key!r} in {file}"] = arrays[key]
+            except InputError:
+                raise
             except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
                 raise InputError(
                     f"{key!r} in {file} cannot be read ({first_line(error)}); save it again with "
                     "numpy.savez as an array of numbers (classes: of texts), not of Python objects"
                 ) from error
     return found
+
+
+def _check_size(arrays: Any, key: str, what: str) -> None:
+    """Compare what an array of an npz file declares with what is there, before memory is taken.
+
+    Raises
+    ------
+    InputError : it is larger than the memory of this machine.
+    ValueError : it is shorter than it says, or no array.
+    """
+    names = arrays.zip.namelist()
+    entry = f"{key}.npy" if f"{key}.npy" in names else key
+    with arrays.zip.open(entry) as file:
+        old = np.lib.format.read_magic(file) == (1, 0)
+        header = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
+        shape, _, kind = header(file)
+        held = arrays.zip.getinfo(entry).file_size - file.tell()
+    declared = math.prod(shape) * kind.itemsize
+    if not kind.hasobject and declared > held:
+        raise ValueError(f"it should hold {size(declared)} and holds {size(held)}")
+    refuse_huge(declared, what)
 
 
 def _wrong(array: np.ndarray, what: str, expected: str) -> InputError:
@@ -257,20 +281,12 @@ def _normalized(images: Tensor, options: DataOptions, what: str) -> Tensor:
 def _folder(
     folder: Path, name: str, classes: list[str], options: DataOptions
 ) -> tuple[Any, list[str]]:
-    datasets = needed("torchvision.datasets", "vision")
     if not classes:
         raise InputError(f"the {name} folder {folder} holds no class folders; {_FORMS}")
-
-    class ClassFolders(datasets.ImageFolder):
-        def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
-            return classes, {label: number for number, label in enumerate(classes)}
-
-    def read(path: str) -> Any:
-        with reading_picture(f"{path} cannot be read as a picture"):
-            return datasets.folder.default_loader(path)
-
-    change = _transform(options, str(folder))
-    return ClassFolders(folder, change, loader=read, allow_empty=True), classes
+    found = ClassFolders(folder, classes, _transform(options, str(folder)))
+    if not found.samples:
+        raise InputError(f"the {name} folder {folder} holds no pictures; {_FORMS}")
+    return found, classes
 
 
 def _transform(options: DataOptions, spec: str) -> Callable[[Any], Any]:

@@ -93,7 +93,8 @@ def tokenise(splits: Sequence[Sequence[str]], options: DataOptions) -> list[Stac
 
     Raises
     ------
-    InputError : the tokenizer is not known, cannot be read, or cannot pad.
+    InputError : the tokenizer is not known, cannot be read, cannot pad, or knows too few of the
+        words.
     """
     name = options.tokenizer or options.known.tokenizer
     if name is None:
@@ -114,10 +115,36 @@ def tokenise(splits: Sequence[Sequence[str]], options: DataOptions) -> list[Stac
         found = tokenizer(
             texts, padding=True, truncation=limit is not None, max_length=limit, return_tensors="pt"
         )
-    except ValueError as error:
+    except Exception as error:  # every kind of tokenizer fails in its own way
         raise InputError(
             f"the tokenizer {name} cannot read the texts: {first_line(error)}; give the one used "
             "in training, with a padding token"
         ) from error
+    _check_known(found, tokenizer, name)
     parts = slice(len(splits[0])), slice(len(splits[0]), None)
     return [StackDataset(**{key: value[part] for key, value in found.items()}) for part in parts]
+
+
+def _check_known(found: Mapping[str, Any], tokenizer: Any, name: str) -> None:
+    """Refuse tokens that hardly tell one text from another.
+
+    A folder without the files of its tokenizer gives one that knows its special tokens alone.
+    """
+    ids, mask = found["input_ids"], found.get("attention_mask")
+    there = np.asarray(ids if mask is None else ids[mask.bool()])
+    kinds = ("pad", "eos", "bos", "cls", "sep", "mask")
+    special = {getattr(tokenizer, f"{kind}_token_id", None) for kind in kinds}
+    lost = tokenizer.unk_token_id
+    unknown = 0 if lost is None or lost in special else int((there == lost).sum())
+    known = int((~np.isin(there, [*tokenizer.all_special_ids])).sum())
+    if unknown >= known:
+        said = (
+            f"{unknown / (known + unknown):.0%} of the tokens are unknown"
+            if unknown
+            else "no token"
+        )
+        raise InputError(
+            f"the tokenizer {name} does not know the words of the texts ({said}): its files are "
+            "missing, or it is for other texts; give the folder or the name of the one used in "
+            "training with --tokenizer"
+        )
