@@ -131,8 +131,10 @@ def falls(loss: Float[np.ndarray, "*rest retrieved"]) -> Bool[np.ndarray, "*rest
     """Whether some number of retrieved units brings the loss below that of the fully ablated layer.
 
     By more than `RESOLUTION`: a unit without effect leaves the loss where it was but for rounding.
+    True also where a fully ablated layer has no loss (0/0): nothing is above it then.
     """
-    return np.asarray(np.fmin.reduce(loss[..., 1:], axis=-1) < loss[..., 0] - RESOLUTION)
+    never = np.fmin.reduce(loss[..., 1:], axis=-1) >= loss[..., 0] - RESOLUTION
+    return np.asarray(~never)
 
 
 def sensitivity(

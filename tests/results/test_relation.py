@@ -531,3 +531,10 @@ def test_ablations_that_do_not_fit_are_refused():
     for message, given_ablation in wrong.items():
         with pytest.raises(ur.InputError, match=message):
             relation(members, ablation=given_ablation)
+
+
+def test_without_a_loss_of_the_ablated_layer_the_worst_one_is_the_measure_of_a_fall():
+    """0/0 with no unit left; the area goes on at the last loss that is one."""
+    area, share = removing([1, 1.005, 1.2, 3, NAN], measure="loss")
+    assert area == pytest.approx((1 + 1.005 + 1.2 + 3 + 3) / 5)
+    assert share == 0.25

@@ -26,6 +26,7 @@ from unitroles.stats.evidence import (
     permutation_p,
     proportions_at,
     weigh,
+    weigh_again,
 )
 from unitroles.stats.minima import basin, one_error_point, status
 
@@ -415,3 +416,14 @@ def test_losses_say_what_they_are_measured_in(taxonomy):
     names = ["loss_low", "loss_high", "paired_error", "noise_floor_regret", "regret_replicate"]
     for name in [*names, "set_loss", "intact_loss"]:
         assert data[name].attrs["units"] == data.loss.attrs["units"] == "nats"
+
+
+def test_a_loss_that_is_none_with_no_unit_retrieved_does_not_count_as_missed():
+    draw = np.random.default_rng(0)
+    losses = draw.gamma(2.0, size=(40, 6)) + np.array([2.0, 1.0, 0.5, 0.1, 0.2, 0.3])
+    losses[:, 0] = np.nan
+    weights = draw.poisson(1.0, size=(40, 40)).astype(np.uint8)
+    found = weigh_again(losses, weights, np.arange(6), 1e-6, 0.9, (0,))
+    share = found.covered[:, 1] * 5  # of the five n that have a loss
+    np.testing.assert_allclose(share, share.round())
+    assert share.max() == 5

@@ -201,3 +201,14 @@ def test_flat_runs_are_basins(pair):
         if text == CLEAR:
             held = np.isfinite(curve[low : high + 1]).sum()
             assert high - low + 1 <= (len(curve) - 1) / 20 or held < 3
+
+
+def test_without_a_loss_of_the_ablated_layer_a_rise_is_compared_with_the_highest_loss():
+    """0/0 with no unit retrieved: the class is not flagged, the rest is read from n >= 1."""
+    curves = np.array([[NAN, 2.0, 0.5, 0.51, 0.511, 1.0], [NAN, 0.5, 0.51, 0.511, 0.512, 0.513]])
+    assert roles.falls(curves).tolist() == [True, True]
+    points = roles.turning_point(curves)
+    assert points.tolist() == [2, 1]
+    assert status(curves, points).tolist() == ["flat from n = 2 to 4", CLEAR]
+    ends = np.array([[NAN, 2.0, 1.0, 0.5]])
+    assert status(ends, roles.turning_point(ends)).tolist() == ["still falling at 3"]

@@ -202,7 +202,8 @@ def _one_by_one(ready: Ready) -> _Found:
         for part, logits in plan.run(rows, AllButOne(units, range(units))):
             yield slice(1 + part.start, 1 + part.stop), logits
 
-    sums = mask_sums(kept, ready.labels, 1 + units, run, _bar(ready))
+    empty = np.array([False, *[units == 1] * units])
+    sums = mask_sums(kept, ready.labels, empty, run, _bar(ready))
     loss, accuracy, by_unit = sums.mean_loss, sums.accuracy, ("label", "unit")
     variables = {
         "loss": ("label", loss[:, 0], _NATS),

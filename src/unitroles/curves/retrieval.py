@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from unitroles.curves.collect import Kept, Tile
@@ -17,7 +18,7 @@ from unitroles.curves.loss import Answers, Criterion
 from unitroles.data.samples import Samples
 from unitroles.engine.masks import Own, Prefixes
 from unitroles.engine.plan import Plan
-from unitroles.errors import InputError
+from unitroles.errors import InputError, PlanWarning
 from unitroles.model.forward import Logits, batch_size, blamed
 from unitroles.model.memory import Pieces
 from unitroles.stats.grid import refinement
@@ -37,7 +38,8 @@ def ignore(places: Int[np.ndarray, " samples"], losses: Float[Tensor, "masks sam
 class CurveSums:
     """Losses and correct answers summed over the samples of each class, for every mask.
 
-    Those of masks that were not evaluated are not a number.
+    Those of masks that were not evaluated are not a number, nor are those of a class that has no
+    loss where no unit is retrieved.
     """
 
     loss: Float[np.ndarray, "label masks"]
@@ -63,7 +65,7 @@ class CurveSums:
 def mask_sums(
     kept: Kept,
     labels: Int[np.ndarray, " label"],
-    masks: int,
+    empty: Bool[np.ndarray, " masks"],
     run: Run,
     done: Callable[[int], None] = lambda count: None,
     observe: Observer = ignore,
@@ -74,7 +76,7 @@ def mask_sums(
     Parameters
     ----------
     labels : the analysed classes.
-    masks : how many masks `run` evaluates.
+    empty : for every mask that `run` evaluates, whether it retrieves no unit; see `tile_losses`.
     run : gives the logits; classes are told by their place among `labels`.
     done : told how many samples each tile added.
     observe : shown the losses of every sample.
@@ -84,18 +86,20 @@ def mask_sums(
     ------
     InputError : a loss is not finite, or the model cannot take some samples.
     """
-    loss = torch.zeros(len(labels), masks, dtype=torch.float64)
-    correct = torch.zeros(len(labels), masks, dtype=torch.float64)
+    loss = torch.zeros(len(labels), len(empty), dtype=torch.float64)
+    correct = torch.zeros(len(labels), len(empty), dtype=torch.float64)
     own = np.searchsorted(labels, kept.samples.labels)
     pieces = Pieces("the runs with masks")
     for tile in _tiles(kept, own, apart):
         classes = torch.from_numpy(own[tile.places])
-        values, right = tile_losses(kept, tile, classes, masks, run, pieces)
+        values, right = tile_losses(kept, tile, classes, empty, run, pieces)
         loss.index_add_(0, classes, values.T)
         correct.index_add_(0, classes, right.T.to(torch.float64))
         observe(tile.places, values)
         done(len(classes))
     count = np.bincount(own, minlength=len(labels))
+    # What is no number is no answer either, right or wrong.
+    correct[loss.isnan()] = float("nan")
     if not kept.criterion.scored:
         correct.fill_(float("nan"))
     return CurveSums(loss.numpy(), correct.numpy(), count)
@@ -115,15 +119,20 @@ def tile_losses(
     kept: Kept,
     tile: Tile,
     classes: Int[Tensor, " samples"],
-    masks: int,
+    empty: Bool[np.ndarray, " masks"],
     run: Run,
     pieces: Pieces,
 ) -> Answers:
     """The losses of some samples under every mask, in float64, and whether the answer is right.
 
+    Parameters
+    ----------
+    empty : for every mask, whether it retrieves no unit: a model that divides by the size of what
+        it is given has no answer there, and the loss may be not a number.
+
     Raises
     ------
-    InputError : a loss is not finite, or the model cannot take some samples.
+    InputError : another loss is not finite, or the model cannot take some samples.
     """
     filled = _filled(tile, classes)
     targets = _filled(tile, kept.samples.targets[torch.from_numpy(tile.places)])
@@ -131,15 +140,16 @@ def tile_losses(
     def evaluate(part: slice) -> Answers:
         rows = tile.kept if part == slice(0, len(filled)) else tile.rows(part)
         found = run(tile.plan, rows, filled[part])
-        return _answers(kept.criterion, found, targets[part], masks)
+        return _answers(kept.criterion, found, targets[part], len(empty))
 
     with _described(tile, kept.samples), _float32(kept):
         found = pieces.run(evaluate, len(filled))
     numbers, right = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
     values = kept.criterion.losses(numbers[:, : len(classes)])
-    if not bool(torch.isfinite(values).all()):
-        raise _not_finite(values, kept, tile)
-    return values, right[:, : len(classes)]
+    wrong = ~torch.isfinite(values)
+    if bool(wrong[torch.from_numpy(~empty)].any()):
+        raise _not_finite(wrong, empty, kept, tile)
+    return torch.where(wrong, float("nan"), values), right[:, : len(classes)]
 
 
 def _answers(
@@ -171,13 +181,28 @@ def _filled(tile: Tile, values: Tensor) -> Tensor:
     return torch.cat([values, values[:1].expand(padding, *values.shape[1:])])
 
 
-def _not_finite(values: Float[Tensor, "masks samples"], kept: Kept, tile: Tile) -> InputError:
-    place = tile.places[int((~torch.isfinite(values)).any(dim=0).nonzero()[0])]
-    samples = kept.samples
-    return InputError(
+def _not_finite(
+    wrong: Bool[Tensor, "masks samples"],
+    empty: Bool[np.ndarray, " masks"],
+    kept: Kept,
+    tile: Tile,
+) -> InputError:
+    column = int(wrong[torch.from_numpy(~empty)].any(dim=0).nonzero()[0])
+    place, samples = tile.places[column], kept.samples
+    which = (
         f"the loss of {samples.name} sample {samples.rows[place]} (label "
-        f"{samples.labels[place]}) is not finite with units of layer {kept.plan.site.path!r} "
-        "ablated or retrieved; check the weights, the scaling of this input and a loss of your own"
+        f"{samples.labels[place]}) is not finite with"
+    )
+    layer, advice = repr(kept.plan.site.path), "the scaling of this input and a loss of your own"
+    if bool(wrong[:, column].all()) or kept.plan.baseline is not None:
+        return InputError(
+            f"{which} units of layer {layer} ablated or retrieved; check the weights, {advice}"
+        )
+    return InputError(
+        f"{which} some units of layer {layer} ablated, but is with others: where all that are "
+        "retrieved are 0 for a sample, f / f.norm() and the like divide 0 by 0; give "
+        f"Method(baseline='mean'), a layer before the activation function, or a model that adds "
+        f"a small number to what it divides by; else check {advice}"
     )
 
 
@@ -204,9 +229,26 @@ def rof_curve(
         order = table[classes].to(kept.precision.device)
         return plan.run(rows, Prefixes(order, wanted.tolist()))
 
-    sums = mask_sums(kept, labels, len(wanted), run, done, observe)
+    sums = mask_sums(kept, labels, wanted == 0, run, done, observe)
+    if np.isnan(sums.loss).any():
+        _say_undefined(kept.plan)
     loss, correct = (widened(s, wanted, order.shape[1]) for s in (sums.loss, sums.correct))
     return CurveSums(loss, correct, sums.count)
+
+
+def _say_undefined(plan: Plan) -> None:
+    remedy = (
+        "Method(baseline='mean') lets ablated units give their mean instead of 0"
+        if plan.baseline is None
+        else "the mean activations that ablated units give do not help"
+    )
+    warnings.warn(
+        f"with no unit of layer {plan.site.path!r} retrieved the loss is not a number (0/0, as in "
+        "f / f.norm()) and is left out: turning points and roles need one unit or more and are "
+        f"right, but no class can be flagged without that loss; {remedy}",
+        PlanWarning,
+        stacklevel=2,
+    )
 
 
 def widened(
@@ -233,7 +275,7 @@ def at_points(
         device = kept.precision.device
         return plan.run(rows, Own(table[classes].to(device), counts[classes].T.to(device)))
 
-    return mask_sums(kept, labels, points.shape[1], run, done, observe)
+    return mask_sums(kept, labels, (points == 0).all(axis=0), run, done, observe)
 
 
 def adaptive_curve(
@@ -274,7 +316,7 @@ def _by_class(
     """E(n) at other n for each class, as many as it needs; what is left over means nothing."""
     table = torch.from_numpy(order.copy())
     most = max(map(len, points))
-    padded = np.zeros((len(labels), most), dtype=np.int64)
+    padded = np.ones((len(labels), most), dtype=np.int64)  # with no unit there may be no loss
     for row, mine in zip(padded, points, strict=True):
         row[: len(mine)] = mine
 
@@ -286,4 +328,4 @@ def _by_class(
         elif len(mine):
             yield from plan.run(rows, Prefixes(orders, mine.tolist()))
 
-    return mask_sums(kept, labels, most, run, done, apart=True)
+    return mask_sums(kept, labels, np.zeros(most, dtype=bool), run, done, apart=True)

@@ -206,8 +206,7 @@ class Guard:
         self, what: str, found: Tensor, wanted: Tensor, moved: float = float("inf")
     ) -> None:
         wanted = wanted.to(found.device)
-        real = torch.isfinite(wanted)  # what is not is refused with its sample later
-        off = largest(differences(found.to(wanted), wanted)[real]) if bool(real.any()) else 0.0
+        off = largest(differences(found.to(wanted), wanted))
         allowed, noise = allowed_and_noise(wanted, self.plan.site.dtype)
         if moved == moved:  # agreement must mean something where masks move little
             allowed = min(allowed, max(moved / 1000, 10 * noise))

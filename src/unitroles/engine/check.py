@@ -93,8 +93,9 @@ class Definition:
 
     @property
     def moved(self) -> float:
-        """The farthest that the masks moved a logit."""
-        return largest(differences(self.masked, self.seen.logits))
+        """The farthest that the masks moved a logit, where they left a number (not 0/0)."""
+        moved = differences(self.masked, self.seen.logits)
+        return largest(torch.where(self.masked.isnan(), 0.0, moved))
 
     @property
     def alone(self) -> float:
@@ -207,8 +208,12 @@ def _size(logits: Tensor) -> float:
 
 
 def differences(one: Tensor, other: Tensor) -> Tensor:
-    """One minus the other; 0 where they are equal, also where both are infinite."""
-    return torch.where(one == other, 0.0, one - other)
+    """One minus the other; 0 where they are equal, also where both are infinite or not a number.
+
+    With no unit left a model may divide by zero, in the definition as in every plan.
+    """
+    equal = (one == other) | (one.isnan() & other.isnan())
+    return torch.where(equal, 0.0, one - other)
 
 
 def largest(difference: Tensor) -> float:

@@ -72,8 +72,10 @@ def rof_curve(
     ends = np.stack([[0, last], loss[[0, last]]], axis=1)
     heights = ax.transAxes.inverted().transform(ax.transData.transform(ends))[:, 1]
     sides = ("bottom", "top") if heights[0] >= heights[1] else ("top", "bottom")
-    apart = abs(heights[0] - heights[1]) > 0.08
+    apart = not abs(heights[0] - heights[1]) <= 0.08
     for n, name, side in zip((0, last), ("fully ablated layer", "whole layer"), sides, strict=True):
+        if np.isnan(loss[n]):
+            continue  # 0/0 with no unit retrieved
         ax.axhline(loss[n], color=FAINT, linestyle=":", linewidth=0.9, zorder=0)
         write_beside(ax, loss[n], f"{name} {loss[n]:#.3g}", TEXT, "center" if apart else side)
     return ax

@@ -46,11 +46,12 @@ _LOSS = {
 def draw_curve(ax: Axes, taxonomy: Taxonomy, place: int, split: str, **look: Any) -> None:
     """A curve; a band around it and one around n0, over other samples, where they were measured.
 
-    Where some points were left out, every evaluated one has a dot.
+    Where some points were left out, every evaluated one has a dot; that a fully ablated layer has
+    no loss (0/0) leaves none out.
     """
     data = taxonomy.data.sel(split=split).isel(label=place)
     loss = data.loss.dropna("retrieved")
-    if loss.size < data.loss.size:
+    if bool(data.loss[1:].isnull().any()):
         look |= {"marker": "o", "markersize": 2.5}
     ax.plot(loss.retrieved.values, loss.values, **look)
     if "loss_low" in data:

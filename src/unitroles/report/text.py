@@ -79,7 +79,9 @@ def _beside_defaults(taxonomy: Taxonomy) -> str:
     text = "" if baseline == "zero" else f", baseline {baseline}"
     if resolution == "exact":
         return text
-    share = 100 * np.isfinite(taxonomy.data.loss.values).mean()
+    evaluated = np.isfinite(taxonomy.data.loss.values)
+    evaluated[..., 0] = True  # also where the loss there is not a number
+    share = 100 * evaluated.mean()
     steps = resolution if resolution == "adaptive" else f"every {resolution} units"
     return f"{text}, resolution {steps} ({share:.0f} % of the curves' points evaluated)"
 

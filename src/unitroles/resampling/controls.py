@@ -140,7 +140,7 @@ def _temperature(layer_run: LayerRun, bars: Track) -> float:
                 yield slice(place, place + 1), logits / scale
 
     done = bars("temperature", len(kept.samples))
-    sums = mask_sums(kept, layer_run.labels, len(TEMPERATURES), run, done)
+    sums = mask_sums(kept, layer_run.labels, np.zeros(len(TEMPERATURES), dtype=bool), run, done)
     return float(TEMPERATURES[sums.loss.sum(axis=0).argmin()])
 
 
@@ -189,7 +189,7 @@ def _on_all(
 
     named = torch.from_numpy(np.tile(layer_run.labels, 2))
     seen = replace(kept, criterion=OneVsRest(kept.criterion, named))
-    sums = mask_sums(seen, layer_run.labels, 2 * labels, run, done)
+    sums = mask_sums(seen, layer_run.labels, np.zeros(2 * labels, dtype=bool), run, done)
     loss = sums.loss.sum(axis=0) / sums.count.sum()
     if not np.array_equal(kept.samples.targets.numpy(), kept.samples.labels) or labels == 1:
         return loss, np.full(2 * labels, np.nan)

@@ -224,7 +224,7 @@ def _curves(
         shared = mine.any(axis=0).sum() * len(tree)
         return Job(tree, columns, used, bool(shared <= np.count_nonzero(mine) * len(points)))
 
-    total = subsets.summed(len(points), own, job, done)
+    total = subsets.summed(layer_run.points == 0, own, job, done)
     return total.reshape(*weights.shape[:2], labels, -1)
 
 
@@ -250,7 +250,9 @@ def _swapped(
         different, places = np.unique(active[used, label], axis=0, return_inverse=True)
         return Job(Sets(torch.from_numpy(different)), places.reshape(-1, 1), used)
 
-    return subsets.summed(1, own, job).reshape(len(draws), *pairs.shape, labels)
+    return subsets.summed(np.zeros(1, dtype=bool), own, job).reshape(
+        len(draws), *pairs.shape, labels
+    )
 
 
 def _subsets(layer_run: LayerRun, split: int, weights: Weights) -> Subsets:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from unitroles.curves.collect import Kept, Tile
@@ -60,7 +60,7 @@ class Subsets:
 
     def summed(
         self,
-        masks: int,
+        empty: Bool[np.ndarray, " masks"],
         own: Callable[[Int[Tensor, " samples"]], Masks],
         job: Callable[[int, Int[np.ndarray, " uses"]], Job],
         done: Callable[[int], None] = lambda count: None,
@@ -69,12 +69,13 @@ class Subsets:
 
         Parameters
         ----------
+        empty : whether each mask retrieves no unit; see `tile_losses`.
         own : the masks of samples of any use and class (use * labels + class).
         job : for a class, and the uses that have samples of it.
         done : told how many samples each step added.
         """
         pieces = Pieces("the runs with masks")
-        total = np.zeros((len(self.weights), self.labels, masks))
+        total = np.zeros((len(self.weights), self.labels, len(empty)))
 
         def run(plan: Plan, rows: Any, group: Tensor) -> Runs:
             return plan.run(rows, own(group))
@@ -83,7 +84,7 @@ class Subsets:
             """Add the losses of some samples, each in a use of it."""
             mine = self.classes[tile.places]
             group = torch.from_numpy(use * self.labels + mine)
-            losses, _ = tile_losses(self.kept, tile, group, masks, run, pieces)
+            losses, _ = tile_losses(self.kept, tile, group, empty, run, pieces)
             times = self.weights[use, tile.places].astype(np.float64)
             np.add.at(total, (use, mine), (losses.numpy() * times).T)
             done(int(np.count_nonzero(times)))
@@ -106,7 +107,8 @@ class Subsets:
                 continue
             times = self.weights[:, tile.places][mine.used].astype(np.float64)
             group = torch.zeros(len(tile.places), dtype=torch.int64)
-            found = tile_losses(self.kept, tile, group, len(mine.masks), mine.run, pieces)
+            none = np.isin(np.arange(len(mine.masks)), mine.columns[:, empty])
+            found = tile_losses(self.kept, tile, group, none, mine.run, pieces)
             # By torch: the threads of NumPy's products are not those the user set.
             sums = (torch.from_numpy(times) @ found[0].T).numpy()
             total[mine.used, label] += np.take_along_axis(sums, mine.columns, axis=1)

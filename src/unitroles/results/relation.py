@@ -144,7 +144,10 @@ def _area(curve: Float[np.ndarray, "label removed"]) -> float:
 def _removable(curve: Float[np.ndarray, "label removed"], measure: str) -> float:
     """Share of the units that can go, mean over the classes; see `criteria`."""
     height = curve if measure == "accuracy" else -curve
-    intact, ablated, removed = height[:, :1], height[:, -1:], np.arange(curve.shape[1])
+    intact, removed = height[:, :1], np.arange(curve.shape[1])
+    # The loss of a fully ablated layer may be not a number (0/0); then the worst that is one.
+    worst = np.fmin.reduce(height, axis=1, keepdims=True)
+    ablated = np.where(np.isnan(height[:, -1:]), worst, height[:, -1:])
     slack = FALL if measure == "accuracy" else FALL * np.abs(intact - ablated)
     fallen = height < intact - slack * (1 + 1e-9)  # a fall by exactly so much is none
     still = np.isfinite(curve) & ~np.logical_or.accumulate(fallen, axis=1)

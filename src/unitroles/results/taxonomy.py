@@ -47,7 +47,8 @@ class Taxonomy:
         `loss` in nats (see `loss_units`) and `accuracy` (split, label, retrieved), `samples`,
         `turning_point`, `swapped_loss`, `swapped_accuracy`, `status` (split, label) and `role`
         (label, unit). Where the attribute `resolution` is not "exact", `loss` and `accuracy` are
-        not a number at the n that were not evaluated, and turning points are read from the others.
+        not a number at the n that were not evaluated, and turning points are read from the others;
+        at n = 0 also where the model divides 0 by 0 with the whole layer ablated.
     """
 
     data: xr.Dataset
@@ -148,7 +149,10 @@ class Taxonomy:
         return tables.by_role(roles.shares(self.data.role.values), index)
 
     def flagged(self) -> list[Any]:
-        """Classes never below the fully ablated layer: no number of retrieved units helps them."""
+        """Classes never below the fully ablated layer: no number of retrieved units helps them.
+
+        A class whose loss is not a number there is not flagged: nothing is known of it.
+        """
         bad = (self.data.status.values == NEVER_FALLS).any(axis=0)
         return [label for label, flag in zip(self.labels, bad, strict=True) if flag]
 

@@ -175,7 +175,9 @@ def weigh_again(
     # What the interval has to hold is the truth of the world that the outer weights are of.
     (bottom, top), (first, last) = (interval(np.moveaxis(x, 1, 0), level) for x in (again, inner))
     n0_held = (first <= points[place]) & (points[place] <= last)
-    held = ((bottom <= whole) & (whole <= top)).mean(axis=1)
+    # With no unit retrieved a model may have no loss, which no interval can hold.
+    known = ~np.isnan(whole)
+    held = ((bottom <= whole) & (whole <= top))[:, known].mean(axis=1)
     return Iterated(covered=np.stack([n0_held, held], axis=1), inner=inner)
 
 

@@ -14,7 +14,8 @@ from unitroles import roles
 CLEAR = "clear minimum"
 NEVER_FALLS = "never below the fully ablated layer"
 FLAT = 0.01
-"""Share of the way from the fully ablated layer to the minimum; a smaller rise is none."""
+"""Share of the way from the fully ablated layer to the minimum; a smaller rise is none. Where that
+layer has no loss (0/0), of the way from the highest loss of n >= 1."""
 _WIDE = 1 / 20
 _POINTS = 3
 
@@ -127,7 +128,7 @@ def status(
     -------
     Object array of texts, of the leading shape; the first that holds of
 
-    - "never below the fully ablated layer": see `roles.falls`;
+    - "never below the fully ablated layer": see `roles.falls`; not where that layer has no loss;
     - "still falling at 64": n0 is N, the whole layer, and N > 1;
     - "flat from n = 31 to 74": the run around n0 (see `basin`), in which the loss rises at most by
       `FLAT`, spans more than a twentieth of the units and holds at least three evaluated n, so n0
@@ -142,7 +143,9 @@ def status(
     """
     units = loss.shape[-1] - 1
     never = ~roles.falls(loss)
-    delta = np.where(never, 0.0, FLAT * (loss[..., 0] - _at(loss, point)[..., 0]))
+    ablated, highest = loss[..., 0], np.fmax.reduce(loss[..., 1:], axis=-1)
+    start = np.where(np.isnan(ablated), highest, ablated)
+    delta = np.where(never, 0.0, FLAT * (start - _at(loss, point)[..., 0]))
     low, high, _ = basin(loss, point, delta)
     wide = (high - low + 1 > _WIDE * units) & (_run(loss, point, delta)[0].sum(-1) >= _POINTS)
     texts = np.full(loss.shape[:-1], CLEAR, dtype=object)
