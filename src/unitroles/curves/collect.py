@@ -23,9 +23,9 @@ from unitroles.curves.scores import (
 )
 from unitroles.curves.store import Store, Stores, joined
 from unitroles.data.samples import Batch, Samples
-from unitroles.engine.alone import AlonePlan
+from unitroles.engine.alone import in_full
 from unitroles.engine.audit import Audit, Guard, drawn, lengths
-from unitroles.engine.plan import FullPlan, Plan, Rows
+from unitroles.engine.plan import Plan, Rows
 from unitroles.errors import InputError, PlanWarning
 from unitroles.model.calls import Place
 from unitroles.model.forward import Precision, batch_size, blamed, rows_of, tensors
@@ -108,9 +108,7 @@ class Kept:
             PlanWarning,
             stacklevel=2,
         )
-        plan = self.plan
-        full = FullPlan(plan.model, plan.site, "", plan.baseline, self.precision)
-        return AlonePlan(full, "") if plan.alone else full
+        return in_full(self.plan, self.precision)
 
     def _whole(self, places: np.ndarray, plan: Plan) -> Iterator[Tile]:
         """Tiles for runs of the whole model."""

@@ -106,6 +106,15 @@ class AlonePlan:
 def remedies(plan: Plan, precision: Precision) -> list[AlonePlan]:
     """One sample in a call: from what is kept of it, then by whole forwards."""
     suffix = plan.suffix if isinstance(plan, AdditivePlan) else plan
-    full = FullPlan(plan.model, plan.site, "", plan.baseline, precision)
     kept = [AlonePlan(suffix, "")] if isinstance(suffix, SuffixPlan) else []
-    return [*kept, AlonePlan(full, "")]
+    return [*kept, AlonePlan(_full(plan, precision), "")]
+
+
+def in_full(plan: Plan, precision: Precision) -> FullPlan | AlonePlan:
+    """What runs the batches of another form than a plan was made for."""
+    full = _full(plan, precision)
+    return AlonePlan(full, "") if plan.alone else full
+
+
+def _full(plan: Plan, precision: Precision) -> FullPlan:
+    return FullPlan(plan.model, plan.site, "", plan.baseline, precision)

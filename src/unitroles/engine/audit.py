@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from unitroles.engine.alone import in_full
 from unitroles.engine.check import allowed_and_noise, differences, largest
 from unitroles.engine.masks import Own, Prefixes, Sets
 from unitroles.engine.plan import Plan, Rows
@@ -193,7 +194,8 @@ class Guard:
         counts = torch.from_numpy(self._draw.integers(0, units + 1, size=(1, samples))).to(device)
         for one in group:
             order[one.place], counts[0, one.place] = one.order, one.count
-        ((_, (logits,)),) = self.plan.run(inputs, Own(order, counts))
+        plan = in_full(self.plan, self.precision) if self.plan.keeps_rows else self.plan
+        ((_, (logits,)),) = plan.run(inputs, Own(order, counts))
         self._compare_masked(logits[[one.place for one in group]], group)
 
     def _compare_masked(self, found: Tensor, group: list[_Alone]) -> None:
