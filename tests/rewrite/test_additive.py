@@ -102,6 +102,9 @@ ADDITIVE = {
     "norm after a linear layer": ["mean over positions", "linear", "layer norm"],
     "units that are averaged over positions they share": ["global pool", "flatten", "linear"],
     "stem added before the sum": ["add the stem", "relu", "mean over positions", "linear"],
+    "folded at a product turned round": ["mean over positions", "times a matrix turned round"],
+    "folded at a product by hand": ["relu", "mean over positions", "times a matrix", "linear"],
+    "sums at rows of every position": ["tokens", "rows times a matrix", "relu"],
     "its own depthwise convolution": ["depthwise convolution", "relu", "mean over positions"],
 }
 REFUSED = {
@@ -123,6 +126,39 @@ def test_heads_with_one_linear_mixing_op_are_additive(name):
         ("folded", "one norm", "norm", "units", "stem", "its")
     )
     assert (plan.form.norm is not None) == ("norm" in name)
+
+
+ALONE = [
+    "only what is large",
+    "or one number",
+    "or zeros",
+    "or twos",
+    "or ones",
+    "one or the other number",
+    "zero or not",
+    "filled",
+    "filled by a tensor",
+    "times a number",
+    "at most a number",
+]
+"""Ops that act on every unit alone."""
+
+
+@pytest.mark.parametrize("name", ALONE)
+@pytest.mark.parametrize("wide", [True, False])
+def test_what_acts_on_every_unit_alone_comes_before_the_masks(name, wide):
+    plan = assert_right(heads.Net([place(name)], wide))
+    assert isinstance(plan, AdditivePlan)
+    assert plan.form.folded
+
+
+@pytest.mark.parametrize("name", ["a block on rows", "rows times a matrix", "distances"])
+@pytest.mark.parametrize("before", [[], ["tokens"]])
+def test_rows_of_all_positions_in_one_axis_equal_the_definition(name, before):
+    names = [*before, name, "relu"]
+    net = heads.Net([place(one) for one in names], wide=True)
+    assert net.names == names
+    assert_right(net)
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -115,6 +115,53 @@ def _squeeze_excite(shape: tuple[int, ...]) -> nn.Module:
     return Gate()
 
 
+def _matrix(turned: bool) -> Callable[[tuple[int, ...]], nn.Module]:
+    """A product with a weight of one's own, as `x @ W` or `x @ W.T`."""
+
+    class Times(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn((5, width) if turned else (width, 5)))
+
+        def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+            return x @ (self.weight.T if turned else self.weight)
+
+    return lambda shape: Times(shape[-1])
+
+
+class _Distances(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.points = nn.Parameter(torch.randn(5, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cdist(x, self.points)
+
+
+class _Conv1D(nn.Module):
+    """As GPT-2 has it: rows of all positions in one axis, times a matrix turned round."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(width, 5)), nn.Parameter(torch.randn(5))
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        flat = torch.addmm(self.bias, x.reshape(-1, x.shape[-1]), self.weight)
+        return flat.view(*x.shape[:-1], 5)
+
+
+class _Flattened(nn.Module):
+    """As OPT has it: samples and positions are one axis in a block of two layers."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, 6), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        flat = self.norm(x.reshape(-1, x.shape[-1]))
+        return self.down(torch.relu(self.up(flat))).view(*x.shape[:-1], 5)
+
+
 OPS = [
     Op("relu", _always(torch.relu)),
     Op("in-place relu", lambda shape: Wrapped(nn.ReLU(inplace=True))),
@@ -162,6 +209,22 @@ OPS = [
     Op("plus itself, flipped", _always(lambda x: x + x.flip(1))),
     Op("rolled", _always(lambda x: x.roll(1, 1))),
     Op("softmax", _always(lambda x: x.softmax(1))),
+    Op("only what is large", _always(lambda x: torch.where(x > 0.1, x, 0.0))),
+    Op("or one number", _always(lambda x: torch.where(x < 0.2, torch.tensor(0.3), x))),
+    Op("or zeros", _always(lambda x: torch.where(x <= 0.1, torch.zeros_like(x), x))),
+    Op("or twos", _always(lambda x: torch.where(x >= -0.1, x, torch.full_like(x, 2)))),
+    Op("or ones", _always(lambda x: torch.where(x > -x, torch.ones_like(x), x))),
+    Op("one or the other number", _always(lambda x: x * torch.where(x.exp() >= 1 - x, 1.5, 0.5))),
+    Op("zero or not", _always(lambda x: torch.where(x.abs() <= x.square(), 0.0, x))),
+    Op("filled", _always(lambda x: x.masked_fill(x < -x.sigmoid(), -0.3))),
+    Op("filled by a tensor", _always(lambda x: x.masked_fill(x < 0.1, torch.tensor(0.7).double()))),
+    Op("times a number", _always(lambda x: x * torch.tensor(1.5))),
+    Op("at most a number", _always(lambda x: torch.minimum(x, torch.tensor(0.4).double()))),
+    Op("times a matrix", _matrix(False)),
+    Op("times a matrix turned round", _matrix(True)),
+    Op("rows times a matrix", lambda shape: _Conv1D(shape[-1])),
+    Op("a block on rows", lambda shape: _Flattened(shape[-1])),
+    Op("distances", lambda shape: Wrapped(_Distances(shape[-1]))),
     Op("running sum", _always(lambda x: x.cumsum(1))),
     Op("shifted by its mean", _always(lambda x: x - x.mean(1, keepdim=True))),
     Op("scaled by its largest", _always(lambda x: x / (1 + x.abs().amax(1, keepdim=True)))),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -100,11 +100,13 @@ def prune(
     after = (descendants(module.graph, [tap]) & ancestors(logits)) - {tap}
     if logits not in after:
         raise CannotCut("the layer's output does not reach the logits")
-    taken = dict.fromkeys(one for n in nodes if n in after for one in n.all_input_nodes)
-    around = [n for n in taken if n not in after and n is not tap]
-    live = [n for n in around if _is_tensor(n) and _depends_on_input(n)]
-    for node in live:
-        require_rows_first(node, tap)
+
+    def met(after: set[fx.Node]) -> list[fx.Node]:
+        taken = dict.fromkeys(one for n in nodes if n in after for one in n.all_input_nodes)
+        around = [n for n in taken if n not in after and n is not tap]
+        return [n for n in around if _is_tensor(n) and _depends_on_input(n)]
+
+    live = repeatable(met, after, tap)
     run = extract(module, [tap, *live], logits)
     if not live:
         return Cut(run, None, (), axis)
@@ -137,13 +139,40 @@ def _samples(cut: fx.Node) -> str:
     return str(value_of(cut).shape[0])
 
 
-def require_rows_first(node: fx.Node, cut: fx.Node) -> None:
-    """A batch elsewhere, or several rows a sample, cannot be repeated for every mask."""
+def repeatable(
+    met: Callable[[set[fx.Node]], list[fx.Node]], after: set[fx.Node], cut: fx.Node
+) -> list[fx.Node]:
+    """The values that the nodes `after` a cut meet, each with one row for every sample.
+
+    A batch elsewhere, or several rows a sample (one for each head of an attention), cannot be
+    repeated for every mask: what makes such a value is taken among those after the cut.
+
+    Parameters
+    ----------
+    met : (nodes after the cut) -> the values from elsewhere that they take.
+    after : is added to.
+
+    Raises
+    ------
+    CannotCut : the model is given such a value.
+    """
+    while True:
+        found = met(after)
+        wrong = [node for node in found if not _rows_first(node, cut)]
+        given = [node for node in wrong if node.op != "call_function"]
+        if given:
+            raise CannotCut(
+                f"a value that flows around the layer has its batch inside ({given[0].name})"
+            )
+        if not wrong:
+            return found
+        after |= set(wrong)
+
+
+def _rows_first(node: fx.Node, cut: fx.Node) -> bool:
     first, *others = value_of(node).shape or (1,)
     inside = any(isinstance(size, torch.SymInt) for size in others)
-    several = isinstance(first, torch.SymInt) and str(first) != _samples(cut)
-    if inside or several:
-        raise CannotCut(f"a value that flows around the layer has its batch inside ({node.name})")
+    return not inside and (not isinstance(first, torch.SymInt) or str(first) == _samples(cut))
 
 
 def _depends_on_input(node: fx.Node) -> bool:

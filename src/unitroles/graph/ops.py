@@ -241,9 +241,11 @@ _TABLE = [
     ),
     (
         Op(Kind.POINTWISE),
-        """add.Scalar clamp clamp.Tensor clamp_max clamp_min div.Scalar erf exp log log1p
-        log_sigmoid maximum minimum mul.Scalar pow.Tensor_Scalar reciprocal rsqrt rsub.Scalar
-        rsub.Tensor selu sqrt square sub.Scalar threshold""",
+        """add.Scalar clamp clamp.Tensor clamp_max clamp_min div.Scalar erf exp full_like ge.Scalar
+        ge.Tensor gt.Scalar gt.Tensor le.Scalar le.Tensor log log1p log_sigmoid lt.Scalar lt.Tensor
+        masked_fill.Scalar masked_fill.Tensor maximum minimum mul.Scalar ones_like
+        pow.Tensor_Scalar reciprocal rsqrt rsub.Scalar rsub.Tensor selu sqrt square sub.Scalar
+        threshold where.Scalar where.ScalarOther where.ScalarSelf where.self zeros_like""",
     ),
     (Op(Kind.BATCH_NORM, affine=_fixed_statistics), "batch_norm"),
     (Op(Kind.BATCH_NORM), "_native_batch_norm_legit_no_training"),

@@ -29,6 +29,8 @@ from unitroles.model.trace import Site
 from unitroles.rewrite.functional import make_functional
 from unitroles.rewrite.head import Head, divide
 from unitroles.rewrite.hoist import hoist
+from unitroles.rewrite.products import make_linear
+from unitroles.rewrite.sizes import program
 from unitroles.wording import first_line
 
 
@@ -85,16 +87,6 @@ class Exported:
         return divide(cut, sources)
 
 
-def _program(model: nn.Module, inputs: Any) -> torch.export.ExportedProgram:
-    batch = torch.export.Dim("batch", min=2, max=2**20)
-    return torch.export.export(
-        _Logits(model, tuple(inputs) if isinstance(inputs, Mapping) else None),
-        flat(inputs),
-        dynamic_shapes={"args": tuple({0: batch} for _ in flat(inputs))},
-        strict=False,
-    )
-
-
 def export(model: nn.Module, sites: Sequence[Site], inputs: Any) -> Exported:
     """Export a model with a dynamic batch and the outputs of all `sites` marked.
 
@@ -110,21 +102,25 @@ def export(model: nn.Module, sites: Sequence[Site], inputs: Any) -> Exported:
         places = stack.enter_context(listening(model, torch.ops.unitroles.boundary))
         stack.enter_context(_quiet())
         try:
-            program = _program(model, inputs)
-            if not make_functional(program.graph_module, made_constants(program)):
+            names = tuple(inputs) if isinstance(inputs, Mapping) else None
+            found = program(_Logits(model, names), flat(inputs))
+            if not make_functional(found.graph_module, made_constants(found)):
                 # An empty table keeps the ops as they are but removes every in-place one.
-                program = program.run_decompositions({})
+                found = found.run_decompositions({})
+        except CannotCut:
+            raise
         except Exception as error:
             raise CannotCut(f"torch.export failed: {first_line(error)[:160]}") from error
-    module = with_constants(program)
+    module = with_constants(found)
     boundaries = take_boundaries(module.graph)
-    found = {node.args[1]: node for node in module.graph.nodes if is_tap(node)}
+    make_linear(module)
+    taps = {node.args[1]: node for node in module.graph.nodes if is_tap(node)}
     # Before the logits come buffers that a decomposed forward writes.
-    kinds = [spec.kind for spec in program.graph_signature.output_specs]
+    kinds = [spec.kind for spec in found.graph_signature.output_specs]
     results: Any = module.graph.output_node().args[0]
     logits = results[kinds.index(OutputKind.USER_OUTPUT)]
     axes = tuple(site.axis for site in sites)
-    return Exported(module, logits, found, axes, boundaries, tuple(places))
+    return Exported(module, logits, taps, axes, boundaries, tuple(places))
 
 
 @contextmanager

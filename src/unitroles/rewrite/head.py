@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, fx
 
-from unitroles.graph.cut import Cut, require_rows_first
+from unitroles.graph.cut import Cut, repeatable
 from unitroles.graph.extract import CannotCut, ancestors, descendants, extract
 from unitroles.graph.ops import value_of
 from unitroles.model.calls import Place
@@ -115,13 +115,12 @@ def divide(cut: Cut, sources: tuple[int | Place, ...]) -> Head:
         raise CannotCut("the layer's output does not reach the logits")
     needed = mixed & ancestors(logits)
     apart = descendants(run.graph, live) - dependent
-    around = [
-        node
-        for node in nodes
-        if node in apart and isinstance(value_of(node), Tensor) and _tensor_users(node) & needed
-    ]
-    for node in around:
-        require_rows_first(node, place)
+
+    def met(needed: set[fx.Node]) -> list[fx.Node]:
+        values = (n for n in nodes if n in apart - needed and isinstance(value_of(n), Tensor))
+        return [node for node in values if _tensor_users(node) & needed]
+
+    around = repeatable(met, needed, place)
     joined = ancestors(*edge) & set(live)
     return Head(
         before=extract(run, inputs, (*edge, *around)),

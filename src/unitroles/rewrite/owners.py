@@ -140,7 +140,7 @@ def _argument(node: fx.Node, known: dict[fx.Node, Any]) -> Any:
     if isinstance(value, torch.SymInt):
         return plain(value)
     if isinstance(value, Tensor):
-        return torch.full((1,), NO_UNIT).expand(_shape(node))  # weights may be large
+        return torch.tensor(NO_UNIT).expand(_shape(node))  # weights may be large
     return value
 
 
