@@ -224,7 +224,8 @@ def test_a_command_in_another_thread_sets_no_handlers():
 
 
 def state():
-    return dict(os.environ), os.getcwd(), handlers(), sys.unraisablehook, torch.get_num_threads()
+    variables = {n: value for n, value in os.environ.items() if not n.startswith("KMP_")}
+    return variables, os.getcwd(), handlers(), sys.unraisablehook, torch.get_num_threads()
 
 
 NETS = """
@@ -280,6 +281,27 @@ def test_a_command_leaves_the_process_as_it_was(here, capsys):
     assert state() == before
 
 
+def fresh_environment(temporary):
+    """That of a process in which no library has set anything."""
+    found = {**os.environ, "TMPDIR": str(temporary), "PYTHONDONTWRITEBYTECODE": "1"}
+    found.pop("TORCHINDUCTOR_CACHE_DIR", None)
+    found["PYTHONPATH"] = os.pathsep.join([str(Path(ur.__file__).parents[1]), *sys.path])
+    return found
+
+
+def test_a_process_that_is_new_is_left_as_it_was(here, tmp_path):
+    (tmp_path / "temporary").mkdir()
+    code = (
+        "import os, sys; from unitroles.cli.app import main; before = dict(os.environ);"
+        "assert main(sys.argv[1:]) == 0;"
+        "changed = set(os.environ.items()) ^ set(before.items());"
+        "assert {name for name, _ in changed if not name.startswith('KMP_')} == set(), changed"
+    )
+    command = [sys.executable, "-c", code, *analyze_words("--quiet")]
+    subprocess.run(command, env=fresh_environment(tmp_path / "temporary"), check=True)
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("out", "said"),
     [
@@ -327,8 +349,7 @@ def moments(count):
 def test_a_killed_analysis_leaves_nothing_and_goes_on(name, here, tmp_path):
     temporary = tmp_path / "temporary"
     temporary.mkdir()
-    environment = {**os.environ, "TMPDIR": str(temporary), "PYTHONDONTWRITEBYTECODE": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(Path(ur.__file__).parents[1]), *sys.path])
+    environment = fresh_environment(temporary)
     command = [sys.executable, "-c", "from unitroles.cli.app import main; raise SystemExit(main())"]
     command += analyze_words("--force", "--evidence", "--floors", "200", "--quiet")
     before = {path.name for path in here.iterdir()}

@@ -30,7 +30,7 @@ from unitroles.cli.arguments import (
     takes_all,
 )
 from unitroles.cli.config import RENAMED, config_beside, config_text, flag, numbers, used_tables
-from unitroles.cli.terminal import say, stopped_by_signals
+from unitroles.cli.terminal import same_environment, say, stopped_by_signals
 from unitroles.errors import OWN_WARNINGS, InputError
 from unitroles.files import check_new, make_folder, write_whole
 from unitroles.options import Compute, Evidence, Method, Sample
@@ -216,7 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     code, message, came = 0, "", []
     try:
-        with stopped_by_signals(came), warnings.catch_warnings():
+        with stopped_by_signals(came), same_environment(), warnings.catch_warnings():
             warnings.showwarning = _show_warning
             for category in OWN_WARNINGS:
                 warnings.simplefilter("always", category)

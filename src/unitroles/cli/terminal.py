@@ -1,4 +1,4 @@
-"""What a terminal is shown, and the signals that come from it."""
+"""What a terminal is shown, the signals that come from it, and the process as it was before."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import typer
@@ -21,6 +21,7 @@ from unitroles.wording import printable
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 _REPLACED = (signal.SIG_DFL, signal.default_int_handler)
 """What the caller of `main`, or who started the process, set otherwise is left: nohup."""
+_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 _GRACE = 1.0
 """Seconds in which a further signal does not disturb the cleaning up after the first."""
 
@@ -94,3 +95,25 @@ def stopped_by_signals(came: list[int]) -> Iterator[None]:
         sys.unraisablehook = hook
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def same_environment() -> Iterator[None]:
+    """Take back what libraries write into the environment while they are used.
+
+    PyTorch names a folder for what it compiles there, and makes it in the temporary folder, though
+    nothing is compiled: that goes too where it is empty. What threadpoolctl sets is left; without
+    it a second OpenMP, which may be loaded later, ends the process.
+    """
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        if _CACHE in os.environ and _CACHE not in before:
+            with suppress(OSError):
+                os.rmdir(os.environ[_CACHE])
+        for name in {*os.environ, *before}:
+            if name in before:
+                os.environ[name] = before[name]
+            elif not name.startswith("KMP_"):
+                del os.environ[name]
