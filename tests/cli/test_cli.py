@@ -59,6 +59,18 @@ def pictures():
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
 
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = net()
+
+    def forward(self, x):
+        logits = self.inner(x)
+        return logits.flip(1), logits
+
+def second(outputs):
+    return outputs[1]
+
 def still(picture):
     return torch.full((3, 4, 4), picture.size[0] / 8)
 
@@ -273,13 +285,29 @@ def test_layers_without_a_shape(
     class Seen(Exception):
         pass
 
-    def look(network: torch.nn.Module, example: torch.Tensor) -> None:
+    def look(network: torch.nn.Module, example: torch.Tensor, output: object) -> None:
         raise Seen(tuple(example.shape))
 
     monkeypatch.setattr(ur, "layers", look)
     with pytest.raises(Seen) as caught:
         main(["layers", model])
     assert caught.value.args[0] == (2, 3, shape, shape)
+
+
+@pytest.mark.parametrize("output", ["1", "cli_nets:second"])
+def test_the_output_that_is_the_logits_is_named(
+    output: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words(ANALYZE)) == 0
+    several = {**ANALYZE, "": "cli_nets:Twice", "layer": "inner.relu", "out": "b.nc"}
+    capsys.readouterr()
+    assert main(words(several)) == 2
+    assert "several things that may be its logits" in capsys.readouterr().err
+    assert main(words({**several, "output": output})) == 0
+    one, other = ur.load("a.nc"), ur.load("b.nc")
+    np.testing.assert_allclose(one.data.loss, other.data.loss, atol=1e-6)
+    stored = other.provenance["options"]["method"]["output"]
+    assert stored == (1 if output == "1" else "cli_nets.second")
 
 
 def test_reproduce_hands_its_options_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
