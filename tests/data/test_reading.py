@@ -675,7 +675,7 @@ def test_one_output_is_refused_with_the_remedy():
 
 
 def test_class_names_are_a_list_and_the_same_in_both_splits():
-    with pytest.raises(ur.InputError, match="must be a list of names"):
+    with pytest.raises(ur.InputError, match="class_names must be a list of texts"):
         ur.analyze(model(), pair(), pair(13), class_names="abc", progress=False)
     first, second = Pairs(classes=["x", "y", "z"]), Pairs(classes=["z", "y", "x"])
     with pytest.raises(ur.InputError, match="the classes of the two data sets differ"):

@@ -24,7 +24,7 @@ from unitroles.engine.plan import Plan
 from unitroles.errors import InputError, unknown
 from unitroles.model.forward import Logits
 from unitroles.model.trace import Site
-from unitroles.options import Compute, Layer, Method, Sample
+from unitroles.options import Compute, Layer, Method, Sample, checked
 from unitroles.roles import ranked
 
 REMOVAL_ORDERS = ("descending", "ascending", "random")
@@ -36,12 +36,13 @@ _Found = tuple[CurveSums, dict[str, Any], dict[str, Any]]
 """The sums of all masks, and the variables and coordinates that they give."""
 
 
+@checked
 def single_unit_ablation(  # noqa: PLR0913
     model: nn.Module,
     data: Any,
     layer: str | nn.Module | Layer | None = None,
     *,
-    class_names: Sequence[str] | None = None,
+    class_names: Sequence[str | int] | None = None,
     baseline: str = "zero",
     progress: bool = True,
     sample: Sample = Sample(),
@@ -87,6 +88,7 @@ def single_unit_ablation(  # noqa: PLR0913
     return _ablated(request, _one_by_one, {})
 
 
+@checked
 def cumulative_ablation(  # noqa: PLR0913
     model: nn.Module,
     data: Any,
@@ -94,7 +96,7 @@ def cumulative_ablation(  # noqa: PLR0913
     *,
     order: Any = "descending",
     score: Score = "activation_l1",
-    class_names: Sequence[str] | None = None,
+    class_names: Sequence[str | int] | None = None,
     baseline: str = "zero",
     progress: bool = True,
     sample: Sample = Sample(),

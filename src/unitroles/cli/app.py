@@ -22,6 +22,7 @@ from unitroles.cli.arguments import (
     Model,
     Network,
     Output,
+    class_names_of,
     made,
     numbered,
     require_evidence,
@@ -83,7 +84,8 @@ def analyze(**given: Any) -> None:
     )
     network = trained_model(asked.model, asked.weights)
     how = {name: value for name, value in vars(data).items() if name not in ("train", "test")}
-    reading = DataOptions(**{**how, "transform": transform}, known=known_of(asked.model, network))
+    how |= {"transform": transform, "class_names": class_names_of(data.class_names)}
+    reading = DataOptions(**how, known=known_of(asked.model, network))
     first, second, names = load_splits(data.train, data.test, reading)
     groups = load_groups(data.train, data.test, given["group_by"]) if given["group_by"] else None
     if groups is not None:

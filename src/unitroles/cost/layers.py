@@ -19,8 +19,9 @@ from unitroles.graph.ops import ROWS, is_norm, value_of
 from unitroles.model.borrow import device_of, untouched, unwrapped
 from unitroles.model.candidates import candidates, recommend
 from unitroles.model.forward import Precision, batch_size, each, forward, logits_of
+from unitroles.model.locks import alone
 from unitroles.model.trace import Site, Trace, find_site, trace
-from unitroles.options import Layer
+from unitroles.options import Layer, checked
 from unitroles.rewrite.additive import can_fold, running_sum
 from unitroles.rewrite.head import Head
 from unitroles.wording import first_line
@@ -28,6 +29,7 @@ from unitroles.wording import first_line
 _FORWARDS = 3
 
 
+@checked
 def layers(model: nn.Module, example: Any) -> pd.DataFrame:
     """Every layer that has units, with the plan a test of it would get and its cost.
 
@@ -62,8 +64,10 @@ def layers(model: nn.Module, example: Any) -> pd.DataFrame:
     1     1      8  additive                32
     """
     if batch_size(example) < 2:
-        raise InputError("give an example batch of at least two inputs")
-    with unwrapped(model) as model, untouched(model):
+        raise InputError(
+            "give an example batch of at least two inputs: a tensor, or tensors by name"
+        )
+    with alone(), unwrapped(model) as model, untouched(model):
         example = Precision(device_of(model)).place(example)
         seen = trace(model, example)
         best = recommend(seen.calls, seen.samples).path

@@ -16,6 +16,7 @@ import xarray as xr
 from unitroles import roles
 from unitroles.errors import InputError, unknown
 from unitroles.files import write_whole
+from unitroles.options import check_fields, checked
 from unitroles.results import evidence, signs, tables
 from unitroles.results.dataset import upgraded
 from unitroles.roles import Role
@@ -53,6 +54,9 @@ class Taxonomy:
     """
 
     data: xr.Dataset
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def __repr__(self) -> str:
         units, labels = self.data.sizes["unit"], self.data.sizes["label"]
@@ -97,6 +101,7 @@ class Taxonomy:
         """The classes in order: their names, or their numbers where no names are known."""
         return self.data.label.values.tolist()
 
+    @checked
     def find_label(self, label: int | str) -> int:
         """The place of a class, given by name or by its number in the model's output."""
         if label in self.labels:
@@ -106,6 +111,7 @@ class Taxonomy:
             return numbers.index(label)
         raise unknown("label", label, [str(name) for name in self.labels])
 
+    @checked
     def units(
         self, role: Role | int | str, label: int | str, confidence: float | None = None
     ) -> np.ndarray:
@@ -154,6 +160,7 @@ class Taxonomy:
         bad = (self.data.status.values == NEVER_FALLS).any(axis=0)
         return [label for label, flag in zip(self.labels, bad, strict=True) if flag]
 
+    @checked
     def summary(self, flagged: bool = True) -> pd.DataFrame:
         """Mean proportion of each role and its population std over labels and over units.
 
@@ -185,6 +192,7 @@ class Taxonomy:
         """
         return tables.regret(self.data, self.level)
 
+    @checked
     def minima(self, delta: float = 0.01) -> pd.DataFrame:
         """The sharpness of the minimum of every curve, one row per split x label.
 
@@ -258,6 +266,7 @@ class Taxonomy:
         """
         return evidence.exchangeability(self._measured("exchangeability"))
 
+    @checked
     def intervals(self, by_label: bool = False) -> pd.DataFrame:
         """Proportions, role x [value, low, high, ...]: other samples, this network.
 
@@ -322,12 +331,14 @@ class Taxonomy:
         """
         return tables.curves(self.data, self.level)
 
+    @checked
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write NetCDF, under a temporary name first so that no half file is ever left."""
         write_whole({Path(path): partial(self.data.to_netcdf, engine="h5netcdf")})
         return Path(path)
 
 
+@checked
 def load(path: str | os.PathLike[str]) -> Taxonomy:
     """Read what `Taxonomy.save` wrote.
 
