@@ -563,7 +563,10 @@ def test_an_unknown_layer_lists_the_near_ones():
             lambda: ur.Sample(max_per_class=0),
             "max_per_class must be a whole number of at least 1",
         ),
-        (lambda: ur.Sample(classes="cat"), "classes must be a list of labels, not 'cat'"),
+        (
+            lambda: ur.Sample(classes="cat"),
+            "classes must be a list of whole numbers or texts, or None, not 'cat'",
+        ),
         (lambda: ur.Sample(classes=()), "classes is empty; name at least one"),
         (
             lambda: ur.Compute(batch_size=0),

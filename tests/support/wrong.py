@@ -1,11 +1,13 @@
 """Calls of every public function and record with wrong values, in a process of its own.
 
 Not under pytest: the type checker that watches over the tests would answer before the library does.
-Prints one line of JSON: how many calls were made and how many refused, which of them were taken,
-and the calls that ended in anything but a result or an InputError.
+Every n-th call is made, n being the argument. Prints one line of JSON: how many calls were made,
+how many were refused, and those that ended in anything but an InputError of one line, or a result
+where the value is a right one.
 """
 
 import json
+import os
 import sys
 import tempfile
 import traceback
@@ -13,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from inspect import Parameter, signature
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +53,7 @@ WRONG: dict[str, Callable[[], Any]] = {
     "1j": lambda: 1j,
     "'no'": lambda: "no",
     "''": lambda: "",
+    "a long text": lambda: "x" * 300,
     "'a\\0b'": lambda: "a\0b",
     "bytes": lambda: b"1",
     "[]": lambda: [],
@@ -70,6 +74,24 @@ WRONG: dict[str, Callable[[], Any]] = {
     "an object": object,
     "what cannot be shown": Silent,
 }
+
+
+# fmt: off
+RIGHT = {
+    "layer": {"None"}, "layers": {"[None]"}, "class_names": {"None", "an iterator"},
+    "progress": {"True", "a flag of NumPy"}, "evidence": {"None"}, "ablation": {"None"},
+    "members": {"{}"}, "confidence": {"None"}, "flagged": {"True", "a flag of NumPy"},
+    "delta": {"5", "10**30", "2.5"}, "path": {"'no'"}, "ax": {"None"}, "axes": {"None"},
+    "axis": {"None"}, "tolerance": {"5", "10**30", "2.5"}, "loss": {"None"},
+    "resolution": {"5", "10**30"}, "classes": {"None"}, "max_per_class": {"None", "5", "10**30"},
+    "equalize": {"True", "a flag of NumPy"}, "group_by": {"None"}, "seed": {"5", "10**30"},
+    "device": {"None"}, "batch_size": {"5", "10**30"}, "memory_budget": {"5", "10**30"},
+    "autocast": {"None"}, "channels_last": {"True", "a flag of NumPy"}, "floors": {"5"},
+    "resplits": {"5"}, "bootstrap": {"None"}, "replicates": {"None", "5"},
+    "controls": {"True", "a flag of NumPy"},
+}
+# fmt: on
+"""Values of some arguments and fields that are not wrong, or may be taken."""
 
 
 def public() -> Iterator[tuple[str, Callable[..., Any], dict[str, Any]]]:
@@ -110,20 +132,22 @@ RECORDS = {
 """The option records, and the arguments of `analyze` that they are."""
 
 
-def calls() -> Iterator[tuple[str, Callable[[], Any]]]:
+def calls() -> Iterator[tuple[str, bool, Callable[[], Any]]]:
     """Every argument and every field with every wrong value."""
     for name, function, good in public():
         for argument, parameter in signature(function).parameters.items():
             assert parameter.kind is not Parameter.VAR_KEYWORD
             for said, value in WRONG.items():
                 given = {**good, argument: value()}
-                yield f"{name}({argument}={said})", lambda f=function, g=given: f(**g)
+                right = said in RIGHT.get(argument, ())
+                yield f"{name}({argument}={said})", right, lambda f=function, g=given: f(**g)
     for record, argument in RECORDS.items():
         for field in fields(record):
             for said, value in WRONG.items():
                 given = {field.name: value()}
                 yield (
                     f"{record.__name__}({field.name}={said})",
+                    said in RIGHT.get(field.name, ()),
                     lambda r=record, a=argument, g=given: used(r, a, g),
                 )
 
@@ -138,29 +162,35 @@ def used(record: type, argument: str, given: dict[str, Any]) -> Any:
     return ur.analyze(MODEL, TRAIN, TEST, progress=False, **options)
 
 
-def main() -> None:
-    taken, failed, count = [], [], 0
-    for name, call in calls():
-        count += 1
-        state = {n: t.clone() for n, t in MODEL.state_dict().items()}
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                call()
-            taken.append(name)
-        except ur.InputError as error:
-            if not str(error) or "\n" in str(error):
-                failed.append(f"{name}: the message is {str(error)!r}")
-        except BaseException as error:
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            failed.append(
-                f"{name}: {type(error).__name__} {error} ({place.filename}:{place.lineno})"
-            )
-        whole = all(torch.equal(t, state[n]) for n, t in MODEL.state_dict().items())
-        if not (whole and MODEL.training):
-            failed.append(f"{name}: the model changed")
-    print(json.dumps({"count": count, "taken": taken, "failed": failed}))
+def outcome(call: Callable[[], Any], right: bool) -> str | None:
+    """What is wrong with the way a call ended; None where nothing is."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            call()
+    except ur.InputError as error:
+        good = str(error) and "\n" not in str(error)
+        return None if good else f"says {str(error)!r}"
+    except BaseException as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        return f"{type(error).__name__} {error} ({place.filename}:{place.lineno})"
+    return None if right else "was taken"
+
+
+def main(step: int) -> None:
+    os.chdir(tempfile.mkdtemp())
+    before = {name: tensor.clone() for name, tensor in MODEL.state_dict().items()}
+    failed, count, refused = [], 0, 0
+    for name, right, call in islice(calls(), None, None, step):
+        count, refused = count + 1, refused + (not right)
+        said = outcome(call, right)
+        same = all(torch.equal(t, before[n]) for n, t in MODEL.state_dict().items())
+        if said is None and not (same and MODEL.training):
+            said = "the model is not as it was"
+        if said is not None:
+            failed.append(f"{name}: {said}")
+    print(json.dumps({"count": count, "refused": refused, "failed": failed}))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main(int(sys.argv[1]))

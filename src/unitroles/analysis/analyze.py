@@ -44,6 +44,9 @@ def analyze(  # noqa: PLR0913
 ) -> Taxonomy:
     """Run the retrieval-of-function test and name the role of every unit for every class.
 
+    One analysis runs at a time in a process: other threads wait. None of them may run or train the
+    model itself meanwhile.
+
     Parameters
     ----------
     model : any module that returns logits (samples, classes); it comes back as it was.

@@ -27,7 +27,7 @@ from unitroles.wording import NUMBERING, count_of, names_of
 PROBE_SAMPLES, MORE_SAMPLES = 2, 32
 MISSED, FINE = 0.02, 0.5
 """Recall that is about zero, and one that is not; fractions."""
-LEAST_OF_CLASS, LEAST_SAMPLES = 10, 30
+LEAST_OF_CLASS, LEAST_SAMPLES = 20, 30
 """Fewer training samples say nothing of a class, or of the model."""
 
 

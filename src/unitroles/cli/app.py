@@ -79,8 +79,8 @@ def analyze(**given: Any) -> None:
     from unitroles.sources.splits import load_groups, load_splits
 
     transform, loss = (
-        load_object(given[name], f"--{name} must be module:function") if given[name] else None
-        for name in ("transform", "loss")
+        None if spec is None else load_object(spec, f"--{name} must be module:function")
+        for name, spec in (("transform", given["transform"]), ("loss", given["loss"]))
     )
     network = trained_model(asked.model, asked.weights)
     how = {name: value for name, value in vars(data).items() if name not in ("train", "test")}
@@ -207,6 +207,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             code = 130
         except InputError as error:
             return _fail(str(error))
+        except BrokenPipeError:
+            raise
+        except OSError as error:  # a name that the system refuses, wherever it was asked for
+            name = str(error.filename or "a file")[:60]
+            return _fail(f"{name} cannot be used: {error.strerror}; give another name")
         except Exception as error:
             # The usage errors of typer, whichever click it brings, and of nobody else.
             message = getattr(error, "format_message", None)

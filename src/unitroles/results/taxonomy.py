@@ -346,7 +346,7 @@ def load(path: str | os.PathLike[str]) -> Taxonomy:
     ------
     InputError : the file is absent or holds something else.
     """
-    if not Path(path).is_file():
+    if not os.path.isfile(path):  # unlike Path.is_file also for a name that is too long
         raise InputError(f"there is no file {path}; give a taxonomy written by save or analyze")
     try:
         with xr.open_dataset(path, engine="h5netcdf") as file:
