@@ -1,15 +1,24 @@
-"""The frozen option groups; each is a keyword of `analyze` and refuses values it does not know."""
+"""The frozen option groups; each is a keyword of `analyze` and refuses values it does not know.
+
+What kind of value a field of a group or an argument of a public function takes is its annotation;
+`plain` holds a value against that, `checked` and `check_fields` call it for all of them.
+"""
 
 from __future__ import annotations
 
 import operator
+import os
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cache, wraps
+from inspect import signature
 from numbers import Integral, Real
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from unitroles.errors import InputError, unknown
+from unitroles.wording import shown
 
 BASELINES = ("zero", "mean")
 RESOLUTIONS = ("exact", "adaptive")
@@ -21,8 +30,175 @@ BOOTSTRAPS = {"fixed_ranking": 100, "full": 25}
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
-def _whole(what: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+P = ParamSpec("P")
+T = TypeVar("T")
+_LISTS = (Sequence, Collection, Iterable, list, tuple)
+_WORDS: dict[Any, tuple[str, str]] = {
+    str: ("a text", "texts"),
+    int: ("a whole number", "whole numbers"),
+    float: ("a number", "numbers"),
+    bool: ("True or False", "True or False"),
+    NoneType: ("None", "None"),
+    Any: ("anything", "anything"),
+    Callable: ("a function", "functions"),
+    os.PathLike: ("a path", "paths"),
+}
+"""Kinds of values, one and several."""
+
+
+class _Misfit(Exception):
+    """A value, or the item at `where` of it, that is not of this kind."""
+
+    def __init__(self, value: Any, hint: Any, where: str = "") -> None:
+        super().__init__(value, hint, where)
+        self.value, self.hint, self.where = value, hint, where
+
+
+def checked(function: Callable[P, T]) -> Callable[P, T]:
+    """The same function, for arguments of the kinds that its annotations say.
+
+    Raises
+    ------
+    InputError : an argument of another kind, with its name and what it must be.
+    """
+    known = signature(function)
+
+    @wraps(function)
+    def call(*args: P.args, **given: P.kwargs) -> T:
+        try:
+            bound = known.bind(*args, **given)
+        except TypeError:  # too many or too few: Python says it best
+            return function(*args, **given)
+        hints = _hints(function)
+        for name, value in bound.arguments.items():
+            if name in hints:
+                where = f"{function.__qualname__.removesuffix('.__init__')}: {name}"
+                bound.arguments[name] = plain(value, hints[name], where)
+        return function(*bound.args, **bound.kwargs)
+
+    return call
+
+
+def check_fields(record: Any) -> None:
+    """Hold every field of a frozen record against its annotation; numbers become plain ones."""
+    hints = _hints(type(record))
+    for field in fields(record):
+        where = f"{type(record).__name__}: {field.name}"
+        value = plain(getattr(record, field.name), hints[field.name], where)
+        object.__setattr__(record, field.name, value)
+
+
+@cache
+def _hints(given: Any) -> dict[str, Any]:
+    return get_type_hints(given)
+
+
+def plain(value: Any, hint: Any, what: str) -> Any:
+    """A value as its annotation says: numbers of NumPy as Python's, lists and arrays as tuples.
+
+    A number is no flag and a flag no number; a text, a mapping and a set are no list.
+
+    Parameters
+    ----------
+    hint : the annotation.
+    what : the name of the value, for the message.
+
+    Raises
+    ------
+    InputError : the value is of another kind.
+    """
+    try:
+        return _fitted(value, hint)
+    except _Misfit as found:
+        raise InputError(
+            f"{what}{found.where} must be {_kind(found.hint)}, not {shown(found.value)}"
+        ) from None
+
+
+def _fitted(value: Any, hint: Any) -> Any:
+    kind, inner = get_origin(hint) or hint, get_args(hint)
+    if kind in (Union, UnionType):
+        return _one_fitted(value, hint)
+    if kind in _LISTS:
+        return _items(value, hint, inner[0])
+    if kind is Mapping:
+        return _named(value, hint, inner)
+    if kind is Any or (kind is Callable and callable(value)):
+        return value
+    if kind is bool and _is_flag(value):
+        return bool(value)
+    if kind is int and isinstance(value, Integral) and not _is_flag(value):
+        return operator.index(value)
+    if kind is float and isinstance(value, Real) and not _is_flag(value):
+        return value if isinstance(value, int) else float(value)
+    if kind is str and isinstance(value, str):
+        return str(value)
+    if kind not in (Callable, bool, int, float, str) and isinstance(value, kind):
+        return value
+    raise _Misfit(value, hint)
+
+
+def _is_flag(value: Any) -> bool:
+    """Python's or NumPy's, which is no bool."""
+    return isinstance(value, bool) or type(value).__name__ in ("bool_", "bool")
+
+
+def _one_fitted(value: Any, hint: Any) -> Any:
+    misfits = []
+    for one in get_args(hint):
+        try:
+            return _fitted(value, one)
+        except _Misfit as found:
+            misfits.append(found)
+    deepest = max(misfits, key=lambda found: len(found.where))
+    raise deepest if deepest.where else _Misfit(value, hint)
+
+
+def _items(value: Any, hint: Any, inner: Any) -> tuple[Any, ...]:
+    ordered = get_origin(hint) is not Sequence or not isinstance(value, (set, frozenset))
+    listed = getattr(value, "tolist", None)  # of an array, a tensor, a column
+    items = listed() if callable(listed) else value
+    if isinstance(items, (str, bytes, Mapping)) or not isinstance(items, Iterable) or not ordered:
+        raise _Misfit(value, hint)
+    return tuple(_inside(item, inner, f"[{place}]") for place, item in enumerate(items))
+
+
+def _named(value: Any, hint: Any, inner: tuple[Any, ...]) -> Any:
+    if not isinstance(value, Mapping):
+        raise _Misfit(value, hint)
+    for name, item in value.items():
+        _inside(name, inner[0], ": every name")
+        _inside(item, inner[1], f"[{shown(name)}]")
+    return value
+
+
+def _inside(item: Any, hint: Any, where: str) -> Any:
+    try:
+        return _fitted(item, hint)
+    except _Misfit as found:
+        raise _Misfit(found.value, found.hint, where + found.where) from None
+
+
+def _kind(hint: Any, several: bool = False) -> str:
+    """What a value must be, in words: "a list of texts, or None"."""
+    kind, inner = get_origin(hint) or hint, get_args(hint)
+    if kind in (Union, UnionType):
+        *others, last = dict.fromkeys(_kind(one, several) for one in inner)
+        between = ", or " if any(" of " in other for other in others) else " or "
+        return f"{', '.join(others)}{between}{last}" if others else last
+    if kind in _LISTS:
+        return f"{'lists' if several else 'a list'} of {_kind(inner[0], True)}"
+    if kind is Mapping:
+        of = "" if inner[1] is Any else f" of names to {_kind(inner[1], True)}"
+        return f"{'mappings' if several else 'a mapping'}{of}"
+    if kind in _WORDS:
+        return _WORDS[kind][several]
+    name = kind.__name__
+    return f"{name}s" if several else f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
+
+
+def _whole(what: str, value: int, least: int) -> None:
+    if value < least:
         raise InputError(f"{what} must be a whole number of at least {least}, not {value!r}")
 
 
@@ -46,6 +222,9 @@ class Layer:
     path: str
     axis: int | None = None
     call: int | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -93,24 +272,19 @@ class Method:
     output: int | str | Callable[[Any], Any] | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         _one_of("order", self.order, ORDERS)
         _one_of("baseline", self.baseline, BASELINES)
-        if self.resolution not in RESOLUTIONS:
-            if isinstance(self.resolution, str):
-                raise unknown("resolution", self.resolution, [*RESOLUTIONS, "a whole number"])
+        if isinstance(self.resolution, int):
             _whole("resolution", self.resolution, 1)
-            object.__setattr__(self, "resolution", operator.index(self.resolution))
-        if self.loss is not None and not callable(self.loss):
-            raise InputError(
-                f"loss must be a function of outputs and labels, or None, not {self.loss!r}"
-            )
-        named = isinstance(self.output, (int, str)) and not isinstance(self.output, bool)
-        if not (self.output is None or named or callable(self.output)) or self.output == "":
+        elif self.resolution not in RESOLUTIONS:
+            raise unknown("resolution", self.resolution, [*RESOLUTIONS, "a whole number"])
+        if self.output == "":
             raise InputError(
                 "output must be the number or name of one of the model's outputs, 'probabilities', "
-                f"or a function of what the model returns, not {self.output!r}"
+                "or a function of what the model returns, not ''"
             )
-        if not isinstance(self.tolerance, Real) or not 0 <= self.tolerance < float("inf"):
+        if not 0 <= self.tolerance < float("inf"):
             raise InputError(f"tolerance must be 0 or more nats, not {self.tolerance!r}")
 
 
@@ -139,19 +313,9 @@ class Sample:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.classes is not None:
-            if isinstance(self.classes, (str, int)):
-                raise InputError(f"classes must be a list of labels, not {self.classes!r}")
-            if not len(self.classes):
-                raise InputError("classes is empty; name at least one class, or None for all")
-            # Numbers from NumPy become plain ones, which a saved result can hold.
-            plain = (c if isinstance(c, str) else operator.index(c) for c in self.classes)
-            object.__setattr__(self, "classes", tuple(plain))
-        if self.group_by is not None and not isinstance(self.group_by, (str, Mapping)):
-            raise InputError(
-                "group_by must be the name of a column, or arrays {'train': ..., 'test': ...}, not "
-                f"{type(self.group_by).__name__}"
-            )
+        check_fields(self)
+        if self.classes is not None and not len(self.classes):
+            raise InputError("classes is empty; name at least one class, or None for all")
         _one_of("missing", self.missing, ("error", "skip"))
         if self.max_per_class is not None:
             _whole("max_per_class", self.max_per_class, 1)
@@ -188,11 +352,15 @@ class Compute:
     audit: int | str = 64
 
     def __post_init__(self) -> None:
-        if self.audit != "all":
+        if type(self.device).__module__ == "torch":  # a torch.device
+            object.__setattr__(self, "device", str(self.device))
+        check_fields(self)
+        if isinstance(self.audit, str):
+            if self.audit != "all":
+                raise unknown("audit", self.audit, ["all", "a whole number"])
+        else:
             _whole("audit", self.audit, 0)
         _one_of("autocast", self.autocast, (None, "bfloat16", "float16"))
-        if self.device is not None:
-            object.__setattr__(self, "device", str(self.device))  # may be a torch.device
         _whole("batch_size", self.batch_size, 1)
         if self.bytes < 1:
             raise InputError(f"memory_budget must be positive, not {self.memory_budget!r}")
@@ -244,6 +412,7 @@ class Evidence:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         _whole("floors", self.floors, 0)
         _whole("resplits", self.resplits, 0)
         _whole("seed", self.seed, 0)
@@ -252,9 +421,7 @@ class Evidence:
         _one_of("bootstrap", self.bootstrap, (None, *BOOTSTRAPS))
         if self.replicates is not None:
             _whole("replicates", self.replicates, 2)
-        if not isinstance(self.controls, bool):
-            raise InputError(f"controls must be True or False, not {self.controls!r}")
-        if not isinstance(self.level, Real) or not 0 < self.level < 1:
+        if not 0 < self.level < 1:
             raise InputError(f"level must lie between 0 and 1, not {self.level!r}")
 
     @property

@@ -44,6 +44,13 @@ def is_whole(text: object) -> bool:
     return True
 
 
+NUMBERING = "labels and outputs may be numbered differently"
+"""How a warning begins that makes all roles doubtful: a report has it in its first line."""
+
+LONGEST = 60
+"""Letters of a value that a message repeats."""
+
+
 def few(items: list[str]) -> str:
     """The first three, and how many more there are."""
     more = f" and {len(items) - 3} more" if len(items) > 3 else ""
@@ -79,3 +86,14 @@ def names_of(labels: Sequence[object]) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its type where it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def shown(value: object) -> str:
+    """A value as it was given, where that is short; else what it is."""
+    try:
+        text = repr(value)
+    except Exception:  # of an object whose own `__repr__` fails
+        text = ""
+    if not text or len(text) > LONGEST or "\n" in text:
+        return f"a value of type {type(value).__name__}"
+    return text

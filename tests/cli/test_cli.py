@@ -86,6 +86,10 @@ ANALYZE = {
 }
 
 
+UNTRAINED = "warning: labels and outputs may be numbered differently: the intact model gets "
+"""What is rightly said of the networks here."""
+
+
 def arrays(seed: int = 0, count: int = 75) -> dict[str, Any]:
     """Three classes that a network can tell apart."""
     rng = np.random.default_rng(seed)
@@ -129,8 +133,10 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_analyze_report_and_csv(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words(ANALYZE)) == 0
     printed, errors = capsys.readouterr()
-    assert errors == ""
+    assert [line[: len(UNTRAINED)] for line in errors.splitlines()] == [UNTRAINED]
     taxonomy = ur.load("a.nc")
+    assert printed.startswith(errors)  # such a warning is the first line of the report
+    assert printed.count(UNTRAINED) == 1
     assert printed == f"{text.report(taxonomy)}\n\nwrote a.nc and a.toml\n"
     assert taxonomy.layer == "relu"
     assert taxonomy.labels == ["cat", "dog", "owl"]
@@ -175,7 +181,9 @@ def test_options_reach_the_analysis(here: Path, capsys: pytest.CaptureFixture[st
         "quiet": "",
     }
     assert main(words({**ANALYZE, **options})) == 0
-    assert capsys.readouterr() == ("", "")
+    printed, errors = capsys.readouterr()
+    assert printed == ""
+    assert [line[: len(UNTRAINED)] for line in errors.splitlines()] == [UNTRAINED]
     found = ur.load("a.nc")
     used = found.provenance["options"]
     assert found.labels == ["cat", "owl"]
@@ -207,6 +215,7 @@ def folders(here: Path) -> Path:
 
 
 FOLDERS = {**ANALYZE, "": "cli_nets:pictures", "train": "train", "test": "test", "layer": None}
+FOLDERS["class-names"] = "left,right"
 
 
 def test_folders_and_the_recommended_layer(
@@ -216,6 +225,55 @@ def test_folders_and_the_recommended_layer(
     assert capsys.readouterr().err == ""
     found = ur.load("a.nc")
     assert (found.layer, found.labels) == ("1", ["left", "right"])
+
+
+def test_class_folders_are_numbered_by_the_class_names(
+    folders: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With commas, or in a file; the wrong way round both curves of a class are the other's."""
+    given = {**FOLDERS, "transform": "cli_nets:still", "quiet": "", "force": ""}
+    (folders / "names.txt").write_text(" right \nleft\n\n", encoding="utf-8-sig")
+    found = {}
+    for names in ("left,right", "right, left", "names.txt", None):
+        assert main(words({**given, "class-names": names})) == 0
+        found[names] = ur.load("a.nc").data
+        errors = capsys.readouterr().err
+        assert ("warning: the class folders are numbered in the sorted order of their names, 0 = "
+                "left, 1 = right. Check" in errors) == (names is None)  # fmt: skip
+        assert errors.count("warning") == (names is None)
+    assert found["left,right"].label.values.tolist() == ["left", "right"]
+    assert found["right, left"].label.values.tolist() == ["right", "left"]
+    assert found["right, left"].equals(found["names.txt"])
+    assert found["left,right"].equals(found[None])
+    assert not np.array_equal(found["right, left"].loss, found[None].loss[:, ::-1])
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            "left",
+            "the file of class names left cannot be read: No such file or directory; give one",
+        ),
+        (".", "the file of class names . cannot be read: Is a directory"),
+        ("d.npz", "the file of class names d.npz cannot be read: 'utf-8' codec ... in UTF-8"),
+        (
+            "twice.txt",
+            "the file of class names twice.txt has 'left' twice; class names must differ",
+        ),
+        ("hole.txt", "the file of class names hole.txt has an empty name; name every class"),
+        ("left,right,left", "--class-names has 'left' twice; class names must differ"),
+        ("left,,right", "--class-names has an empty name; name every class"),
+        ("left,wright", "--class-names has no class 'right', which is a class folder; give the na"),
+    ],
+)
+def test_class_names_that_cannot_be_used(
+    names: str, message: str, folders: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folders / "twice.txt").write_text("left\nright\nleft\n")
+    (folders / "hole.txt").write_text("left\n\nright\n")
+    assert main(words({**FOLDERS, "transform": "cli_nets:still", "class-names": names})) == 2
+    refused(capsys.readouterr().err, message)
 
 
 def test_augmented_training_data_are_a_warning(
@@ -632,6 +690,7 @@ def test_a_failed_write_leaves_nothing(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(words({**ANALYZE, "quiet": ""})) == 0
+    assert capsys.readouterr().err.startswith(UNTRAINED)
     before = files(here)
 
     def fail(*given: Any) -> None:
@@ -641,7 +700,9 @@ def test_a_failed_write_leaves_nothing(
     assert main(["report", "a.nc", "--csv", "tables"]) == 2
     refused(capsys.readouterr().err, "cannot write ... No space left on device; free some space")
     assert main(words({**ANALYZE, "out": "b.nc"})) == 2
-    refused(capsys.readouterr().err, "cannot write b.nc ... No space left")
+    warned, error = capsys.readouterr().err.splitlines()
+    assert warned.startswith(UNTRAINED)
+    refused(error, "cannot write b.nc ... No space left")
     assert files(here) == before
 
 
@@ -725,7 +786,8 @@ def test_as_a_process(
 ) -> None:
     """Where warnings are no errors, as for a user: still one line."""
     done = processes(*words(ANALYZE))
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0
+    assert [line[: len(UNTRAINED)] for line in done.stderr.splitlines()] == [UNTRAINED]
     assert done.stdout.endswith("\n\nwrote a.nc and a.toml\n")
     malicious(here)
     refused(

@@ -191,7 +191,7 @@ def test_curves_of_means_equal_the_literal_twin(plan):
         ({"resolution": "fine"}, "unknown resolution 'fine'; known: exact, adaptive, a whole"),
         ({"resolution": "adaptiv"}, "did you mean adaptive"),
         ({"resolution": 0}, "resolution must be a whole number of at least 1, not 0"),
-        ({"resolution": True}, "resolution must be a whole number of at least 1, not True"),
+        ({"resolution": True}, "resolution must be a text or a whole number, not True"),
         ({"baseline": "median"}, "unknown baseline 'median'; did you mean mean"),
     ],
 )

@@ -650,7 +650,10 @@ def test_an_unknown_layer_lists_the_near_ones():
             lambda: ur.Sample(max_per_class=0),
             "max_per_class must be a whole number of at least 1",
         ),
-        (lambda: ur.Sample(classes="cat"), "classes must be a list of labels, not 'cat'"),
+        (
+            lambda: ur.Sample(classes="cat"),
+            "classes must be a list of whole numbers or texts, or None, not 'cat'",
+        ),
         (lambda: ur.Sample(classes=()), "classes is empty; name at least one"),
         (
             lambda: ur.Compute(batch_size=0),
@@ -762,7 +765,7 @@ def test_one_output_is_refused_with_the_remedy():
 
 
 def test_class_names_are_a_list_and_the_same_in_both_splits():
-    with pytest.raises(ur.InputError, match="must be a list of names"):
+    with pytest.raises(ur.InputError, match="class_names must be a list of texts"):
         ur.analyze(model(), pair(), pair(13), class_names="abc", progress=False)
     first, second = Pairs(classes=["x", "y", "z"]), Pairs(classes=["z", "y", "x"])
     with pytest.raises(ur.InputError, match="the classes of the two data sets differ"):

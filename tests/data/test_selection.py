@@ -154,7 +154,7 @@ def test_texts_and_numbers_do_not_mix():
 def test_group_by_is_a_name_or_arrays():
     sample = ur.Sample()
     object.__setattr__(sample, "group_by", [1, 2])  # past the checked types of the tests
-    with pytest.raises(ur.InputError, match="group_by must be the name of a column"):
+    with pytest.raises(ur.InputError, match="Sample: group_by must be a text, a mapping or None"):
         sample.__post_init__()
 
 

@@ -401,7 +401,8 @@ def folders(tmp_path: Path) -> tuple[str, str]:
 
 
 def test_a_missing_class_does_not_shift_the_others(folders: tuple[str, str]) -> None:
-    train, test, names = load_splits(*folders, DataOptions(image_size=4))
+    with pytest.warns(DataWarning, match="^the class folders .* 0 = b, 1 = c, 2 = d.*--class-nam"):
+        train, test, names = load_splits(*folders, DataOptions(image_size=4))
     assert names == ["b", "c", "d"]
     assert train.targets == [0, 0, 1, 1, 2, 2]
     assert test.targets == [1, 1, 2, 2]
@@ -418,6 +419,29 @@ def test_folders_have_the_numbers_of_the_model(folders: tuple[str, str]) -> None
         assert Path(path).parent.name == names[label]
 
 
+@pytest.mark.parametrize("numbers", [{}, {"b": 0, "c": 1, "d": 2}, {"x": 0}])
+def test_folders_have_the_numbers_of_the_class_names_given(
+    numbers: dict[str, int], folders: tuple[str, str]
+) -> None:
+    """Whatever the model calls its classes."""
+    order = ("d", "x", "b", "c")
+    options = DataOptions(image_size=4, class_names=order, known=Known(numbers=numbers))
+    train, test, names = load_splits(*folders, options)
+    assert names == list(order)
+    assert (train.targets, test.targets) == ([2, 2, 3, 3, 0, 0], [3, 3, 0, 0])
+    for path, label in train.samples:
+        assert Path(path).parent.name == order[label]
+
+
+def test_class_names_that_do_not_fit(folders: tuple[str, str], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--class-names has no class 'd', which is a class folder"):
+        load_splits(*folders, DataOptions(image_size=4, class_names=("c", "b")))
+    named = write(tmp_path / "a.npz", **GOOD, classes=np.array(["x", "y"]))
+    assert load_splits(named, named, DataOptions(class_names=("x", "y")))[2] == ["x", "y"]
+    with pytest.raises(InputError, match="name their classes x, y, --class-names y, x; leave"):
+        load_splits(named, named, DataOptions(class_names=("y", "x")))
+
+
 def test_folders_that_the_model_does_not_name(folders: tuple[str, str]) -> None:
     named = Known(numbers={"c": 0, "b": 1})
     with pytest.warns(DataWarning, match="no class 'd': the class folders are numbered in the sor"):
@@ -432,7 +456,9 @@ def test_arrays_without_names_have_those_of_the_model(tmp_path: Path) -> None:
 
 
 def test_pictures_are_resized_cropped_and_normalized(folders: tuple[str, str]) -> None:
-    train, _, _ = load_splits(*folders, DataOptions(image_size=6, mean=(0.5,) * 3, std=(0.25,) * 3))
+    train, _, _ = load_splits(
+        *folders, DataOptions(image_size=6, class_names="bcd", mean=(0.5,) * 3, std=(0.25,) * 3)
+    )
     image, label = train[0]
     with Image.open(Path(folders[0]) / "b" / "0.png") as file:
         pixels = np.asarray(file).astype(np.float32)[:, 1:7].transpose(2, 0, 1)
@@ -441,16 +467,20 @@ def test_pictures_are_resized_cropped_and_normalized(folders: tuple[str, str]) -
 
 
 def test_preset_and_own_transform(folders: tuple[str, str]) -> None:
-    train, _, _ = load_splits(*folders, DataOptions(known=Known(lambda picture: picture.size)))
+    train, _, _ = load_splits(
+        *folders, DataOptions(class_names="bcd", known=Known(lambda picture: picture.size))
+    )
     assert train[0][0] == (8, 6)
-    own = DataOptions(known=Known(lambda picture: 1), transform=lambda picture: 2)
+    own = DataOptions(
+        class_names="bcd", known=Known(lambda picture: 1), transform=lambda picture: 2
+    )
     assert load_splits(*folders, own)[0][0][0] == 2
 
 
 def test_a_picture_that_cannot_be_read(folders: tuple[str, str]) -> None:
     path = Path(folders[0]) / "b" / "0.png"
     path.write_bytes(path.read_bytes()[:60])
-    train, _, _ = load_splits(*folders, DataOptions(image_size=4))
+    train, _, _ = load_splits(*folders, DataOptions(image_size=4, class_names="bcd"))
     with pytest.raises(InputError, match="0.png cannot be read as a picture .*repair or remove it"):
         train[0]
 

@@ -18,6 +18,7 @@ from unitroles.model.borrow import untouched
 from unitroles.model.candidates import resolve
 from unitroles.model.forward import form_of
 from unitroles.model.trace import Site, Trace, trace
+from unitroles.wording import NUMBERING
 
 PLANS = ("additive", "suffix", "full")
 REFUSAL = "refused by the test"
@@ -56,6 +57,7 @@ def observe(function: Callable[..., Any], *args: Any, **options: Any) -> tuple[A
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("error")
         warnings.simplefilter("ignore", ur.LayerHint)
+        warnings.filterwarnings("ignore", NUMBERING)  # of untrained networks
         warnings.simplefilter("always", ur.PlanWarning)
         found = function(*args, **{"progress": False, "compute": BATCH, **options})
     return found, [str(warning.message) for warning in caught]

@@ -26,7 +26,7 @@ from unitroles.errors import InputError, unknown
 from unitroles.model.forward import Logits
 from unitroles.model.output import Output
 from unitroles.model.trace import Site
-from unitroles.options import Compute, Layer, Method, Sample
+from unitroles.options import Compute, Layer, Method, Sample, checked
 from unitroles.roles import ranked
 
 REMOVAL_ORDERS = ("descending", "ascending", "random")
@@ -38,12 +38,13 @@ _Found = tuple[Ready, CurveSums, dict[str, Any], dict[str, Any]]
 """With the plan that ran, the sums of all masks, and the variables and coordinates they give."""
 
 
+@checked
 def single_unit_ablation(  # noqa: PLR0913
     model: nn.Module,
     data: Any,
     layer: str | nn.Module | Layer | None = None,
     *,
-    class_names: Sequence[str] | None = None,
+    class_names: Sequence[str | int] | None = None,
     baseline: str = "zero",
     output: Output = None,
     progress: bool = True,
@@ -91,6 +92,7 @@ def single_unit_ablation(  # noqa: PLR0913
     return _ablated(request, _one_by_one, {})
 
 
+@checked
 def cumulative_ablation(  # noqa: PLR0913
     model: nn.Module,
     data: Any,
@@ -98,7 +100,7 @@ def cumulative_ablation(  # noqa: PLR0913
     *,
     order: Any = "descending",
     score: Score = "activation_l1",
-    class_names: Sequence[str] | None = None,
+    class_names: Sequence[str | int] | None = None,
     baseline: str = "zero",
     output: Output = None,
     progress: bool = True,

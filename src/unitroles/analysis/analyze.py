@@ -13,11 +13,12 @@ from unitroles.analysis.passes import gathered
 from unitroles.analysis.prepare import Ready, prepared, with_baseline
 from unitroles.analysis.provenance import layer_record, name_of
 from unitroles.analysis.request import Request
+from unitroles.analysis.targets import warn_of_numbering
 from unitroles.curves.collect import Kept
 from unitroles.curves.retrieval import CurveSums, adaptive_curve, at_points, ignore, rof_curve
 from unitroles.curves.scores import mean_scores, sample_score
 from unitroles.engine.choice import Choice
-from unitroles.options import Compute, Evidence, Layer, Method, Sample
+from unitroles.options import Compute, Evidence, Layer, Method, Sample, checked
 from unitroles.progress import announce
 from unitroles.resampling.evidence import Found, Measurement, findings, start
 from unitroles.resampling.limits import resampling_memory
@@ -29,12 +30,13 @@ from unitroles.roles import order_units, turning_point
 from unitroles.stats.grid import grid
 
 
+@checked
 def analyze(  # noqa: PLR0913
     model: nn.Module,
     train: Any,
     test: Any,
     layer: str | nn.Module | Layer | None = None,
-    class_names: Sequence[str] | None = None,
+    class_names: Sequence[str | int] | None = None,
     progress: bool = True,
     method: Method = Method(),
     sample: Sample = Sample(),
@@ -42,6 +44,9 @@ def analyze(  # noqa: PLR0913
     evidence: Evidence | None = None,
 ) -> Taxonomy:
     """Run the retrieval-of-function test and name the role of every unit for every class.
+
+    One analysis runs at a time in a process: other threads wait. None of them may run or train the
+    model itself meanwhile.
 
     Parameters
     ----------
@@ -81,12 +86,13 @@ def analyze(  # noqa: PLR0913
     return taxonomy
 
 
+@checked
 def analyze_layers(  # noqa: PLR0913
     model: nn.Module,
     train: Any,
     test: Any,
     layers: Iterable[str | nn.Module | Layer | None],
-    class_names: Sequence[str] | None = None,
+    class_names: Sequence[str | int] | None = None,
     progress: bool = True,
     method: Method = Method(),
     sample: Sample = Sample(),
@@ -121,6 +127,7 @@ def analyze_layers(  # noqa: PLR0913
                 found = findings(measurement, measured.order, point, accuracy, report)
                 clock.stop("evidence")
             results.append((measured, overall, found))
+        _warn_of_numbering(ready, results[0][0])
         common = ready.record()
     return TaxonomySet(
         {
@@ -128,6 +135,15 @@ def analyze_layers(  # noqa: PLR0913
             for choice, result in zip(ready.choices, results, strict=True)
         }
     )
+
+
+def _warn_of_numbering(ready: Ready, measured: Measured) -> None:
+    """With all units of any layer, the intact model."""
+    recall = measured.accuracy[0, :, -1]
+    if np.isfinite(recall).all():
+        labels = ready.labels.tolist() if ready.names is None else ready.names
+        grouped = ready.request.sample.group_by is not None
+        warn_of_numbering(recall, ready.counts[0], ready.outputs, labels, grouped)
 
 
 def _announce(seconds: float, sweeps: float) -> None:

@@ -14,6 +14,7 @@ from jaxtyping import Int
 from threadpoolctl import threadpool_limits
 from torch import nn
 
+from unitroles.analysis.locks import one_at_a_time
 from unitroles.analysis.provenance import Clock, record
 from unitroles.analysis.request import Request
 from unitroles.analysis.targets import (
@@ -72,6 +73,7 @@ class Ready:
     splits : the analysed samples.
     labels : the analysed classes.
     names : their names, or None.
+    outputs : how many logits the model has.
     criterion : what outputs are compared with labels by.
     choices : the plan of every layer.
     calls : every module call of one forward.
@@ -87,6 +89,7 @@ class Ready:
     splits: tuple[Samples, ...]
     labels: Int[np.ndarray, " label"]
     names: list[str] | None
+    outputs: int
     criterion: Criterion
     choices: tuple[Choice, ...]
     calls: list[Call]
@@ -138,12 +141,15 @@ class Ready:
 def prepared(request: Request) -> Iterator[Ready]:
     """Check model and data and choose the plans; the model comes back as it was.
 
+    Another thread that asks for an analysis waits until the block ends.
+
     Raises
     ------
     InputError : what is wrong with the model, the data or an option, and the remedy.
     """
     clock, compute = Clock(), request.compute
     with (
+        one_at_a_time(),
         own_warnings() as notes,
         # NumPy's products have threads of their own, which are not those the user set.
         threadpool_limits(torch.get_num_threads(), "blas"),
@@ -186,6 +192,7 @@ def prepared(request: Request) -> Iterator[Ready]:
             splits=tuple(splits),
             labels=labels,
             names=None if names is None else [names[label] for label in labels],
+            outputs=outputs,
             criterion=criterion,
             choices=tuple(choices),
             calls=seen.calls,

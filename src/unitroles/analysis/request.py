@@ -35,7 +35,7 @@ class Request:
     model: nn.Module
     data: Mapping[str, Any]
     layers: Iterable[str | nn.Module | Layer | None]
-    class_names: Sequence[str] | None = None
+    class_names: Sequence[str | int] | None = None
     method: Method = Method()
     sample: Sample = Sample()
     compute: Compute = Compute()
@@ -43,8 +43,6 @@ class Request:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        if isinstance(self.layers, str):
-            raise InputError(f"layers must be a list of paths, not {self.layers!r}")
         object.__setattr__(self, "layers", tuple(self.layers))
         if not self.layers:
             raise InputError("layers is empty; name at least one, or None for the recommended one")
@@ -52,7 +50,5 @@ class Request:
         for path in paths:
             if paths.count(path) > 1:
                 raise InputError(f"layer {path!r} is given twice; analyse its calls one by one")
-        if self.evidence is not None and not isinstance(self.evidence, Evidence):
-            raise InputError(f"evidence must be an Evidence or None, not {self.evidence!r}")
         require_points(self.evidence, self.method.resolution)
         sample_score(self.method.score)

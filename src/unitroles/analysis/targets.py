@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from unitroles.analysis.request import Request
@@ -22,9 +23,13 @@ from unitroles.model.forward import (
 )
 from unitroles.model.output import Asked, classes_of
 from unitroles.model.trace import Trace
-from unitroles.wording import is_whole
+from unitroles.wording import NUMBERING, count_of, is_whole, names_of
 
 PROBE_SAMPLES, MORE_SAMPLES = 2, 32
+MISSED, FINE = 0.02, 0.5
+"""Recall that is about zero, and one that is not; fractions."""
+LEAST_OF_CLASS, LEAST_SAMPLES = 20, 30
+"""Fewer training samples say nothing of a class, or of the model."""
 
 
 def classed(request: Request) -> tuple[list[Samples], list[str] | None]:
@@ -98,11 +103,9 @@ def _check_loss(loss: OwnLoss, logits: Tensor, targets: Tensor) -> None:
             )
 
 
-def _names(names: Sequence[str] | None) -> list[str] | None:
+def _names(names: Sequence[str | int] | None) -> list[str] | None:
     if names is None:
         return None
-    if isinstance(names, (str, Mapping)):
-        raise InputError("class_names must be a list of names in the order of the class numbers")
     found = [str(name) for name in names]
     broken = [name for name in found if not is_whole(name)]
     if broken:
@@ -151,6 +154,51 @@ def check_names(
         warnings.warn(
             f"there are {len(names)} class names but the model has {outputs} outputs: label k is "
             "read as output k. Check that the labels are those the model was trained with",
+            DataWarning,
+            stacklevel=3,
+        )
+
+
+def warn_of_numbering(
+    recall: Float[np.ndarray, " label"],
+    count: Int[np.ndarray, " label"],
+    outputs: int,
+    labels: Sequence[object],
+    grouped: bool,
+) -> None:
+    """Look whether label k can be output k, by the training samples that the intact model gets.
+
+    Parameters
+    ----------
+    recall, count : of every analysed class, the share it gets right and the number of samples.
+    outputs : the number of the model's outputs.
+    labels : the classes, for the message.
+    grouped : they are groups, which a model may well get all wrong.
+
+    Warns
+    -----
+    DataWarning : the recalls are near chance, or about zero for a class and fine for the others.
+    """
+    chance, mean = 1 / outputs, float(recall.mean())
+    remedy = (
+        "Check that label k is what the model was trained to give output k for; if not, give the "
+        "labels it was trained with (--class-names numbers folders and texts)"
+    )
+    if count.sum() >= LEAST_SAMPLES and mean <= chance + min(chance, (1 - chance) / 10):
+        warnings.warn(
+            f"{NUMBERING}: the intact model gets {100 * mean:.1f} % of the training samples right "
+            f"(mean over the classes), chance is {100 * chance:.2g} %. {remedy}",
+            DataWarning,
+            stacklevel=3,
+        )
+        return
+    missed = (recall <= MISSED) & (count >= LEAST_OF_CLASS)
+    if not grouped and missed.any() and not missed.all() and recall[~missed].mean() >= FINE:
+        lost = [label for label, none in zip(labels, missed, strict=True) if none]
+        warnings.warn(
+            f"{NUMBERING}: the intact model gets none or next to none of the training samples of "
+            f"{count_of(lost)} ({names_of(lost)}) right, of the others "
+            f"{100 * recall[~missed].mean():.0f} %. {remedy}",
             DataWarning,
             stacklevel=3,
         )

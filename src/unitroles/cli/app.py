@@ -24,6 +24,7 @@ from unitroles.cli.arguments import (
     Model,
     Network,
     Output,
+    class_names_of,
     made,
     numbered,
     require_evidence,
@@ -89,8 +90,8 @@ def analyze(**given: Any) -> None:
     from unitroles.sources.splits import load_groups, load_splits
 
     transform, loss = (
-        load_object(given[name], f"--{name} must be module:function") if given[name] else None
-        for name in ("transform", "loss")
+        None if spec is None else load_object(spec, f"--{name} must be module:function")
+        for name, spec in (("transform", given["transform"]), ("loss", given["loss"]))
     )
     if isinstance(method.output, str) and ":" in method.output:
         function = load_object(
@@ -99,7 +100,8 @@ def analyze(**given: Any) -> None:
         method = replace(method, output=function)
     network = trained_model(asked.model, asked.weights, asked.weights_key)
     how = {name: value for name, value in vars(data).items() if name not in ("train", "test")}
-    reading = DataOptions(**{**how, "transform": transform}, known=known_of(asked.model, network))
+    how |= {"transform": transform, "class_names": class_names_of(data.class_names)}
+    reading = DataOptions(**how, known=known_of(asked.model, network))
     first, second, names = load_splits(data.train, data.test, reading)
     groups = load_groups(data.train, data.test, given["group_by"]) if given["group_by"] else None
     if groups is not None:
@@ -241,6 +243,11 @@ def _run(words: list[str]) -> tuple[int, str]:
         return 130, ""
     except InputError as error:
         return 2, str(error)
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # a name that the system refuses, wherever it was asked for
+        name = str(error.filename or "a file")[:60]
+        return 2, f"{name} cannot be used: {error.strerror}; give another name"
     except Exception as error:
         # The usage errors of typer, whichever click it brings, and of nobody else.
         message = getattr(error, "format_message", None)

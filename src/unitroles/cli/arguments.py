@@ -13,6 +13,7 @@ import typer
 from unitroles.cli.config import flag, options_of, read_config
 from unitroles.errors import InputError
 from unitroles.options import Compute, Evidence, Method, Sample
+from unitroles.wording import first_line
 
 Record = TypeVar("Record")
 Model = Annotated[
@@ -99,6 +100,9 @@ class Data:
     image_column : parquet: the pictures; else the column of that type.
     tokenizer : texts: folder or name; else that of the hf: model.
     max_length : texts: tokens at most; else as many as the model can.
+    class_names : names of the classes in the order of the model's outputs, with commas or in a file
+        with one name per line: folders and labels with these names are numbered so; else the
+        model's own names, else sorted.
     """
 
     train: str = field(metadata={"metavar": "DATA"})
@@ -113,6 +117,7 @@ class Data:
     image_column: str | None = None
     tokenizer: str | None = None
     max_length: int | None = field(default=None, metadata={"min": 1})
+    class_names: tuple[str, ...] | None = field(default=None, metadata={"metavar": "NAMES"})
 
 
 @dataclass(frozen=True)
@@ -171,6 +176,36 @@ def made(record: type[Record], given: Mapping[str, Any]) -> Record:
     """The record that has these values."""
     names = (each.name for each in fields(record))  # pyright: ignore[reportArgumentType]
     return record(**{name: OPTIONS[name].value(given[name]) for name in names})
+
+
+def class_names_of(words: Sequence[str] | None) -> tuple[str, ...] | None:
+    """The class names that --class-names gives: themselves, or the lines of one file.
+
+    Raises
+    ------
+    InputError : there is no such file, or it cannot be read or has an empty line; a name is empty
+        or stands for two classes.
+    """
+    if words is None:
+        return None
+    source, names = "--class-names", tuple(words)
+    if len(names) == 1:
+        path = Path(names[0])
+        source, remedy = f"the file of class names {path}", "give one name per line, in UTF-8"
+        try:
+            lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
+        except (OSError, ValueError) as error:  # no such file, or no UTF-8
+            raise InputError(
+                f"{source} cannot be read: {getattr(error, 'strerror', None) or first_line(error)};"
+                f" {remedy}, or the names with commas between"
+            ) from error
+        names = tuple(line.strip() for line in lines)
+    if not names or "" in names:
+        raise InputError(f"{source} has an empty name; name every class")
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"{source} has {twice!r} twice; class names must differ")
+    return names
 
 
 def require_evidence(given: Mapping[str, Any]) -> None:

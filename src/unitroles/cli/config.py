@@ -48,10 +48,13 @@ class Option:
 
         Raises
         ------
-        InputError : a text that must hold numbers does not.
+        InputError : a text is empty, or must hold numbers and does not.
         """
         if not isinstance(given, str):
             return given
+        if not given or "\0" in given:
+            said = "is empty" if not given else "holds a character of no width, NUL"
+            raise InputError(f"{flag(self.parameter.name)} {said}; give a value, or leave it out")
         if given == "none" and NoneType in self.kinds and self.parameter.default is not None:
             return None
         if float in self.items:

@@ -16,7 +16,7 @@ from unitroles.cost.rates import measured_rates
 from unitroles.curves.collect import SCORE_TILE
 from unitroles.curves.scores import sample_score
 from unitroles.curves.store import Stores, row_bytes
-from unitroles.options import Compute, Evidence, Layer, Method, Sample
+from unitroles.options import Compute, Evidence, Layer, Method, Sample, checked
 from unitroles.resampling.limits import (
     losses_bytes,
     weights_of,
@@ -133,12 +133,13 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
+@checked
 def plan(  # noqa: PLR0913
     model: nn.Module,
     train: Any,
     test: Any,
     layer: str | nn.Module | Layer | None = None,
-    class_names: Sequence[str] | None = None,
+    class_names: Sequence[str | int] | None = None,
     method: Method = Method(),
     sample: Sample = Sample(),
     compute: Compute = Compute(),

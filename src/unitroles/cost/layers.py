@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from unitroles.analysis.locks import one_at_a_time
 from unitroles.engine.choice import additive_reason, exported_or_reason, suffix_reason
 from unitroles.errors import InputError
 from unitroles.graph.extract import CannotCut
@@ -22,7 +23,7 @@ from unitroles.model.candidates import Recommended, candidates, recommend
 from unitroles.model.forward import Precision, batch_size, each, forward, logits_of
 from unitroles.model.output import Asked, Output, classes_of, logits_alone
 from unitroles.model.trace import Site, Trace, find_site, trace
-from unitroles.options import Layer, Method
+from unitroles.options import Layer, Method, checked
 from unitroles.rewrite.additive import can_fold, running_sum
 from unitroles.rewrite.head import Head
 from unitroles.wording import first_line
@@ -30,6 +31,7 @@ from unitroles.wording import first_line
 _FORWARDS = 3
 
 
+@checked
 def layers(model: nn.Module, example: Any, output: Output = None) -> pd.DataFrame:
     """Every layer that has units, with the plan a test of it would get and its cost.
 
@@ -66,9 +68,11 @@ def layers(model: nn.Module, example: Any, output: Output = None) -> pd.DataFram
     1     1      8  additive                32
     """
     if batch_size(example) < 2:
-        raise InputError("give an example batch of at least two inputs")
+        raise InputError(
+            "give an example batch of at least two inputs: a tensor, or tensors by name"
+        )
     asked = Asked(Method(output=output).output, classes_of(model), strict=False)
-    with unwrapped(model) as model, untouched(model), ExitStack() as stack:
+    with one_at_a_time(), unwrapped(model) as model, untouched(model), ExitStack() as stack:
         example = Precision(device_of(model)).place(example)
         stack.enter_context(logits_alone(model, example, asked))
         seen = trace(model, example)

@@ -13,7 +13,9 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from unitroles.errors import DataWarning, InputError, unknown
+from unitroles.model.memory import ran_out
 from unitroles.model.trace import KEEPING, Call, Site
+from unitroles.wording import first_line, shown
 
 SampleScore = Callable[[Float[Tensor, "samples units positions"]], Float[Tensor, "samples units"]]
 
@@ -171,7 +173,20 @@ def _of_real(
 def _scored(
     units: Float[Tensor, "samples units positions"], score: SampleScore
 ) -> Shaped[Tensor, "samples units"]:
-    values = score(units)
+    try:
+        values = score(units)
+    except Exception as error:  # a user's function can raise anything
+        if ran_out(error):  # it is tried again with fewer samples
+            raise
+        raise InputError(
+            f"the score function fails on a tensor (samples, units, positions) = "
+            f"{tuple(units.shape)}: {first_line(error)}; give one that returns (samples, units)"
+        ) from error
+    if not isinstance(values, Tensor):
+        raise InputError(
+            f"the score function must return a tensor (samples, units) = {tuple(units.shape[:2])}, "
+            f"it returned {shown(values)}"
+        )
     if values.shape != units.shape[:2]:
         raise InputError(
             f"the score function must return (samples, units) = {tuple(units.shape[:2])}, it "

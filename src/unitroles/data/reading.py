@@ -47,9 +47,9 @@ def as_samples(data: Any, name: str, any_labels: bool = False) -> Samples:
         collate = _collate if collate is default_collate else collate
     if is_pair(data):
         data = paired(data[0], data[1], name)
-    if isinstance(data, (IterableDataset, Mapping)) or not (
-        hasattr(data, "__getitem__") and hasattr(data, "__len__")
-    ):
+    numbered = hasattr(data, "__getitem__") and hasattr(data, "__len__")
+    single = getattr(data, "shape", None) == ()  # an array of no axis has a length, but not to ask
+    if isinstance(data, (IterableDataset, Mapping)) or single or not numbered:
         raise InputError(
             f"the {name} data must be a map-style data set, a DataLoader or a pair of arrays, not "
             f"{type(data).__name__}; load its samples into a list or arrays first"

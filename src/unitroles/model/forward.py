@@ -146,8 +146,8 @@ def form_of(inputs: Any) -> tuple[Any, ...]:
 
 
 def batch_size(inputs: Any) -> int:
-    """The number of samples in a batch of inputs."""
-    return next(tensor.shape[0] for tensor in tensors(inputs) if tensor.ndim)
+    """The number of samples in a batch of inputs; 0 where it holds no tensor with such an axis."""
+    return next((tensor.shape[0] for tensor in tensors(inputs) if tensor.ndim), 0)
 
 
 def describe(inputs: Any) -> str:

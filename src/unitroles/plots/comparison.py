@@ -13,6 +13,7 @@ from mpl_toolkits.mplot3d.art3d import Poly3DCollection
 from mpl_toolkits.mplot3d.axes3d import Axes3D
 
 from unitroles.errors import InputError
+from unitroles.options import checked
 from unitroles.plots.roles import count_roles, draw_roles
 from unitroles.plots.style import (
     EDGE,
@@ -42,6 +43,7 @@ _MAX_STEPS = 20
 _PANELS_PER_ROW = 6
 
 
+@checked
 def compare(taxonomies: Mapping[str, Taxonomy], label: int | str) -> Figure:
     """The same class in several models, side by side (the paper's figure 3).
 
@@ -83,6 +85,7 @@ def compare(taxonomies: Mapping[str, Taxonomy], label: int | str) -> Figure:
     return figure
 
 
+@checked
 def proportions_3d(taxonomies: Mapping[str, Taxonomy], ax: Axes | None = None) -> Axes3D:
     """Role proportions of every class: core x overfitted x confusing (the paper's figure 4).
 
@@ -122,8 +125,9 @@ def proportions_3d(taxonomies: Mapping[str, Taxonomy], ax: Axes | None = None) -
     return ax
 
 
+@checked
 def shares(
-    taxonomies: Mapping[str, Taxonomy], axes: Sequence[Axes] | np.ndarray | None = None
+    taxonomies: Mapping[str, Taxonomy], axes: Sequence[Any] | None = None
 ) -> tuple[Axes, ...]:
     """The distribution of the role shares of the units, one panel per role (the paper's table 3).
 

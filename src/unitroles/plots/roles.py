@@ -12,6 +12,7 @@ ranking where that was "fixed_ranking".
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -19,6 +20,7 @@ from matplotlib.colors import to_rgba_array
 from matplotlib.figure import Figure
 
 from unitroles.errors import unknown
+from unitroles.options import checked
 from unitroles.plots.style import (
     FAINT,
     INK,
@@ -43,6 +45,7 @@ from unitroles.results.taxonomy import Taxonomy
 from unitroles.roles import ROLE_NAMES, ROLES
 
 
+@checked
 def rof_curve(
     taxonomy: Taxonomy, label: int | str, split: str = "train", ax: Axes | None = None
 ) -> Axes:
@@ -81,8 +84,9 @@ def rof_curve(
     return ax
 
 
+@checked
 def role_curves(
-    taxonomy: Taxonomy, label: int | str, axes: Sequence[Axes] | np.ndarray | None = None
+    taxonomy: Taxonomy, label: int | str, axes: Sequence[Any] | None = None
 ) -> tuple[Axes, Axes]:
     """Both ROF curves of one class over the roles of its units (the paper's figure 2).
 

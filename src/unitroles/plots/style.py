@@ -15,6 +15,7 @@ from unitroles.results.taxonomy import Taxonomy
 from unitroles.roles import ROLE_NAMES
 from unitroles.stats.evidence import interval
 from unitroles.stats.minima import CLEAR, NEVER_FALLS
+from unitroles.wording import shown
 
 # The paper's light red, orange, light yellow and light blue, in shades that stay apart for every
 # type of colour vision.
@@ -132,8 +133,11 @@ def class_title(taxonomy: Taxonomy, place: int) -> str:
     return f"class {taxonomy.labels[place]}"
 
 
-def take(axes: Sequence[Axes] | np.ndarray | None, count: int, use: str) -> tuple[Axes, ...]:
+def take(axes: Sequence[Any] | np.ndarray | None, count: int, use: str) -> tuple[Axes, ...]:
     taken = tuple(np.ravel(np.array(axes, dtype=object)))
     if len(taken) != count:
         raise InputError(f"expected {count} axes, for {use}; {len(taken)} were given")
+    for each in taken:
+        if not isinstance(each, Axes):
+            raise InputError(f"expected {count} axes of matplotlib, for {use}, not {shown(each)}")
     return taken

@@ -16,7 +16,7 @@ from unitroles.results.dataset import CROSS_ENTROPY, SPLITS
 from unitroles.results.signs import LOOSE
 from unitroles.results.taxonomy import Taxonomy
 from unitroles.roles import ROLE_NAMES
-from unitroles.wording import count_of, names_of, printable, range_of, size
+from unitroles.wording import NUMBERING, count_of, names_of, printable, range_of, size
 
 FEW = 20
 """Samples; roles of a class with fewer are mostly chance."""
@@ -27,6 +27,8 @@ _REST = "; masked copies run through the rest"
 def report(taxonomy: Taxonomy) -> str:
     """Everything about one taxonomy: tables, agreement, evidence, warnings.
 
+    A warning that makes all of it doubtful comes first.
+
     Parameters
     ----------
     taxonomy : the result of `unitroles.analyze` or `unitroles.load`.
@@ -36,10 +38,22 @@ def report(taxonomy: Taxonomy) -> str:
     Lines without a final line break; percentages, and losses in nats. Names may come from anywhere:
     what they hold of control and other invisible characters is written as escapes.
     """
-    parts = [header(taxonomy), role_tables(taxonomy), sensitivity(taxonomy), regret(taxonomy)]
+    notes = cautions(taxonomy)
+    first = [text for text in notes if text.startswith(NUMBERING)]
+    parts = [
+        _warned(first),
+        header(taxonomy),
+        role_tables(taxonomy),
+        sensitivity(taxonomy),
+        regret(taxonomy),
+    ]
     parts += [agreement(taxonomy), minima(taxonomy), evidence(taxonomy)]
-    parts.append("\n".join(f"warning: {printable(text)}" for text in cautions(taxonomy)))
+    parts.append(_warned([text for text in notes if text not in first]))
     return printable("\n\n".join(part for part in parts if part), keep="\n")
+
+
+def _warned(notes: Sequence[str]) -> str:
+    return "\n".join(f"warning: {printable(text)}" for text in notes)
 
 
 def header(taxonomy: Taxonomy) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 import pandas as pd
 
 from unitroles.errors import unknown
+from unitroles.options import checked
 from unitroles.results.taxonomy import Taxonomy
 from unitroles.wording import printable
 
@@ -17,6 +18,7 @@ class TaxonomySet(Mapping[str, Taxonomy]):
     The tables are those of the members, one under the other, with the name as first index level.
     """
 
+    @checked
     def __init__(self, members: Mapping[str, Taxonomy]) -> None:
         self._members = dict(members)
 

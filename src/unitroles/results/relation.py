@@ -12,6 +12,7 @@ import xarray as xr
 from jaxtyping import Float
 
 from unitroles.errors import InputError
+from unitroles.options import checked
 from unitroles.results.dataset import CROSS_ENTROPY, SPLITS
 from unitroles.results.taxonomy import Taxonomy
 from unitroles.roles import ROLE_NAMES
@@ -28,6 +29,7 @@ FALL = 0.01
 """Accuracy that a class may lose to the removal of units before it counts as fallen."""
 
 
+@checked
 def criteria(
     members: Mapping[str, Taxonomy], ablation: Mapping[str, xr.Dataset] | None = None
 ) -> pd.DataFrame:
@@ -62,6 +64,8 @@ def criteria(
     InputError : members that differ in tolerance or loss; an ablation that is absent, of another
         layer, or in another order than the others.
     """
+    if not members:
+        raise InputError("members is empty; give at least one taxonomy by name")
     _comparable(members)
     curves, attrs = _ablations(members, ablation)
     rows = {}
@@ -161,6 +165,7 @@ TOGETHER = ("core", "overfitted", "generalizing")
 """The roles as predictors side by side; the fourth is what the three leave of 1."""
 
 
+@checked
 def relation(
     members: Mapping[str, Taxonomy],
     gap: Any = None,
@@ -247,7 +252,8 @@ def _by_name(members: Mapping[str, Taxonomy], gap: Any) -> Mapping[Any, Any]:
         return {name: member.gap for name, member in members.items()}
     if isinstance(gap, Mapping | pd.Series):
         return dict(gap.items())
-    if not isinstance(gap, Sequence | np.ndarray) or isinstance(gap, str) or np.ndim(gap) != 1:
+    plain = isinstance(gap, Sequence | np.ndarray) and not isinstance(gap, str)
+    if not plain or getattr(gap, "ndim", 1) != 1:
         raise InputError("gap cannot be read; give numbers by name, or one for each member")
     if len(gap) != len(members):
         raise InputError(f"gap holds {len(gap)} numbers for {len(members)} members; give one each")

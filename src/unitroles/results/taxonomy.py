@@ -15,6 +15,7 @@ import xarray as xr
 from unitroles import roles
 from unitroles.errors import InputError, unknown
 from unitroles.files import write_whole
+from unitroles.options import check_fields, checked
 from unitroles.results import evidence, signs, storage, tables
 from unitroles.roles import Role
 from unitroles.stats.minima import NEVER_FALLS
@@ -52,6 +53,9 @@ class Taxonomy:
     """
 
     data: xr.Dataset
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def __repr__(self) -> str:
         units, labels = self.data.sizes["unit"], self.data.sizes["label"]
@@ -96,6 +100,7 @@ class Taxonomy:
         """The classes in order: their names, or their numbers where no names are known."""
         return self.data.label.values.tolist()
 
+    @checked
     def find_label(self, label: int | str) -> int:
         """The place of a class, given by name or by its number in the model's output."""
         if label in self.labels:
@@ -105,6 +110,7 @@ class Taxonomy:
             return numbers.index(label)
         raise unknown("label", label, [str(name) for name in self.labels])
 
+    @checked
     def units(
         self, role: Role | int | str, label: int | str, confidence: float | None = None
     ) -> np.ndarray:
@@ -156,6 +162,7 @@ class Taxonomy:
         bad = (self.data.status.values == NEVER_FALLS).any(axis=0)
         return [label for label, flag in zip(self.labels, bad, strict=True) if flag]
 
+    @checked
     def summary(self, flagged: bool = True) -> pd.DataFrame:
         """Mean proportion of each role and its population std over labels and over units.
 
@@ -187,6 +194,7 @@ class Taxonomy:
         """
         return tables.regret(self.data, self.level)
 
+    @checked
     def minima(self, delta: float = 0.01) -> pd.DataFrame:
         """The sharpness of the minimum of every curve, one row per split x label.
 
@@ -260,6 +268,7 @@ class Taxonomy:
         """
         return evidence.exchangeability(self._measured("exchangeability"))
 
+    @checked
     def intervals(self, by_label: bool = False) -> pd.DataFrame:
         """Proportions, role x [value, low, high, ...]: other samples, this network.
 
@@ -324,6 +333,7 @@ class Taxonomy:
         """
         return tables.curves(self.data, self.level)
 
+    @checked
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write NetCDF, whole or not at all, with its SHA-256 behind it, which `load` compares.
 
@@ -337,6 +347,7 @@ class Taxonomy:
         return Path(path)
 
 
+@checked
 def load(path: str | os.PathLike[str]) -> Taxonomy:
     """Read what `Taxonomy.save` wrote.
 

@@ -159,7 +159,13 @@ def example_of(
         size = (batch, length if shape is None else shape[0])
         tokens = torch.randint(vocabulary, size, generator=draw)
         return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
-    return torch.rand(batch, *(shape or known_of(spec, model).shape), generator=draw)
+    sizes = (batch, *(shape or known_of(spec, model).shape))
+    try:
+        return torch.rand(sizes, generator=draw)
+    except (MemoryError, RuntimeError, TypeError) as error:  # the latter of numbers beyond 64 bits
+        raise InputError(
+            f"inputs of shape {sizes} do not fit into memory; give smaller sizes"
+        ) from error
 
 
 def load_object(spec: str, form: str) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ class DataOptions:
         by name or type.
     tokenizer : folder or name on the Hugging Face hub; None takes that of the model.
     max_length : at most so many tokens; None takes what model and tokenizer can.
+    class_names : in the order of the model's outputs; None takes those of the model.
     known : what the model says of its inputs and classes; its transform is taken where none of the
         options for pictures is given.
     """
@@ -60,6 +61,7 @@ class DataOptions:
     image_column: str | None = None
     tokenizer: str | None = None
     max_length: int | None = None
+    class_names: Sequence[str] | None = None
     known: Known = Known()
 
     def __post_init__(self) -> None:
@@ -69,6 +71,13 @@ class DataOptions:
             raise InputError(f"--std must be positive, not {self.std}")
         if self.transform is not None and (self.image_size or self.mean):
             raise InputError("--transform replaces --image-size, --mean, --std; leave these out")
+
+    @property
+    def numbers(self) -> Mapping[str, int]:
+        """Class numbers by name; empty where nobody named the classes."""
+        if self.class_names is None:
+            return self.known.numbers
+        return {name: number for number, name in enumerate(self.class_names)}
 
     def refuse(self, names: Sequence[str], reason: str) -> None:
         """Raise an error if one of these options was given."""

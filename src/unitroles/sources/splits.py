@@ -41,8 +41,9 @@ def load_splits(
 ) -> tuple[Any, Any, list[str] | None]:
     """Both splits as `unitroles.analyze` takes them, and the class names where they are known.
 
-    Class folders have the numbers of the model where it names all of them; else those of both
-    splits together are sorted, so that a class missing in one split does not shift the others.
+    Class folders have the numbers of `options.class_names` or of the model where it names all of
+    them; else those of both splits together are sorted, with a warning, so that a class missing in
+    one split does not shift the others.
     Tables: see `number_labels`.
 
     Parameters
@@ -120,7 +121,8 @@ def _load_tables(
     else:
         options.refuse(FOR_PICTURES, "pictures; leave it out for texts")
         samples = tokenise([table.texts or [] for table in splits], options)
-    labels, names = number_labels(splits, options.known.numbers)
+    whose = "the model" if options.class_names is None else "--class-names"
+    labels, names = number_labels(splits, options.numbers, whose)
     train, test = map(TableRows, samples, labels)
     return train, test, names
 
@@ -134,16 +136,15 @@ def _load_pictures(
     if not folders and (options.image_size or options.transform):
         raise InputError("--image-size and --transform are for folders; npz files need none")
     classes = sorted({name for folder in folders for name in class_folders(folder)})
-    numbers = options.known.numbers
+    numbers = options.numbers
     absent = [name for name in classes if name not in numbers]
-    if absent and numbers:
-        warnings.warn(
-            f"the model has no class {few([repr(name) for name in absent])}: the class folders are "
-            "numbered in the sorted order of their names. Check that the model was trained so",
-            DataWarning,
-            stacklevel=2,
+    said = few([repr(name) for name in absent])
+    if absent and options.class_names is not None:
+        raise InputError(
+            f"--class-names has no class {said}, which is a class folder; give the names of all "
+            "classes in the order of the model's outputs"
         )
-    elif classes and not absent:
+    if classes and not absent:
         classes = by_number(numbers) or []
     (train, names), (test, others) = (
         _folder(Path(spec), name, classes, options)
@@ -156,7 +157,23 @@ def _load_pictures(
             f"train classes {few(names)}, test classes {few(others)}; give both splits the same "
             "class names"
         )
-    return train, test, names or others or by_number(numbers)
+    if absent:  # last, so that an error stands alone
+        classes_of_model = f"the model has no class {said}: " if numbers else ""
+        order = few([f"{number} = {name}" for number, name in enumerate(classes)])
+        warnings.warn(
+            f"{classes_of_model}the class folders are numbered in the sorted order of their names, "
+            f"{order}. Check that the model was trained so; if not, give the order of its outputs "
+            "with --class-names",
+            DataWarning,
+            stacklevel=2,
+        )
+    own, given = names or others, options.class_names
+    if own is not None and given is not None and own != list(given):
+        raise InputError(
+            f"the data name their classes {few(own)}, --class-names {few(list(given))}; leave "
+            "--class-names out, or give the same names"
+        )
+    return train, test, own or by_number(numbers)
 
 
 def load_npz(

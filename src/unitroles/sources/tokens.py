@@ -33,7 +33,7 @@ class TableRows(Dataset):
 
 
 def number_labels(
-    splits: Sequence[Table], numbers: Mapping[str, int]
+    splits: Sequence[Table], numbers: Mapping[str, int], whose: str = "the model"
 ) -> tuple[list[Int[np.ndarray, " samples"]], list[str] | None]:
     """Class numbers of all splits, and the class names by number.
 
@@ -42,7 +42,8 @@ def number_labels(
 
     Parameters
     ----------
-    numbers : class numbers by name, of the model.
+    numbers : class numbers by name, of the model or of who named them.
+    whose : these are, for messages.
 
     Warns
     -----
@@ -62,7 +63,7 @@ def number_labels(
         numbers = {label: int(label) for label in found}
     elif absent and numbers:
         raise InputError(
-            f"the model has no class {few([repr(label) for label in absent])}; its classes are "
+            f"{whose} has no class {few([repr(label) for label in absent])}; its classes are "
             f"{few(own or [])}; give these names, or the numbers of the classes"
         )
     elif absent:
@@ -71,7 +72,8 @@ def number_labels(
         warnings.warn(
             "the classes are numbered in the sorted order of their names, "
             f"{few([f'{number} = {label}' for label, number in numbers.items()])}; if the model "
-            "was trained with other numbers, give these as labels",
+            "was trained with other numbers, give these as labels, or the order of its outputs "
+            "with --class-names",
             DataWarning,
             stacklevel=2,
         )

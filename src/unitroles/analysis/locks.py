@@ -1,0 +1,32 @@
+"""One analysis at a time in a process; others wait for their turn."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_turn = threading.RLock()
+
+
+@contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Wait until no other thread is inside, and keep the others out while the block runs.
+
+    One lock for all models and not one for each: two models may share modules, and the export of a
+    model, the filters of warnings, the random states and the number of BLAS threads, all of which
+    an analysis sets and puts back, belong to the process. A thread may enter again what it holds.
+    """
+    with _turn:
+        yield
+
+
+def _forget() -> None:
+    """In a forked process, where the thread that held the lock may not be."""
+    global _turn
+    _turn = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
