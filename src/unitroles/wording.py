@@ -47,6 +47,12 @@ def is_whole(text: object) -> bool:
 NUMBERING = "labels and outputs may be numbered differently"
 """How a warning begins that makes all roles doubtful: a report has it in its first line."""
 
+COUPLED = (
+    "a sample's output depends on the others in its batch (batch norm without running "
+    "statistics?): results depend on batch_size"
+)
+"""How a warning ends where a sample has no answer of its own; it comes first in a report too."""
+
 LONGEST = 60
 """Letters of a value that a message repeats."""
 

@@ -11,11 +11,12 @@ from unitroles.curves.collect import Collected, Kept
 from unitroles.curves.scores import SampleScore, ScoreSums
 from unitroles.engine.alone import remedies
 from unitroles.engine.audit import MASKED, RETRIEVED, ROW, Audit, reads_data
-from unitroles.engine.choice import COUPLED, Choice
+from unitroles.engine.choice import Choice
 from unitroles.engine.plan import FullPlan, Plan
-from unitroles.errors import PlanWarning
+from unitroles.errors import InputError, PlanWarning
 from unitroles.model.forward import Precision
 from unitroles.model.hooks import SomeRows
+from unitroles.wording import COUPLED
 
 _MORE = 256
 """Samples that are run alone where the model decides by numbers that it reads out of a tensor."""
@@ -104,7 +105,7 @@ class _Turn:
             kept = [replace(one, plan=full, store=None, foreign=[], places=[]) for one in kept]
             self.choice = replace(self.choice, plan=full)
             self.notes.append(f"plan full (N+1 runs of the whole model): {COUPLED}")
-        elif audit.failed is not None and self._left:
+        elif audit.failed is not None:
             off = audit.difference[audit.failed]
             self.next_plan(f"{_WHY[audit.failed]} (difference {off:.1e})")
             return
@@ -114,7 +115,10 @@ class _Turn:
     def next_plan(self, why: str, error: Exception | None = None) -> None:
         """Run the samples one by one from now on."""
         if not self._left:
-            raise error or RuntimeError(why)
+            raise error or InputError(
+                f"layer {self.plan.site.path!r}: {why}, even one by one; take out of the model's "
+                "forward what it keeps or draws from one call to the next"
+            )
         plan = replace(self._left.pop(0), reason=why)
         how = "copies of one in a call" if plan.keeps_rows else "one mask in a call"
         self.choice = replace(self.choice, plan=plan)

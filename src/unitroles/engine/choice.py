@@ -22,13 +22,7 @@ from unitroles.model.trace import Site, Trace
 from unitroles.rewrite.additive import recognise
 from unitroles.rewrite.export import Exported, export
 from unitroles.rewrite.head import Head
-from unitroles.wording import first_line
-
-COUPLED = (
-    "a sample's output depends on the others in its batch (batch norm without running "
-    "statistics?): results depend on batch_size"
-)
-"""Why a model has no answer for a sample alone."""
+from unitroles.wording import COUPLED, first_line
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from unitroles.results.dataset import CROSS_ENTROPY, SPLITS
 from unitroles.results.signs import LOOSE
 from unitroles.results.taxonomy import Taxonomy
 from unitroles.roles import ROLE_NAMES
-from unitroles.wording import NUMBERING, count_of, names_of, printable, range_of, size
+from unitroles.wording import COUPLED, NUMBERING, count_of, names_of, printable, range_of, size
 
 FEW = 20
 """Samples; roles of a class with fewer are mostly chance."""
@@ -39,7 +39,7 @@ def report(taxonomy: Taxonomy) -> str:
     what they hold of control and other invisible characters is written as escapes.
     """
     notes = cautions(taxonomy)
-    first = [text for text in notes if text.startswith(NUMBERING)]
+    first = [text for text in notes if text.startswith(NUMBERING) or text.endswith(COUPLED)]
     parts = [
         _warned(first),
         header(taxonomy),
@@ -74,8 +74,32 @@ def header(taxonomy: Taxonomy) -> str:
         **({} if own == CROSS_ENTROPY else {"loss": own}),
         "samples": ", ".join(_samples(taxonomy, name) for name in SPLITS),
         "accuracy": f"{accuracy}, gap {taxonomy.gap:+.4f}" if taxonomy.scored else "not measured",
+        "checked": _audited(taxonomy),
     }
     return "\n".join(f"{name:<9} {printable(value)}" for name, value in rows.items())
+
+
+def _audited(taxonomy: Taxonomy) -> str:
+    """What was compared with the model itself, and what that leaves open (Hanley 1983, 3 / m).
+
+    .. Hanley, Lippman-Hand. If nothing goes wrong, is everything all right? JAMA 249, 1983.
+    """
+    audit = _recorded(taxonomy, "audit", missing=None)
+    if audit is None:
+        return "no sample was compared with the model alone"
+    every, alone, off = audit["every"], audit["alone"], audit["difference"]
+    said = []
+    if every:
+        said.append(
+            f"with all units retrieved {every} samples gave the model's own logits (largest "
+            f"difference {off['all_retrieved']:.1e})"
+        )
+    if alone:
+        said.append(
+            f"of {alone} random (sample, mask) pairs run alone none differed: with 95 % confidence "
+            f"fewer than {min(100.0, 300 / alone):.2g} % do; rarer interactions are not excluded"
+        )
+    return "; ".join(said) or "no sample was run alone (audit=0)"
 
 
 def _recorded(taxonomy: Taxonomy, *path: str, missing: Any = "not recorded") -> Any:
