@@ -66,3 +66,10 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def uncompared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No sample is compared with the model: where a test counts what the sweep alone runs."""
+
+    monkeypatch.setattr("unitroles.analysis.passes._audited", lambda ready: None)

@@ -376,8 +376,8 @@ def ready(plan):
 def kept_of(plan, precision, samples):
     """What the masks need of some samples."""
     body = Pass([plan], precision, 8, Stores(2**30))
-    _, (kept,) = body.collect(samples, np.arange(4), None, lambda count: None)
-    return kept
+    (found,) = body.collect(samples, np.arange(4), None, lambda count: None)
+    return found.kept
 
 
 def parts_of(size):

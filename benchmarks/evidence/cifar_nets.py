@@ -7,7 +7,6 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from unitroles import InputError
@@ -178,7 +177,7 @@ def trained_vgg(
         model = _train(model, recipe, data, say)
         seconds = time.perf_counter() - start
     about = {"recipe": fingerprint, "seconds": json.dumps(seconds)}
-    write_whole({path: partial(save_file, model.state_dict(), metadata=about)})
+    write_whole({path: save(model.state_dict(), metadata=about)})
     return Trained(model, seconds, False)
 
 

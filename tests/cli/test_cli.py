@@ -481,7 +481,7 @@ BAD: dict[str, tuple[Any, dict[str, str | None], str]] = {
     "loss not finite": (
         edit(test_images=at(4, 3e38)),
         {"": "cli_nets:steep"},
-        "the loss of test sample 4 (label 1) is not finite with units of layer 'relu' ablated",
+        "the loss of test sample 4 (label 1) is not finite with some units of layer 'relu' ablated",
     ),
     "input shape": (
         edit(train_images=lambda a: a[:, :, 1:], test_images=lambda a: a[:, :, 1:]),

@@ -64,7 +64,8 @@ def test_a_text_model_and_its_classes(texts: Path, capsys: pytest.CaptureFixture
     found = run("hf:model", **TSV, layer=LAYER)
     printed, errors = capsys.readouterr()
     assert printed.startswith(text.report(found))
-    assert errors == ""
+    (line,) = errors.splitlines()  # the network is not trained
+    assert line.startswith("warning: labels and outputs may be numbered differently")
     assert found.labels == ["who", "where"]
     assert found.data.sizes["unit"] == 48
     assert found.data.samples.values.tolist() == [[24, 24], [24, 24]]

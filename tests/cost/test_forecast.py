@@ -25,7 +25,7 @@ from unitroles.resampling import recompute as resample
 from unitroles.stats import draws
 from unitroles.wording import size
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "uncompared")
 
 # The norm after the last block is folded; before the first it is not.
 CASES = [("mlp", None), ("conv_bn_gap", None), ("residual_early", None), ("transformer", None)]

@@ -140,6 +140,7 @@ def check_against(found, exact, resolution):
         assert data.attrs[name] == exact.data.attrs[name]
 
 
+@pytest.mark.usefixtures("uncompared")
 @pytest.mark.parametrize("resolution", ["adaptive", 3])
 @pytest.mark.parametrize("name", TAILED)
 def test_a_running_sum_with_a_deep_tail_leaves_points_out(name, resolution, monkeypatch):

@@ -298,5 +298,5 @@ def test_nothing_is_worked_around_with_a_warning():
     model, data = residual()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for layer in (LAYER, "blocks.1.relu"):
+        for layer in (LAYER, ur.Layer("blocks.1.relu", call=-1)):
             ur.analyze(model, *data, layer=layer, progress=False)

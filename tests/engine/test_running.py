@@ -218,6 +218,7 @@ def test_memory_that_runs_out_with_one_sample_is_an_error():
         Pieces("the test").run(work, 4)
 
 
+@pytest.mark.usefixtures("uncompared")
 def test_a_forecast_counts_the_passes_of_a_grid_and_one_refinement(monkeypatch):
     monkeypatch.setattr("unitroles.curves.store._DISK_SHARE", 0)
     toy = networks.toy("mlp")

@@ -220,7 +220,7 @@ def test_an_error_in_the_data_leaves_the_model_as_it_was():
 
     model = used(Counting())
     before, random_before = state(model), random_states()
-    with pytest.raises(OSError, match="the disk broke"):
+    with pytest.raises(ur.InputError, match="train sample 20 .*the disk broke"):
         ur.analyze(model, Broken(), data(1), layer="relu", progress=False)
     assert state(model) == before
     assert random_states() == random_before

@@ -135,7 +135,7 @@ def test_an_output_that_is_not_there_or_no_logits_is_refused(wrap, output, said)
 
 @pytest.mark.parametrize("output", [True, ""])
 def test_what_can_name_no_output_is_refused(output):
-    with pytest.raises(ur.InputError, match="output must be the number or name of one of"):
+    with pytest.raises(ur.InputError, match="output must be"):
         ur.Method(output=output)
 
 

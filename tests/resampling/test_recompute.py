@@ -291,6 +291,7 @@ def test_shards_in_any_number_and_sequence_give_the_same_bits(cuts):
                 np.testing.assert_array_equal(values, same[name])
 
 
+@pytest.mark.usefixtures("uncompared")
 @pytest.mark.parametrize(("budget", "most"), [("2GiB", 256), ("60KB", 64)])
 def test_samples_under_a_few_masks_are_cut_to_the_budget(budget, most, monkeypatch):
     """However many there are of a class; fewer than a tile of 64 gain nothing."""

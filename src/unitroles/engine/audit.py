@@ -24,6 +24,7 @@ from unitroles.engine.masks import Own, Prefixes, Sets
 from unitroles.engine.plan import Plan, Rows
 from unitroles.model.forward import Precision, batch_size, forward, rows_of, tensors
 from unitroles.model.hooks import run_masked
+from unitroles.model.memory import Pieces
 
 GROUP = 64
 """Samples whose masks run together, as they do in a run."""
@@ -91,18 +92,18 @@ class Guard:
         self._lengths: Int[np.ndarray, " _"] = np.zeros(0, dtype=np.int64)
         self._waiting: list[_Alone] = []
         self._turn = 0
+        self._pieces = Pieces("the comparison of samples")
 
     def every(self, rows: Rows, logits: Float[Tensor, "samples labels"]) -> None:
         """Samples with all units retrieved: the plan's logits and the model's own."""
         masks = Sets(torch.ones(1, self.plan.site.units, dtype=torch.bool))
-        parts = [
-            found[0].clone()
-            for start in range(0, len(logits), self.plan.tile)
-            for _, found in self.plan.run(
-                tuple(value[start : start + self.plan.tile] for value in rows), masks
-            )
-        ]
-        self._compare(RETRIEVED, torch.cat(parts)[: len(logits)], logits)
+
+        def run(part: slice) -> Tensor:
+            some = tuple(value[part] for value in rows)
+            return torch.cat([found[0].clone() for _, found in self.plan.run(some, masks)])
+
+        self._pieces.limit = min(self.plan.tile, self._pieces.limit or self.plan.tile)
+        self._compare(RETRIEVED, torch.cat(self._pieces.run(run, len(logits))), logits)
         self.found += Audit(every=len(logits))
 
     def alone(
@@ -175,9 +176,12 @@ class Guard:
         units = self.plan.site.units
         counts = sorted({*self._lengths.tolist(), *(one.count for one in group), units})
         order = torch.stack([one.order for one in group])
-        logits = torch.cat(
-            [found.clone() for _, found in self.plan.run(kept, Prefixes(order, counts))]
-        )
+
+        def run(part: slice) -> Tensor:
+            some, masks = tuple(value[part] for value in kept), Prefixes(order[part], counts)
+            return torch.cat([found.clone() for _, found in self.plan.run(some, masks)])
+
+        logits = torch.cat(self._pieces.run(run, len(group)), dim=1)
         found = [logits[counts.index(one.count), i] for i, one in enumerate(group)]
         self._compare_masked(torch.stack(found), group)
         # The last of the masks in a call has most before it that could disturb it.
