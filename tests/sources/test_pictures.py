@@ -17,8 +17,7 @@ from unitroles.sources.pictures import read_picture
 from unitroles.sources.records import DataOptions
 from unitroles.sources.splits import load_splits
 
-pytestmark = pytest.mark.filterwarnings("ignore:the class folders are numbered in the sorted order")
-SEEN = DataOptions(transform=np.asarray)
+SEEN = DataOptions(transform=np.asarray, class_names=("a", "b"))
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (6, 8, 3), dtype=np.uint8)
 GREY = (np.arange(48, dtype=np.uint16) * 1394).reshape(6, 8)  # 0 ... 65518

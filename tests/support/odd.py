@@ -167,10 +167,10 @@ class ExpertByMask(Plain):
 
 
 class ManyReached(ExpertByMask):
-    """Nearly all samples reach the layer."""
+    """The samples of the check before a run reach the layer, some others do not."""
 
     def touched(self, x):
-        return x[:, 0] < 1 - self.share
+        return x[:, 0] > self.share
 
 
 class BranchOnMasked(Plain):

@@ -57,7 +57,7 @@ def test_no_odd_forward_gives_other_numbers_without_a_word(name, share, seed):
     assert found != "SILENT", said
 
 
-@pytest.mark.parametrize("name", ["SortedBody", "FixedCapacity", "ExpertByMask", "Padded", "Plain"])
+@pytest.mark.parametrize("name", ["SortedBody", "FixedCapacity", "ManyReached", "Padded", "Plain"])
 def test_samples_alone_and_in_a_run_give_the_same(name):
     found, said = outcome(name, 0.5, 0)
     assert found == "equal"
