@@ -28,7 +28,7 @@ from unitroles.resampling import recompute as resample
 from unitroles.stats import draws
 from unitroles.stats.evidence import permutation_p
 
-pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
+pytestmark = [pytest.mark.usefixtures("one_thread", "uncompared"), pytest.mark.slow]
 
 DEALS, RESPLITS, FLOORS, SEED = 60, 19, 20, 0
 HALF, MOST = 0.5, 0.8
