@@ -52,6 +52,7 @@ NO_FILES = ["", "\0", "/", ".", "d.npz", "no/a.nc", "d.npz/a.nc", "x" * 300, "a.
 RIGHT = {
     "layer": {"0"}, "tolerance": {"0", "2.5", BIG}, "resolution": {BIG}, "classes": {"0"},
     "max_per_class": {BIG}, "seed": {"0", BIG}, "batch_size": {BIG}, "memory_budget": {BIG},
+    "audit": {"0", BIG}, "output": {"0"},
 }
 """Those that are right for an option."""
 # fmt: on

@@ -88,7 +88,8 @@ RIGHT = {
     "device": {"None"}, "batch_size": {"5", "10**30"}, "memory_budget": {"5", "10**30"},
     "autocast": {"None"}, "channels_last": {"True", "a flag of NumPy"}, "floors": {"5"},
     "resplits": {"5"}, "bootstrap": {"None"}, "replicates": {"None", "5"},
-    "controls": {"True", "a flag of NumPy"},
+    "controls": {"True", "a flag of NumPy"}, "output": {"None"}, "call": {"None"},
+    "audit": {"5", "10**30"},
 }
 # fmt: on
 """Values of some arguments and fields that are not wrong, or may be taken."""
