@@ -16,6 +16,7 @@ from unitroles.engine.plan import FullPlan, Plan
 from unitroles.errors import InputError, PlanWarning
 from unitroles.model.forward import Precision
 from unitroles.model.hooks import SomeRows
+from unitroles.options import Compute
 from unitroles.wording import COUPLED
 
 _MORE = 256
@@ -76,9 +77,7 @@ def _audited(ready: Ready) -> int | None:
     asked = ready.request.compute.audit
     if isinstance(asked, str):
         return max(map(len, ready.splits))
-    if asked == type(ready.request.compute)().audit and reads_data(
-        ready.model, ready.choices[0].seen.inputs
-    ):
+    if asked == Compute().audit and reads_data(ready.model, ready.choices[0].seen.inputs):
         asked = _MORE
     return -(-asked // len(ready.splits))
 
@@ -119,7 +118,8 @@ class _Turn:
                 f"layer {self.plan.site.path!r}: {why}, even one by one; take out of the model's "
                 "forward what it keeps or draws from one call to the next"
             )
-        plan = replace(self._left.pop(0), reason=why)
+        plan = self._left.pop(0)
         how = "copies of one in a call" if plan.keeps_rows else "one mask in a call"
-        self.choice = replace(self.choice, plan=plan)
-        self.notes = [f"layer {plan.site.path!r}: {why}; its samples are run one by one, {how}"]
+        reason = f"{why}; its samples are run one by one, {how}"
+        self.choice = replace(self.choice, plan=replace(plan, reason=reason))
+        self.notes = [f"layer {plan.site.path!r}: {reason}"]
