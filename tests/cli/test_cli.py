@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,14 @@ from safetensors.torch import save_file
 import unitroles as ur
 from unitroles import wording
 from unitroles.cli.app import main
-from unitroles.cli.arguments import OPTIONS, Data, Network, Output, numbered
+from unitroles.cli.arguments import OPTIONS, Arguments, Data, Network, Output, numbered
 from unitroles.curves.scores import LAYER_SCORES, SAMPLE_SCORES
 from unitroles.options import ORDERS
 from unitroles.report import text
 from unitroles.results.dataset import Measured, dataset
-from unitroles.sources.factory import load_model
+from unitroles.sources.factory import load_model, trained_model
+from unitroles.sources.records import DataOptions
+from unitroles.sources.splits import load_splits
 
 NETS = """
 from collections import OrderedDict
@@ -709,7 +712,7 @@ def test_a_failed_write_leaves_nothing(
 def test_an_interrupt_is_one_line(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupt(*given: Any) -> None:
+    def interrupt(*given: Any, **named: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(ur, "analyze", interrupt)
@@ -720,7 +723,7 @@ def test_an_interrupt_is_one_line(
 
 
 def test_a_bug_is_not_hidden(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def bug(*given: Any) -> None:
+    def bug(*given: Any, **named: Any) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr(ur, "analyze", bug)
@@ -753,7 +756,7 @@ def test_every_option_is_explained_in_one_sentence(name: str) -> None:
 
 def test_an_option_of_two_records_has_one_type_and_default() -> None:
     """Of `seed` the command line has one, which sets both."""
-    records = (ur.Method, ur.Sample, ur.Compute, ur.Evidence, Network, Data, Output)
+    records = (ur.Method, ur.Sample, ur.Compute, ur.Evidence, Network, Arguments, Data, Output)
     found: dict[str, set[Any]] = {}
     for record in records:
         for one in fields(record):
@@ -761,6 +764,23 @@ def test_an_option_of_two_records_has_one_type_and_default() -> None:
     twice = {name: each for name, each in found.items() if len(each) > 1}
     assert set(twice) == {"seed"}
     assert {each[:2] for each in twice["seed"]} == {("int", 0)}
+
+
+@pytest.mark.parametrize(
+    ("record", "takers"),
+    [
+        (Arguments, [ur.analyze, ur.plan]),
+        (Network, [trained_model]),
+        (Data, [DataOptions, load_splits]),
+    ],
+)
+def test_a_record_of_the_command_line_goes_by_name_to_what_takes_it(
+    record: type, takers: list[Callable[..., Any]]
+) -> None:
+    """So that an option is added in its record alone."""
+    names = {each.name for each in fields(record)}
+    known = [set(signature(taker).parameters) for taker in takers]
+    assert names <= (set.union if record is Data else set.intersection)(*known)
 
 
 def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:

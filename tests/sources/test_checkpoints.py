@@ -300,4 +300,4 @@ def test_the_conversion_keeps_all_weights_apart(tmp_path: Path) -> None:
 
 def test_a_key_without_a_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--weights-key names weights in a file; give the file"):
-        trained_model("torchvision:squeezenet1_1", key="ema")
+        trained_model("torchvision:squeezenet1_1", weights_key="ema")

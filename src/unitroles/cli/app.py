@@ -19,6 +19,7 @@ import typer
 from unitroles.cli.arguments import (
     LASTING,
     OPTIONS,
+    Arguments,
     Data,
     Force,
     Model,
@@ -66,7 +67,7 @@ def analyze(**given: Any) -> None:
     method, sample = made(Method, {**given, "loss": None}), made(Sample, given)
     compute, evidence = made(Compute, given), made(Evidence, given)
     require_evidence(given)
-    asked, data, output = made(Network, given), made(Data, given), made(Output, given)
+    model, data, output = made(Network, given), made(Data, given), made(Output, given)
     beside = None
     if not output.dry_run:
         if output.out is None:
@@ -98,10 +99,10 @@ def analyze(**given: Any) -> None:
             method.output, "--output must be a name, a number or module:function"
         )
         method = replace(method, output=function)
-    network = trained_model(asked.model, asked.weights, asked.weights_key)
+    network = trained_model(**vars(model))
     how = {name: value for name, value in vars(data).items() if name not in ("train", "test")}
     how |= {"transform": transform, "class_names": class_names_of(data.class_names)}
-    reading = DataOptions(**how, known=known_of(asked.model, network))
+    reading = DataOptions(**how, known=known_of(model.model, network))
     first, second, names = load_splits(data.train, data.test, reading)
     groups = load_groups(data.train, data.test, given["group_by"]) if given["group_by"] else None
     if groups is not None:
@@ -109,11 +110,17 @@ def analyze(**given: Any) -> None:
     known_names = names if groups is None else {n for own in groups.values() for n in own.tolist()}
     classes = None if sample.classes is None else numbered(sample.classes, known_names)
     sample = replace(sample, classes=classes, group_by=groups)
-    wanted = replace(method, loss=loss), sample, compute, evidence if given["evidence"] else None
+    wanted = vars(made(Arguments, given)) | {
+        "class_names": names,
+        "method": replace(method, loss=loss),
+        "sample": sample,
+        "compute": compute,
+        "evidence": evidence if given["evidence"] else None,
+    }
     if output.out is None or output.dry_run:
-        say(str(ur.plan(network, first, second, asked.layer, names, *wanted)))
+        say(str(ur.plan(network, first, second, **wanted)))
         return
-    taxonomy = ur.analyze(network, first, second, asked.layer, names, not output.quiet, *wanted)
+    taxonomy = ur.analyze(network, first, second, progress=not output.quiet, **wanted)
     taxonomy.save(output.out)
     if beside is not None:
         write_whole({beside: config_text(options, ur.__version__)})

@@ -63,25 +63,35 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Network:
-    """The model and its layer.
+    """The model: arguments of `sources.factory.trained_model`.
 
     Parameters
     ----------
     weights : safetensors file, its index, or PyTorch file of tensors (no pickle); hf: models bring
         theirs.
     weights_key : which weights of the file, where several fit, such as averaged ones.
-    layer : layer whose output carries the units; else recommended.
     """
 
     model: Model
     weights: Path | None = None
     weights_key: str | None = None
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Arguments of `analyze` that are in no group of `options`, by the same names.
+
+    Parameters
+    ----------
+    layer : layer whose output carries the units; else recommended.
+    """
+
     layer: str | None = None
 
 
 @dataclass(frozen=True)
 class Data:
-    """The samples of both splits.
+    """The samples of both splits; all but these two are fields of `sources.records.DataOptions`.
 
     Parameters
     ----------
@@ -153,6 +163,7 @@ OPTIONS = options_of(
     [
         ("configuration", Configuration),
         ("model", Network),
+        ("model", Arguments),
         ("data", Data),
         ("method", Method),
         ("sample", Sample),

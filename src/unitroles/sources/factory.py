@@ -70,27 +70,28 @@ def load_model(spec: str, bare: bool = False) -> nn.Module:
 
 
 def trained_model(
-    spec: str, weights: str | os.PathLike[str] | None = None, key: str | None = None
+    model: str, weights: str | os.PathLike[str] | None = None, weights_key: str | None = None
 ) -> nn.Module:
     """The model that MODEL names, with its weights.
 
     Parameters
     ----------
+    model : as `load_model` takes it.
     weights : file of weights, see `load_weights`; None where the model comes with them.
-    key : which weights in this file.
+    weights_key : which weights in this file.
 
     Raises
     ------
     InputError : see `load_model` and `load_weights`; or the model needs a file of weights.
     """
-    if key is not None and weights is None:
+    if weights_key is not None and weights is None:
         raise InputError("--weights-key names weights in a file; give the file with --weights")
-    model = load_model(spec, bare=weights is not None)
+    network = load_model(model, bare=weights is not None)
     if weights is not None:
-        load_weights(model, weights, key)
-    elif spec.startswith(("torchvision:", "timm:")):
-        raise InputError(f"{spec} comes without weights; give a file of them with --weights")
-    return model
+        load_weights(network, weights, weights_key)
+    elif model.startswith(("torchvision:", "timm:")):
+        raise InputError(f"{model} comes without weights; give a file of them with --weights")
+    return network
 
 
 @dataclass(frozen=True)
