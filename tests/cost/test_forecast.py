@@ -136,8 +136,10 @@ def test_seconds_are_those_of_the_passes_and_the_masks(wanted):
     else:
         assert 0 < found.sweep_seconds < 0.160
     assert found.fixed_seconds > 0
-    parts = (found.fixed_seconds, found.body_seconds, found.sweep_seconds)
-    assert found.seconds == pytest.approx(sum(parts))
+    assert (found.compared_samples, found.alone_samples, found.alone_seconds) == (0, 0, 0)
+    assert found.seconds == pytest.approx(
+        found.fixed_seconds + found.body_seconds + found.sweep_seconds
+    )
 
 
 def test_rows_that_are_not_kept_cost_two_more_passes(monkeypatch):
@@ -212,12 +214,15 @@ def made(**changes: Any) -> Forecast:
         "body_forwards": 6144,
         "head_forwards": 3084000,
         "tail_forwards": 0,
+        "compared_samples": 6000,
+        "alone_samples": 64,
         "bytes_cached": 3 * 2**20,
         "caches": ("memory", "memory"),
         "evaluation_seconds": 62.0,
         "fixed_seconds": 1.25,
         "body_seconds": 63.0,
         "sweep_seconds": 7300.0,
+        "alone_seconds": 4.0,
     }
     return Forecast(**{**given, **changes})
 
@@ -233,8 +238,10 @@ def test_a_forecast_in_words():
         "samples": "train 5,000, test 1,000",
         "body": "6,144 samples through the model as far as the layer",
         "ablation runs": "3,084,000 masked copies through what comes after the layer",
+        "comparison": "6,000 samples with the model's own logits, 64 of them also alone",
         "sample storage": "3.0 MiB (memory)",
-        "time": "about 2.0 h: 1.2 s to prepare (now spent), 63 s body, 2.0 h ablation runs",
+        "time": "about 2.0 h: 1.2 s to prepare (now spent), 63 s body, 4.0 s comparison, 2.0 h "
+        "ablation runs",
         "evaluate": "62 s for one plain pass over both splits",
     }
 
@@ -259,7 +266,13 @@ def test_a_forecast_in_words():
         (
             {"fixed_seconds": 0.02, "body_seconds": 300.0, "sweep_seconds": 4.04},
             "time",
-            "about 5 min: 20 ms to prepare (now spent), 5 min body, 4.0 s ablation runs",
+            "about 5 min: 20 ms to prepare (now spent), 5 min body, 4.0 s comparison, 4.0 s "
+            "ablation runs",
+        ),
+        (
+            {"compared_samples": 0, "alone_samples": 0},
+            "comparison",
+            "none: the samples of a batch influence each other",
         ),
     ],
 )

@@ -50,7 +50,7 @@ def gathered(
     each : whether the scores of every sample are kept too.
     """
     turns = [_Turn(choice, ready.precision) for choice in ready.choices]
-    audit = _audited(ready)
+    audit = audited(ready)
     while waiting := [turn for turn in turns if turn.found is None]:
         alone = all(turn.plan.alone for turn in waiting)
         now = [turn for turn in waiting if turn.plan.alone == alone]
@@ -70,7 +70,7 @@ def gathered(
     return replace(ready, choices=choices), [turn.found for turn in turns if turn.found is not None]
 
 
-def _audited(ready: Ready) -> int | None:
+def audited(ready: Ready) -> int | None:
     """How many samples of each split are run alone; None = nothing is compared."""
     if not all(choice.check.independent for choice in ready.choices):
         return None  # what a sample gives alone is not what it gives in the user's batches

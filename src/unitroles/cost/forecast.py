@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from unitroles.analysis.passes import audited
 from unitroles.analysis.prepare import Ready, prepared
 from unitroles.analysis.request import Request
 from unitroles.cost.rates import measured_rates
@@ -42,12 +43,19 @@ class Forecast:
     head_forwards : masked copies of samples through what comes after the layer, for plan "full"
         through the whole model; the swapped sets are among them.
     tail_forwards : plan "additive": rows through what follows the sum over the units.
+    compared_samples : how many would be compared with the model itself: their forwards go on from
+        the layer to its end, and with all units retrieved they run once more through what comes
+        after the layer. 0 where the samples of a batch influence each other.
+    alone_samples : how many of these would also run alone, each by two whole forwards and some
+        masked copies; beside them the shortest and the longest of a split.
     bytes_cached : what would be kept of the samples between the pass and the masks.
     caches : where, for either split: "memory", "disk", "recompute" where it fits in neither, or
         "none" where nothing is kept.
     evaluation_seconds : one plain pass of the model over both splits.
     fixed_seconds : checks, export and choice of the plan; the analysis itself spends them again.
-    body_seconds, sweep_seconds : the passes of the model as far as the layer, and the masks.
+    body_seconds, sweep_seconds : the passes of the model as far as the layer, with the comparison
+        of all samples, and the masks.
+    alone_seconds : the samples that also run alone.
     evidence_sweeps : how many times as much as the masks the evidence is, if draws share nothing:
         but for plan "full", sets with which several orders begin run once for all of them.
     evidence_seconds : for so many; without weighing losses for intervals with a fixed ranking.
@@ -65,12 +73,15 @@ class Forecast:
     body_forwards: int
     head_forwards: int
     tail_forwards: int
+    compared_samples: int
+    alone_samples: int
     bytes_cached: int
     caches: tuple[str, str]
     evaluation_seconds: float
     fixed_seconds: float
     body_seconds: float
     sweep_seconds: float
+    alone_seconds: float
     evidence_sweeps: float = 0.0
     evidence_seconds: float = 0.0
     evidence_bytes: int = 0
@@ -83,7 +94,7 @@ class Forecast:
     @property
     def seconds(self) -> float:
         """All of it but evidence."""
-        return self.fixed_seconds + self.body_seconds + self.sweep_seconds
+        return self.fixed_seconds + self.body_seconds + self.alone_seconds + self.sweep_seconds
 
     def __str__(self) -> str:
         train, test = self.samples
@@ -96,15 +107,25 @@ class Forecast:
             "body": f"{self.body_forwards:,} samples through the model as far as the layer",
             "ablation runs": f"{self.head_forwards:,} masked copies through {through}"
             f"{sums if self.tail_forwards else ''}",
+            "comparison": self._compared(),
             "sample storage": self._kept(),
             "time": f"about {_duration(self.seconds)}: {_duration(self.fixed_seconds)} to prepare "
-            f"(now spent), {_duration(self.body_seconds)} body, {_duration(self.sweep_seconds)} "
+            f"(now spent), {_duration(self.body_seconds)} body, "
+            f"{_duration(self.alone_seconds)} comparison, {_duration(self.sweep_seconds)} "
             "ablation runs",
             "evaluate": f"{_duration(self.evaluation_seconds)} for one plain pass over both splits",
         }
         if self.evidence_sweeps or self.evidence_bytes:
             rows["evidence"] = self._evidence()
         return "\n".join(f"{name:<14} {printable(value)}" for name, value in rows.items())
+
+    def _compared(self) -> str:
+        if not self.compared_samples:
+            return "none: the samples of a batch influence each other"
+        return (
+            f"{self.compared_samples:,} samples with the model's own logits, "
+            f"{self.alone_samples:,} of them also alone"
+        )
 
     def _evidence(self) -> str:
         holds = f"; holds {size(self.evidence_bytes)}" if self.evidence_bytes else ""
@@ -195,10 +216,11 @@ def plan(  # noqa: PLR0913
         caches, kept = _cached(ready, scores)
         swept, body = _samples_run(ready, caches, scored)
         head, tail = chosen.forwards(ready.points)
-        each = measured_rates(ready)
+        each, compared = measured_rates(ready), audited(ready)
         sweeps = 0.0 if evidence is None else _sweeps(ready, evidence)
         held = 0 if evidence is None else _held(ready, evidence, scores)
     first, second = map(len, ready.splits)
+    alone = 0 if compared is None else min(compared, first) + min(compared, second)
     return Forecast(
         layer=site.path,
         units=site.units,
@@ -209,12 +231,15 @@ def plan(  # noqa: PLR0913
         body_forwards=body,
         head_forwards=swept * (head + 1),  # the swapped sets too
         tail_forwards=swept * tail,
+        compared_samples=0 if compared is None else first + second,
+        alone_samples=alone,
         bytes_cached=kept,
         caches=caches,
         evaluation_seconds=each.evaluation * (first + second),
         fixed_seconds=fixed,
         body_seconds=each.body * body,
         sweep_seconds=each.masks * swept,
+        alone_seconds=each.alone * alone,
         evidence_sweeps=sweeps,
         evidence_seconds=sweeps * each.masks * swept,
         evidence_bytes=held,

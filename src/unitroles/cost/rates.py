@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unitroles.analysis.passes import audited
 from unitroles.analysis.prepare import Ready
 from unitroles.curves.scores import sample_score
 from unitroles.curves.store import Stores
@@ -35,13 +36,16 @@ class Rates:
     Parameters
     ----------
     evaluation : the whole model.
-    body : the model as far as the layer, with scores.
+    body : the model as far as the layer, with scores; and on to its end, where samples are compared
+        with it.
     masks : all points of the curves, and the swapped sets.
+    alone : of a sample that is also run alone, what that takes beside the body.
     """
 
     evaluation: float
     body: float
     masks: float
+    alone: float
 
 
 def measured_rates(ready: Ready) -> Rates:
@@ -61,7 +65,11 @@ def measured_rates(ready: Ready) -> Rates:
 
     rows, evaluation = _grown(evaluated, min(ready.request.compute.batch_size, len(samples)))
     read = _second(lambda: _read(alone, rows))
-    body = _second(lambda: _pass(ready, alone.take(np.arange(rows))))
+    compared = audited(ready)
+    body = _second(
+        lambda: _pass(ready, alone.take(np.arange(rows)), None if compared is None else 0)
+    )
+    single = _alone_seconds(ready, alone) if compared else 0.0
     plan = ready.choices[0].plan
     if plan.keeps_rows:  # a few rows stand for a tile
         most = min(plan.tile, max(map(len, ready.splits)))
@@ -69,7 +77,7 @@ def measured_rates(ready: Ready) -> Rates:
     else:
         masks = _masks(ready, lambda few: ready.precision.place(_read(alone, few).inputs), rows)
     whole, part = (_beside(t, read, samples.workers) / rows for t in (evaluation, body))
-    return Rates(whole, part, masks)
+    return Rates(whole, part, masks, single)
 
 
 def _second(work: Callable[[], object]) -> float:
@@ -109,11 +117,18 @@ def _evaluate(ready: Ready, batch: Batch) -> Tensor:
         return logits_of(forward(ready.model, ready.precision.place(batch.inputs))).cpu()
 
 
-def _pass(ready: Ready, samples: Samples) -> None:
-    """The pass of the analysis over a few samples, in one batch."""
+def _pass(ready: Ready, samples: Samples, audit: int | None) -> None:
+    """The pass of the analysis over a few samples, in one batch; so many of them also alone."""
     with Stores(ready.request.compute.bytes) as stores:
         score = sample_score(ready.request.method.score)
-        replace(ready, stores=stores).collect(samples, score, lambda count: None, audit=0)
+        replace(ready, stores=stores).collect(samples, score, lambda count: None, audit=audit)
+
+
+def _alone_seconds(ready: Ready, samples: Samples) -> float:
+    """Of one sample that is run alone, beside what the pass takes without it."""
+    few = samples.take(np.arange(min(_FASTER, len(samples))))
+    without, beside = (_second(partial(_pass, ready, few, count)) for count in (0, len(few)))
+    return max(0.0, beside - without) / len(few)
 
 
 def _repeated(rows: Rows, count: int) -> Rows:
