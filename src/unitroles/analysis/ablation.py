@@ -17,6 +17,7 @@ from unitroles.analysis.passes import gathered
 from unitroles.analysis.prepare import Ready, prepared, with_baseline
 from unitroles.analysis.provenance import layer_record, name_of
 from unitroles.analysis.request import Request
+from unitroles.annotations import checked
 from unitroles.curves.collect import Kept
 from unitroles.curves.retrieval import CurveSums, mask_sums, rof_curve
 from unitroles.curves.scores import SampleScore, ScoreSums, mean_scores, sample_score
@@ -26,7 +27,7 @@ from unitroles.errors import InputError, unknown
 from unitroles.model.forward import Logits
 from unitroles.model.output import Output
 from unitroles.model.trace import Site
-from unitroles.options import Compute, Layer, Method, Sample, checked
+from unitroles.options import Compute, Layer, Method, Sample
 from unitroles.roles import ranked
 
 REMOVAL_ORDERS = ("descending", "ascending", "random")
