@@ -24,14 +24,15 @@ PUBLIC_NAMES = "the public names"
 PUBLIC_BESIDE_ALL = {"plots", "__version__", ""}  # "" is `import unitroles` itself
 
 # What a package may import of the others; each stands after everything that it imports.
-GROUND = ("wording", "errors", "annotations", "options", "progress", "files")
+GROUND = ("wording", "errors", "annotations", "options", "progress", "environment", "files")
 MAY: dict[str, set[str]] = {
     "wording": set(),
     "errors": {"wording"},
     "annotations": {"wording", "errors"},
     "options": {"wording", "errors", "annotations"},
     "progress": {"wording", "errors", "annotations", "options"},
-    "files": {"wording", "errors", "annotations", "options", "progress"},
+    "environment": {"wording", "errors", "annotations", "options", "progress"},
+    "files": {"wording", "errors", "annotations", "options", "progress", "environment"},
     "roles": {"errors"},
     "stats": {*GROUND, "roles"},
     "results": {*GROUND, "roles", "stats"},
