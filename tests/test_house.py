@@ -24,13 +24,15 @@ PUBLIC_NAMES = "the public names"
 PUBLIC_BESIDE_ALL = {"plots", "__version__", ""}  # "" is `import unitroles` itself
 
 # What a package may import of the others; each stands after everything that it imports.
-GROUND = ("wording", "errors", "options", "progress", "files")
+GROUND = ("wording", "errors", "annotations", "options", "progress", "environment", "files")
 MAY: dict[str, set[str]] = {
     "wording": set(),
     "errors": {"wording"},
-    "options": {"wording", "errors"},
-    "progress": {"wording", "errors", "options"},
-    "files": {"wording", "errors", "options", "progress"},
+    "annotations": {"wording", "errors"},
+    "options": {"wording", "errors", "annotations"},
+    "progress": {"wording", "errors", "annotations", "options"},
+    "environment": {"wording", "errors", "annotations", "options", "progress"},
+    "files": {"wording", "errors", "annotations", "options", "progress", "environment"},
     "roles": {"errors"},
     "stats": {*GROUND, "roles"},
     "results": {*GROUND, "roles", "stats"},

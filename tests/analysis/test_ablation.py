@@ -14,6 +14,7 @@ import networks
 import reference
 import unitroles as ur
 from forcing import BATCH, PLANS, best, forced, layer_of, observe, one_copy, quietly
+from unitroles.curves.collect import Pass
 from unitroles.engine import choice
 
 NAMES = sorted(networks.TOYS)
@@ -235,34 +236,58 @@ def test_a_random_order_leaves_the_random_states_alone():
 
 ROW = list(range(12))
 WANTED = r"; give the numbers 0 to 11 of the units of layer '1' once each, as \(12,\) or, for 4 "
+NUMBERS = r"; give the numbers of the layer's units as \(units,\) or \(classes, units\), or 'desc"
+NO_NUMBERS = [
+    pytest.param("upward", "unknown order 'upward'; known: descending, asc", id="unknown"),
+    pytest.param("descend", "did you mean descending", id="near"),
+    pytest.param([ROW, ROW[:3]], "order cannot be read as numbers: .*" + NUMBERS, id="ragged"),
+    pytest.param([0.5] * 12, "order holds float64 values, not whole numbers" + NUMBERS, id="float"),
+    pytest.param([True] * 12, "order holds bool values, not whole", id="truth"),
+    pytest.param(None, "order holds object values, not whole", id="nothing"),
+    pytest.param({1, 0}, "order holds object values, not whole", id="set"),
+    pytest.param(["0", "1"], "order holds <U1 values, not whole", id="texts"),
+    pytest.param([], "order holds float64 values, not whole", id="empty"),
+    pytest.param(5, r"order has shape \(\)" + NUMBERS, id="number"),
+    pytest.param([[ROW]], r"order has shape \(1, 1, 12\)" + NUMBERS, id="three axes"),
+    pytest.param(torch.ones(12, requires_grad=True), "order holds float32 values", id="gradient"),
+    pytest.param(
+        torch.ones(12, dtype=torch.bfloat16), "order cannot be read as numbers", id="bfloat16"
+    ),
+    pytest.param(
+        torch.eye(12, dtype=torch.int64).to_sparse(),
+        "order cannot be read as numbers",
+        id="sparse",
+    ),
+]
+OTHER_NUMBERS = [
+    pytest.param(ROW[:11], r"order has shape \(11,\)" + WANTED, id="short"),
+    pytest.param([ROW] * 3, r"order has shape \(3, 12\)" + WANTED, id="rows"),
+    pytest.param([*ROW[:11], 3], "order of class 0 lacks unit 11" + WANTED, id="twice"),
+    pytest.param([*ROW[:11], 12], "order of class 0 lacks unit 11", id="too large"),
+    pytest.param([-1, *ROW[1:]], "order of class 0 lacks unit 0", id="negative"),
+    pytest.param([ROW, ROW, [*ROW[1:], 1], ROW], "order of class 2 lacks unit 0", id="class"),
+]
 
 
-@pytest.mark.parametrize(
-    ("order", "said"),
-    [
-        pytest.param("upward", "unknown order 'upward'; known: descending, asc", id="unknown"),
-        pytest.param("descend", "did you mean descending", id="near"),
-        pytest.param(ROW[:11], r"order has shape \(11,\)" + WANTED, id="short"),
-        pytest.param([ROW] * 3, r"order has shape \(3, 12\)" + WANTED, id="rows"),
-        pytest.param([ROW, ROW[:3]], "order cannot be read as numbers: .*" + WANTED, id="ragged"),
-        pytest.param([0.5] * 12, "order holds float64 values, not whole", id="float"),
-        pytest.param([True] * 12, "order holds bool values, not whole", id="truth"),
-        pytest.param(None, "order holds object values, not whole", id="nothing"),
-        pytest.param([*ROW[:11], 3], "order of class 0 lacks unit 11" + WANTED, id="twice"),
-        pytest.param([*ROW[:11], 12], "order of class 0 lacks unit 11", id="too large"),
-        pytest.param([-1, *ROW[1:]], "order of class 0 lacks unit 0", id="negative"),
-        pytest.param([ROW, ROW, [*ROW[1:], 1], ROW], "order of class 2 lacks unit 0", id="class"),
-        pytest.param(
-            torch.ones(12, requires_grad=True), "order holds float32 values", id="gradient"
-        ),
-        pytest.param(
-            torch.ones(12, dtype=torch.bfloat16), "order cannot be read as numbers", id="bfloat16"
-        ),
-    ],
-)
-def test_an_order_that_cannot_be_used_is_refused(order, said):
+def never(*given):
+    raise AssertionError("the model was run")
+
+
+@pytest.mark.parametrize(("order", "said"), NO_NUMBERS)
+def test_an_order_that_is_none_is_refused_before_anything_is_done(order, said, monkeypatch):
+    same("mlp")
+    monkeypatch.setattr(nn.Module, "__call__", never)
     with pytest.raises(ur.InputError, match=said) as caught:
         ablate(ur.cumulative_ablation, "mlp", order=order)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("order", "said"), OTHER_NUMBERS)
+def test_an_order_of_another_layer_is_refused_before_any_pass(order, said, monkeypatch):
+    same("mlp")
+    monkeypatch.setattr(Pass, "collect", never)
+    with pytest.raises(ur.InputError, match=said) as caught:
+        ablate(ur.cumulative_ablation, "mlp", order=order, baseline="mean")
     assert "\n" not in str(caught.value)
 
 

@@ -1,10 +1,13 @@
 """Two threads at once: one analysis after the other, and every model comes back as it was."""
 
 import os
+import subprocess
+import sys
 import threading
 import warnings
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -149,3 +152,35 @@ def test_a_forked_process_does_not_wait_for_a_thread_that_it_lacks() -> None:
     done.set()
     thread.join(60)
     assert os.waitstatus_to_exitcode(status) == 0
+
+
+NEW = """
+import os, sys, torch, unitroles as ur
+before = dict(os.environ)
+net = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 2))
+data = torch.randn(40, 4), torch.arange(40) % 2
+{call}
+changed = set(os.environ.items()) ^ set(before.items())
+assert not [name for name, _ in changed if not name.startswith("KMP_")], changed
+"""
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "ur.analyze_layers(net, data, data, ['1', None])",
+        "ur.plan(net, data, data, '1')",
+        "ur.layers(net, data[0])",
+        "ur.cumulative_ablation(net, data)",
+    ],
+)
+def test_a_process_that_is_new_is_left_as_it_was(call: str, tmp_path: Path) -> None:
+    """But for what threadpoolctl sets: without it a second OpenMP would end the process."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    environment.pop("TORCHINDUCTOR_CACHE_DIR", None)
+    environment["PYTHONPATH"] = os.pathsep.join([str(Path(ur.__file__).parents[1]), *sys.path])
+    command = [sys.executable, "-W", "ignore", "-c", NEW.format(call=call)]
+    subprocess.run(command, env=environment, check=True)
+    assert list(temporary.iterdir()) == []

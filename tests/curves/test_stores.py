@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 import unitroles as ur
 from forcing import (
@@ -89,4 +90,24 @@ def test_the_disk_is_left_as_it_was(tmp_path, monkeypatch):
     stored("residual", "suffix", "disk", batch_size=5)
     assert written
     assert all(tmp_path in file.parents for file in written)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_given_up_makes_room_for_others(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("unitroles.curves.store.SHARD_BYTES", 1)
+    rows = (torch.arange(8.0).reshape(4, 2),)  # 8 bytes each
+    with Stores(memory=64, disk=200) as stores:
+        opened = [stores.open(4, rows, 1) for _ in range(4)]
+        for one in opened:
+            one.add(rows)
+        assert [one.where for one in opened] == ["memory", "memory", "disk", "disk"]
+        assert (stores.memory, stores.disk) == (0, 136)
+        stores.keep(opened[1::2])
+        assert (stores.memory, stores.disk) == (32, 168)
+        assert len(list(tmp_path.iterdir())) == 1
+        for one in opened[1::2]:
+            assert torch.equal(torch.cat([tile for (tile,) in one.tiles(4)]), rows[0])
+        assert stores.open(4, rows, 1).where == "memory"
+    assert (stores.memory, stores.disk) == (64, 200)
     assert list(tmp_path.iterdir()) == []

@@ -15,37 +15,21 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
+from bad_folder import write
 from unitroles.cli.app import main
 from unitroles.cli.arguments import OPTIONS
 from unitroles.cli.config import flag
 
-NETS = """
-import torch
-from torch import nn
-
-def net():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Flatten(), nn.Linear(16, 6), nn.ReLU(), nn.Linear(6, 3))
-
-def broken():
-    raise RuntimeError("no such width")
-
-number = 5
-
-def loss(*given):
-    return None
-"""
 SPLITS = ("train", "test")
 # fmt: off
 GOOD = {"train": "d.npz::train", "test": "d.npz::test", "out": "a.nc"}
 BIG = "10" * 12
 WORDS = [
     "", " ", "none", "-1", "0", "1e400", "nan", "inf", "2.5", BIG, "no such thing", "a,b",
-    ",", "1,,2", "../..", "/", "d.npz", "bad.toml", "bytes.bin", "a.b:c", "lines_nets:broken",
-    "lines_nets:number", "lines_nets:loss", "\0", "\u00fc\u202e", "--", "-", "[1]", "x" * 300,
+    ",", "1,,2", "../..", "/", "d.npz", "bad.toml", "bytes.bin", "a.b:c", "bad_nets:broken",
+    "bad_nets:number", "bad_nets:loss", "\0", "\u00fc\u202e", "--", "-", "[1]", "x" * 300,
 ]
 """Given for every option that takes a value."""
 NO_FILES = ["", "\0", "/", ".", "d.npz", "no/a.nc", "d.npz/a.nc", "x" * 300, "a.toml", "bytes.bin"]
@@ -73,8 +57,8 @@ def lines() -> Iterator[list[str]]:
     for word in WORDS:
         yield ["report", word]
         yield ["report", "d.npz", "--csv", word]
-        yield ["layers", "lines_nets:net", "--input", word]
-        yield ["layers", "lines_nets:net", "--batch", word]
+        yield ["layers", "bad_nets:net", "--input", word]
+        yield ["layers", "bad_nets:net", "--batch", word]
         yield ["reproduce", word, "--out", "new"]
         yield ["reproduce", "digits", "--out", "d.npz", "--seeds", word]
         yield ["reproduce", "digits", "--out", "d.npz", "--ladder", word]
@@ -85,18 +69,12 @@ def lines() -> Iterator[list[str]]:
     yield from (["analyze"], ["report"], ["layers"], ["reproduce"], ["reproduce", "digits"])
 
 
-def analyze(given: dict[str, str], model: str = "lines_nets:net") -> list[str]:
+def analyze(given: dict[str, str], model: str = "bad_nets:net") -> list[str]:
     return ["analyze", model, *(f"{flag(name)}={word}" for name, word in given.items())]
 
 
 def prepare() -> None:
-    draw = np.random.default_rng(0)
-    arrays = {
-        f"{s}_images": draw.normal(size=(30, 4, 4)).astype(np.float32) for s in ("train", "test")
-    }
-    labels = {f"{split}_labels": np.arange(30) % 3 for split in ("train", "test")}
-    np.savez("d.npz", **arrays, **labels)
-    Path("lines_nets.py").write_text(NETS)
+    write(Path())
     Path("bad.toml").write_text("[sample\nseed = ")
     Path("bytes.bin").write_bytes(bytes(range(256)))
     Path("pictures/a").mkdir(parents=True)

@@ -46,7 +46,7 @@ def watched(seen: Seen, patch: pytest.MonkeyPatch) -> None:
 
     class Watched(Stores):
         def __exit__(self, *error: object) -> None:
-            for store in self.opened:
+            for store, _ in self.opened:
                 values = [value for rows in store.tiles(1000) for value in rows]
                 seen.held += sum(value.numel() * value.element_size() for value in values)
                 seen.where.append(store.where)

@@ -7,30 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset, WeightedRandomSampler
 
+import bad_folder
 import tiny
 import unitroles as ur
 from unitroles.cli.app import main
 from unitroles.errors import InputError
-
-NETS = """
-import torch
-from torch import nn
-
-def net():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Flatten(), nn.Linear(16, 6), nn.ReLU(), nn.Linear(6, 3))
-
-def broken():
-    raise RuntimeError("no such width")
-
-number = 5
-"""
 
 
 def network(**layers: nn.Module) -> nn.Sequential:
@@ -343,14 +329,8 @@ def test_bad_input_to_the_library(case: str) -> None:
 
 
 def write(folder: Path) -> None:
-    """Models and data, good and bad."""
-    (folder / "bad_nets.py").write_text(NETS)
-    draw, arrays = np.random.default_rng(0), {}
-    for split in ("train", "test"):
-        arrays[f"{split}_images"] = draw.normal(size=(30, 1, 4, 4)).astype(np.float32)
-        arrays[f"{split}_labels"] = np.arange(30) % 3
-        arrays[f"{split}_words"] = np.array(["a", "b", "c"] * 10)
-    np.savez(folder / "d.npz", **arrays)
+    """Models, data and settings, good and bad."""
+    bad_folder.write(folder)
     (folder / "a.csv").write_text("label,text\nwho,who is the king\nwhere,where is the city\n")
     (folder / "other.csv").write_text("label,text\nwho,who is the king\nwhy,the dog\n")
     (folder / "wide.csv").write_text("a,b,c\n1,2,3\n")

@@ -17,6 +17,7 @@ from unitroles.analysis.passes import gathered
 from unitroles.analysis.prepare import Ready, prepared, with_baseline
 from unitroles.analysis.provenance import layer_record, name_of
 from unitroles.analysis.request import Request
+from unitroles.annotations import checked
 from unitroles.curves.collect import Kept
 from unitroles.curves.retrieval import CurveSums, mask_sums, rof_curve
 from unitroles.curves.scores import SampleScore, ScoreSums, mean_scores, sample_score
@@ -26,8 +27,9 @@ from unitroles.errors import InputError, unknown
 from unitroles.model.forward import Logits
 from unitroles.model.output import Output
 from unitroles.model.trace import Site
-from unitroles.options import Compute, Layer, Method, Sample, checked
+from unitroles.options import Compute, Layer, Method, Sample
 from unitroles.roles import ranked
+from unitroles.wording import first_line
 
 REMOVAL_ORDERS = ("descending", "ascending", "random")
 _NATS = {"units": "nats"}
@@ -135,14 +137,34 @@ def cumulative_ablation(  # noqa: PLR0913
     >>> ur.cumulative_ablation(model, (x, y), layer="1").loss.shape
     (2, 9)
     """
-    if isinstance(order, str) and order not in REMOVAL_ORDERS:
-        raise unknown("order", order, REMOVAL_ORDERS)
+    removal = order if isinstance(order, str) else _unit_numbers(order)
+    if isinstance(removal, str) and removal not in REMOVAL_ORDERS:
+        raise unknown("order", removal, REMOVAL_ORDERS)
     method = Method(score=score, baseline=baseline, output=output)
     request = Request(
         model, {"data": data}, [layer], class_names, method, sample, compute, progress=progress
     )
-    named = {"order": order if isinstance(order, str) else "given", "score": name_of(score)}
-    return _ablated(request, partial(_one_after_the_other, order), named)
+    named = {"order": removal if isinstance(removal, str) else "given", "score": name_of(score)}
+    return _ablated(request, partial(_one_after_the_other, removal), named)
+
+
+def _unit_numbers(order: Any) -> Int[np.ndarray, ...]:
+    """An order as the user gave it, of a layer that is not looked at yet."""
+    wanted = (
+        "give the numbers of the layer's units as (units,) or (classes, units), or "
+        f"{', '.join(map(repr, REMOVAL_ORDERS))}"
+    )
+    try:
+        table = np.asarray(order.detach().cpu() if isinstance(order, Tensor) else order)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"order cannot be read as numbers: {first_line(error)}; {wanted}"
+        ) from error
+    if not np.issubdtype(table.dtype, np.integer):
+        raise InputError(f"order holds {table.dtype} values, not whole numbers; {wanted}")
+    if table.ndim not in (1, 2):
+        raise InputError(f"order has shape {table.shape}; {wanted}")
+    return table.astype(np.int64)
 
 
 def _ablated(
@@ -152,11 +174,10 @@ def _ablated(
 
     Parameters
     ----------
-    sweep : given what is ready, with the plan whose ablated units give the baseline.
+    sweep : given what is ready, with plans whose ablated units give zero.
     named : options of the method, for the record.
     """
     with prepared(request) as ready:
-        ready = with_baseline(ready)
         ready, sums, variables, coords = sweep(ready)
         ready.clock.stop("sweep")
         provenance = ready.record()
@@ -181,8 +202,11 @@ def _ablated(
 
 
 def _collected(ready: Ready, rank_by: SampleScore | None) -> tuple[Ready, ScoreSums, Kept]:
-    """Run the body once: scores by class, and what the masks need of every sample."""
-    ready, (found,) = gathered(ready, rank_by, "activity")
+    """Run the body once: scores by class, and what the masks need of every sample.
+
+    The plan is then one whose ablated units give the baseline.
+    """
+    ready, (found,) = gathered(with_baseline(ready), rank_by, "activity")
     ready.clock.stop("body")
     return ready, found.sums[0], found.kept[0]
 
@@ -216,7 +240,7 @@ def _one_by_one(ready: Ready) -> _Found:
     return ready, sums, variables, {"unit": np.arange(units)}
 
 
-def _one_after_the_other(order: Any, ready: Ready) -> _Found:
+def _one_after_the_other(order: str | Int[np.ndarray, ...], ready: Ready) -> _Found:
     """The intact model, then without more and more units of an order."""
     ready, kept, removal = _in_order(order, ready)
     # Without the first k units of an order, the first N - k of its reverse are retrieved.
@@ -231,7 +255,9 @@ def _one_after_the_other(order: Any, ready: Ready) -> _Found:
     return ready, sums, variables, coords
 
 
-def _in_order(order: Any, ready: Ready) -> tuple[Ready, Kept, Int[np.ndarray, "label position"]]:
+def _in_order(
+    order: str | Int[np.ndarray, ...], ready: Ready
+) -> tuple[Ready, Kept, Int[np.ndarray, "label position"]]:
     """All that the masks need, and for every class its units in the order in which they go."""
     labels, (site,) = ready.labels, ready.sites
     score, seed = ready.request.method.score, ready.request.sample.seed
@@ -250,23 +276,17 @@ def _in_order(order: Any, ready: Ready) -> tuple[Ready, Kept, Int[np.ndarray, "l
 
 
 def _custom_order(
-    order: Any, labels: Int[np.ndarray, " label"], site: Site
+    table: Int[np.ndarray, ...], labels: Int[np.ndarray, " label"], site: Site
 ) -> Int[np.ndarray, "label position"]:
-    """An order as the user gave it, checked."""
+    """An order as the user gave it, checked against the layer."""
     units = site.units
     wanted = (
         f"give the numbers 0 to {units - 1} of the units of layer {site.path!r} once each, as "
         f"({units},) or, for {len(labels)} classes, ({len(labels)}, {units})"
     )
-    try:
-        table = np.asarray(order.cpu() if isinstance(order, Tensor) else order)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"order cannot be read as numbers: {error}; {wanted}") from error
-    if not np.issubdtype(table.dtype, np.integer):
-        raise InputError(f"order holds {table.dtype} values, not whole numbers; {wanted}")
     if table.shape not in ((units,), (len(labels), units)):
         raise InputError(f"order has shape {table.shape}; {wanted}")
-    table = np.broadcast_to(table, (len(labels), units)).astype(np.int64)
+    table = np.broadcast_to(table, (len(labels), units)).copy()
     for label, row in zip(labels, table, strict=True):
         absent = np.setdiff1d(np.arange(units), row)
         if len(absent):

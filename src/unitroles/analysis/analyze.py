@@ -14,11 +14,12 @@ from unitroles.analysis.prepare import Ready, prepared, with_baseline
 from unitroles.analysis.provenance import layer_record, name_of
 from unitroles.analysis.request import Request
 from unitroles.analysis.targets import warn_of_numbering
+from unitroles.annotations import checked
 from unitroles.curves.collect import Kept
 from unitroles.curves.retrieval import CurveSums, adaptive_curve, at_points, ignore, rof_curve
 from unitroles.curves.scores import mean_scores, sample_score
 from unitroles.engine.choice import Choice
-from unitroles.options import Compute, Evidence, Layer, Method, Sample, checked
+from unitroles.options import Compute, Evidence, Layer, Method, Sample
 from unitroles.progress import announce
 from unitroles.resampling.evidence import Found, Measurement, findings, start
 from unitroles.resampling.limits import resampling_memory

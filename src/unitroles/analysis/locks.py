@@ -1,4 +1,4 @@
-"""One analysis at a time in a process; others wait for their turn."""
+"""One analysis at a time in a process, which is left as it was; others wait for their turn."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from unitroles.environment import no_compiler_cache
 
 _turn = threading.RLock()
 
@@ -18,7 +20,7 @@ def one_at_a_time() -> Iterator[None]:
     model, the filters of warnings, the random states and the number of BLAS threads, all of which
     an analysis sets and puts back, belong to the process. A thread may enter again what it holds.
     """
-    with _turn:
+    with _turn, no_compiler_cache():
         yield
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from unitroles.analysis.prepare import Ready
 from unitroles.curves.collect import Collected, Kept
 from unitroles.curves.scores import SampleScore, ScoreSums
+from unitroles.curves.store import Store
 from unitroles.engine.alone import remedies
 from unitroles.engine.audit import MASKED, RETRIEVED, ROW, Audit, reads_data
 from unitroles.engine.choice import Choice
@@ -61,9 +62,11 @@ def gathered(
         except SomeRows as error:
             (mine,) = (turn for turn in now if turn.plan.site == error.site)
             mine.next_plan("only some of the samples reach it", error)
-            continue
-        for turn, found in zip(now, zip(*parts, strict=True), strict=True):
-            turn.take(found)
+        else:
+            for turn, found in zip(now, zip(*parts, strict=True), strict=True):
+                turn.take(found)
+        # What a pass kept for a plan that is given up would take the room of the next one's.
+        ready.stores.keep([store for turn in turns for store in turn.stores])
     choices = tuple(turn.choice for turn in turns)
     for note in dict.fromkeys(note for turn in turns for note in turn.notes):
         warnings.warn(note, PlanWarning, stacklevel=3)
@@ -93,6 +96,12 @@ class _Turn:
     @property
     def plan(self) -> Plan:
         return self.choice.plan
+
+    @property
+    def stores(self) -> list[Store]:
+        """What the accepted pass keeps of the samples."""
+        kept = [] if self.found is None else self.found.kept
+        return [store for one in kept for store in (one.store, one.scores) if store is not None]
 
     def take(self, found: Sequence[Collected]) -> None:
         """Accept what the pass over all splits gave, or turn to the next plan."""

@@ -10,18 +10,18 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import typer
 
+from unitroles.environment import no_compiler_cache
 from unitroles.errors import InputError
 from unitroles.wording import printable
 
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 _REPLACED = (signal.SIG_DFL, signal.default_int_handler)
 """What the caller of `main`, or who started the process, set otherwise is left: nohup."""
-_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 _GRACE = 1.0
 """Seconds in which a further signal does not disturb the cleaning up after the first."""
 
@@ -101,17 +101,14 @@ def stopped_by_signals(came: list[int]) -> Iterator[None]:
 def same_environment() -> Iterator[None]:
     """Take back what libraries write into the environment while they are used.
 
-    PyTorch names a folder for what it compiles there, and makes it in the temporary folder, though
-    nothing is compiled: that goes too where it is empty. What threadpoolctl sets is left; without
-    it a second OpenMP, which may be loaded later, ends the process.
+    What threadpoolctl sets is left; without it a second OpenMP, which may be loaded later, ends the
+    process.
     """
     before = dict(os.environ)
     try:
-        yield
+        with no_compiler_cache():
+            yield
     finally:
-        if _CACHE in os.environ and _CACHE not in before:
-            with suppress(OSError):
-                os.rmdir(os.environ[_CACHE])
         for name in {*os.environ, *before}:
             if name in before:
                 os.environ[name] = before[name]

@@ -13,11 +13,12 @@ from torch import nn
 from unitroles.analysis.passes import audited
 from unitroles.analysis.prepare import Ready, prepared
 from unitroles.analysis.request import Request
+from unitroles.annotations import checked
 from unitroles.cost.rates import measured_rates
 from unitroles.curves.collect import SCORE_TILE
 from unitroles.curves.scores import sample_score
 from unitroles.curves.store import Stores, row_bytes
-from unitroles.options import Compute, Evidence, Layer, Method, Sample, checked
+from unitroles.options import Compute, Evidence, Layer, Method, Sample
 from unitroles.resampling.limits import (
     losses_bytes,
     weights_of,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from unitroles.analysis.locks import one_at_a_time
+from unitroles.annotations import checked
 from unitroles.engine.choice import additive_reason, exported_or_reason, suffix_reason
 from unitroles.errors import InputError
 from unitroles.graph.extract import CannotCut
@@ -23,7 +24,7 @@ from unitroles.model.candidates import Recommended, candidates, recommend
 from unitroles.model.forward import Precision, batch_size, each, forward, logits_of
 from unitroles.model.output import Asked, Output, classes_of, logits_alone
 from unitroles.model.trace import Site, Trace, find_site, trace
-from unitroles.options import Layer, Method, checked
+from unitroles.options import Layer, Method
 from unitroles.rewrite.additive import can_fold, running_sum
 from unitroles.rewrite.head import Head
 from unitroles.wording import first_line

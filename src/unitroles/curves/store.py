@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -128,6 +128,7 @@ class DiskStore:
     def close(self) -> None:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
+        self._waiting.clear()
         self._files.clear()
 
 
@@ -137,18 +138,35 @@ def _free_disk() -> int:
 
 @dataclass
 class Stores:
-    """Memory and disk still free for rows; where a store goes is decided when its size is known."""
+    """Memory and disk still free for rows; where a store goes is decided when its size is known.
+
+    Parameters
+    ----------
+    opened : the stores, with the bytes that each has taken.
+    """
 
     memory: int
     disk: int = field(default_factory=_free_disk)
-    opened: list[Store] = field(default_factory=list)
+    opened: list[tuple[Store, int]] = field(default_factory=list)
 
     def __enter__(self) -> Stores:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for store in self.opened:
+        self.keep([])
+
+    def keep(self, wanted: Collection[Store]) -> None:
+        """Close all others; their room is free again."""
+        for place in reversed(range(len(self.opened))):
+            store, taken = self.opened[place]
+            if any(store is one for one in wanted):
+                continue
             store.close()
+            if store.where == "memory":
+                self.memory += taken
+            else:
+                self.disk += taken
+            del self.opened[place]
 
     def place(self, needed: int) -> str:
         """Where so many bytes go; "recompute" where they fit nowhere."""
@@ -166,5 +184,6 @@ class Stores:
             self.memory -= needed
         else:
             self.disk -= needed
-        self.opened.append(MemoryStore(samples) if where == "memory" else DiskStore(tile))
-        return self.opened[-1]
+        store = MemoryStore(samples) if where == "memory" else DiskStore(tile)
+        self.opened.append((store, needed))
+        return store

@@ -6,7 +6,7 @@ what it gives through the rest. *additive* adds up what every unit gives.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,14 +14,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from unitroles.engine.masks import Masks
+from unitroles.engine.masks import Masks, Sets
 from unitroles.model.calls import Place
-from unitroles.model.forward import Logits, Precision, batch_size
+from unitroles.model.forward import Logits, Precision, batch_size, rows_of
 from unitroles.model.hooks import output_of, run_masked
+from unitroles.model.memory import slices
 from unitroles.model.trace import Site
 
 Rows = tuple[Tensor, ...]
 """Values that are kept of some samples, each with one row for each."""
+
+# Masks of one sample whose logits are held together.
+_MASKS = 512
 
 
 @runtime_checkable
@@ -137,6 +141,9 @@ class FullPlan:
         return None
 
     def run(self, kept: Any, masks: Masks, least: int = 1) -> Iterator[tuple[slice, Logits]]:
+        return one_by_one(self._run, kept, masks) if self.alone else self._run(kept, masks)
+
+    def _run(self, kept: Any, masks: Masks) -> Iterator[tuple[slice, Logits]]:
         for k in range(len(masks)):
             (mask,) = masks.retrieved_in(slice(k, k + 1)).to(self.precision.device)
             mask = mask.expand(batch_size(kept), -1)
@@ -146,3 +153,17 @@ class FullPlan:
 
     def ablated(self, baseline: Float[Tensor, " units"] | None) -> tuple[FullPlan, ...]:
         return (replace(self, baseline=baseline),)
+
+
+def one_by_one(
+    run: Callable[[Any, Masks], Iterator[tuple[slice, Logits]]], kept: Any, masks: Masks
+) -> Iterator[tuple[slice, Logits]]:
+    """What `run` gives for every mask, one sample in a call: whatever a model does to a batch."""
+    samples = [rows_of(kept, slice(i, i + 1)) for i in range(batch_size(kept))]
+    for part in slices(len(masks), _MASKS):
+        retrieved = masks.retrieved_in(part).expand(-1, len(samples), -1)
+        found = [
+            torch.cat([logits.clone() for _, logits in run(one, Sets(retrieved[:, i]))])
+            for i, one in enumerate(samples)
+        ]
+        yield part, torch.cat(found, dim=1)

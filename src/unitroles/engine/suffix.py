@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from unitroles.engine.masks import Masks, Tree
-from unitroles.engine.plan import Rows
+from unitroles.engine.plan import Rows, one_by_one
 from unitroles.engine.sums import repeat
 from unitroles.model.calls import Place
 from unitroles.model.forward import Logits, flat, form_of
@@ -74,7 +74,7 @@ class SuffixPlan:
         return min(_TILE, self.rows_within(TILE_BYTES))
 
     def rows(self, masks: Masks) -> int:
-        if isinstance(masks, Tree):  # more masks than samples gain from
+        if self.alone or isinstance(masks, Tree):  # more masks than samples gain from
             return self.tile
         return max(self.tile, min(_MASKED_ROWS, self.rows_within(self._copies_bytes)))
 
@@ -140,6 +140,9 @@ class SuffixPlan:
         return self._probed[0][self.head.edges :]
 
     def run(self, kept: Any, masks: Masks, least: int = 1) -> Iterator[tuple[slice, Logits]]:
+        return one_by_one(self._run, kept, masks) if self.alone else self._run(kept, masks, least)
+
+    def _run(self, kept: Any, masks: Masks, least: int = 1) -> Iterator[tuple[slice, Logits]]:
         edge, ablated, around = self.unpack(kept)
         bytes_each = sum(value.numel() * value.element_size() for value in edge)
         step = max(least, self._copies_bytes // bytes_each)

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from mpl_toolkits.mplot3d.art3d import Poly3DCollection
 from mpl_toolkits.mplot3d.axes3d import Axes3D
 
+from unitroles.annotations import checked
 from unitroles.errors import InputError
-from unitroles.options import checked
 from unitroles.plots.roles import count_roles, draw_roles
 from unitroles.plots.style import (
     EDGE,

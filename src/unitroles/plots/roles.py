@@ -19,8 +19,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba_array
 from matplotlib.figure import Figure
 
+from unitroles.annotations import checked
 from unitroles.errors import unknown
-from unitroles.options import checked
 from unitroles.plots.style import (
     FAINT,
     INK,

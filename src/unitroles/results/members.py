@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 
 import pandas as pd
 
+from unitroles.annotations import checked
 from unitroles.errors import unknown
-from unitroles.options import checked
 from unitroles.results.taxonomy import Taxonomy
 from unitroles.wording import printable
 

@@ -11,8 +11,8 @@ import pandas as pd
 import xarray as xr
 from jaxtyping import Float
 
+from unitroles.annotations import checked
 from unitroles.errors import InputError
-from unitroles.options import checked
 from unitroles.results.dataset import CROSS_ENTROPY, SPLITS
 from unitroles.results.taxonomy import Taxonomy
 from unitroles.roles import ROLE_NAMES

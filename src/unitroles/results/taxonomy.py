@@ -13,9 +13,9 @@ import pandas as pd
 import xarray as xr
 
 from unitroles import roles
+from unitroles.annotations import check_fields, checked
 from unitroles.errors import InputError, unknown
 from unitroles.files import write_whole
-from unitroles.options import check_fields, checked
 from unitroles.results import evidence, signs, storage, tables
 from unitroles.roles import Role
 from unitroles.stats.minima import NEVER_FALLS

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._dynamo.exc import UserError, UserErrorType
 from torch.overrides import TorchFunctionMode
 
 from unitroles.graph.extract import CannotCut
@@ -39,6 +38,9 @@ def program(module: nn.Module, inputs: tuple[Any, ...]) -> torch.export.Exported
     ------
     CannotCut : the forward depends on the number of samples in another way.
     """
+    # Not when this module is imported: PyTorch then makes a folder, which an analysis takes back.
+    from torch._dynamo.exc import UserError, UserErrorType
+
     with _DirectDistances():
         try:
             return _open(module, inputs)

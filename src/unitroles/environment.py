@@ -1,0 +1,34 @@
+"""The environment and the temporary folder of the process, left as they were."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+_CACHE = "TORCHINDUCTOR_CACHE_DIR"
+
+
+@contextmanager
+def no_compiler_cache() -> Iterator[None]:
+    """Take back the folder that PyTorch makes for what it compiles, and what names it.
+
+    It makes the folder and writes its name into the environment when its exporter is first
+    imported, though nothing is compiled, and again when it needs them. What somebody else writes
+    there stays, also if another thread does so meanwhile; so does a folder that is not empty.
+    """
+    named = _CACHE in os.environ
+    try:
+        yield
+    finally:
+        folder = os.environ.get(_CACHE)
+        if not named and folder and _is_pytorchs(folder):
+            os.environ.pop(_CACHE, None)
+            with suppress(OSError):
+                os.rmdir(folder)
+
+
+def _is_pytorchs(folder: str) -> bool:
+    place, name = os.path.split(folder)
+    return place == os.path.abspath(tempfile.gettempdir()) and name.startswith("torchinductor_")
