@@ -94,7 +94,7 @@ def test_rare_couplings_are_missed_as_rarely_as_is_said(share):
     0.0005 and 0.9995 quantiles of its binomial distribution; a guard that sees nothing, or sees
     what it could not know, is outside.
     """
-    runs, stated = 30, (1 - share) ** 64
+    runs, stated = 40, (1 - share) ** 64
     missed = sum(not told("RarePairs", share, seed, (40, 40))[1] for seed in range(runs))
     low, high = stats.binom.interval(0.999, runs, stated)
     print(f"share {share:.3f}: missed in {missed} of {runs}, stated {runs * stated:.1f}")

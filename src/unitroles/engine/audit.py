@@ -53,15 +53,11 @@ class Audit:
     excess: dict[str, float] = field(default_factory=dict)
 
     def __add__(self, other: Audit) -> Audit:
-        def larger(one: dict[str, float], two: dict[str, float]) -> dict[str, float]:
-            names = [name for name in (RETRIEVED, CLEAN, ROW, MASKED) if name in {**one, **two}]
-            return {name: max(one.get(name, 0.0), two.get(name, 0.0)) for name in names}
-
         return Audit(
             self.every + other.every,
             self.alone + other.alone,
-            larger(self.difference, other.difference),
-            larger(self.excess, other.excess),
+            _larger(self.difference, other.difference),
+            _larger(self.excess, other.excess),
         )
 
     @property
@@ -73,6 +69,11 @@ class Audit:
     def failed(self) -> str | None:
         """The first comparison that came out too far apart."""
         return next((name for name, excess in self.excess.items() if excess > 1), None)
+
+
+def _larger(one: dict[str, float], two: dict[str, float]) -> dict[str, float]:
+    names = [name for name in (RETRIEVED, CLEAN, ROW, MASKED) if name in {**one, **two}]
+    return {name: max(one.get(name, 0.0), two.get(name, 0.0)) for name in names}
 
 
 class Guard:

@@ -47,26 +47,33 @@ def watched(
         is None.
     begin : called where a forward begins.
     """
-    calls: Counter[nn.Module] = Counter()
-
-    def restart(module: nn.Module, args: Any) -> None:
-        calls.clear()
-        begin()
-
-    # The module that a hook is given may be a copy that an export made of it.
-    def before(path: str, mine: nn.Module, module: nn.Module, args: tuple[Any, ...]) -> None:
-        for i, value in enumerate(args):
-            tell(Place(path, mine, calls[mine], i), value)
-
-    def after(path: str, mine: nn.Module, module: nn.Module, args: Any, output: Any) -> Any:
-        place = Place(path, mine, calls[mine])
-        calls[mine] += 1
-        return tell(place, output)
-
+    told = _Told(tell, begin)
     with ExitStack() as stack:
-        stack.callback(model.register_forward_pre_hook(restart, prepend=True).remove)
+        stack.callback(model.register_forward_pre_hook(told.restart, prepend=True).remove)
         for path, module in modules:
-            hooks = partial(before, path, module), partial(after, path, module)
+            hooks = partial(told.before, path, module), partial(told.after, path, module)
             stack.callback(module.register_forward_pre_hook(hooks[0]).remove)
             stack.callback(module.register_forward_hook(hooks[1]).remove)
-        yield calls
+        yield told.calls
+
+
+class _Told:
+    """The hooks of `watched`, and the number of calls of every module in the last forward."""
+
+    def __init__(self, tell: Callable[[Place, Any], Any], begin: Callable[[], object]) -> None:
+        self.tell, self.begin = tell, begin
+        self.calls: Counter[nn.Module] = Counter()
+
+    def restart(self, module: nn.Module, args: Any) -> None:
+        self.calls.clear()
+        self.begin()
+
+    # The module that a hook is given may be a copy that an export made of it.
+    def before(self, path: str, mine: nn.Module, module: nn.Module, args: tuple[Any, ...]) -> None:
+        for i, value in enumerate(args):
+            self.tell(Place(path, mine, self.calls[mine], i), value)
+
+    def after(self, path: str, mine: nn.Module, module: nn.Module, args: Any, output: Any) -> Any:
+        place = Place(path, mine, self.calls[mine])
+        self.calls[mine] += 1
+        return self.tell(place, output)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,12 +29,13 @@ def hooked(
 
     The block is given the number of calls of the module in the last forward.
     """
-    wanted = output_of(site)
+    return watched(model, [(site.path, site.module)], partial(_changed, output_of(site), change))
 
-    def tell(place: Place, value: Any) -> Tensor | None:
-        return change(value) if place == wanted else None
 
-    return watched(model, [(site.path, site.module)], tell)
+def _changed(
+    wanted: Place, change: Callable[[Tensor], Tensor | None], place: Place, value: Any
+) -> Tensor | None:
+    return change(value) if place == wanted else None
 
 
 def output_of(site: Site) -> Place:
@@ -108,21 +110,22 @@ def _caught(
     model: nn.Module, places: Sequence[Place], inputs: Any, stop: bool
 ) -> tuple[dict[Place, Tensor], Any]:
     caught: dict[Place, Tensor] = {}
-    wanted = set(places)
-
-    def catch(place: Place, value: Any) -> None:
-        if place in wanted and isinstance(value, Tensor):
-            last = stop and len(caught) + 1 == len(wanted)
-            caught[place] = value if last else value.clone()
-            if last:
-                raise _Stop
-
     modules = {place.module: (place.path, place.module) for place in places}
-    with watched(model, modules.values(), catch):
+    with watched(model, modules.values(), partial(_catch, caught, set(places), stop)):
         try:
             return caught, forward(model, inputs)
         except _Stop:
             return caught, None
+
+
+def _catch(
+    caught: dict[Place, Tensor], wanted: set[Place], stop: bool, place: Place, value: Any
+) -> None:
+    if place in wanted and isinstance(value, Tensor):
+        last = stop and len(caught) + 1 == len(wanted)
+        caught[place] = value if last else value.clone()
+        if last:
+            raise _Stop
 
 
 def run_masked(
@@ -137,15 +140,7 @@ def run_masked(
     The mask multiplies a copy of the layer's output, so later in-place ops cannot undo it; an
     ablated unit gives its value of `baseline`, None = zero.
     """
-
-    def change(output: Tensor) -> Tensor:
-        if len(output) == 0 and len(mask) == 1:  # the sample does not reach the layer
-            return output
-        if len(output) != len(mask):
-            raise SomeRows(site, len(output), len(mask))
-        return apply_mask(output, mask, site.axis, baseline)
-
-    with hooked(model, site, change) as calls:
+    with hooked(model, site, partial(_masked, site, mask, baseline)) as calls:
         logits = logits_of(forward(model, inputs))
     if calls[site.module] not in (0, site.calls):  # where it is not called, no mask acts
         raise InputError(
@@ -153,6 +148,14 @@ def run_masked(
             f"{site.calls} times for others; give samples of one length, or wrap the model"
         )
     return logits
+
+
+def _masked(site: Site, mask: Tensor, baseline: Tensor | None, output: Tensor) -> Tensor:
+    if len(output) == 0 and len(mask) == 1:  # the sample does not reach the layer
+        return output
+    if len(output) != len(mask):
+        raise SomeRows(site, len(output), len(mask))
+    return apply_mask(output, mask, site.axis, baseline)
 
 
 def apply_mask(
