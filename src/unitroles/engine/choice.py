@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -119,8 +118,6 @@ def suffix_plan(
     model: nn.Module, site: Site, head: Head, inputs: Any, budget: int, precision: Precision
 ) -> SuffixPlan:
     """The suffix plan of a head, with what a few samples give."""
-    if head.dtype in (torch.float16, torch.bfloat16):
-        head = head.to(torch.float32)
     reason = "masked copies run through what comes after the layer"
     plan = SuffixPlan(model, site, head, budget, ((), inputs), reason)
     with precision.on():

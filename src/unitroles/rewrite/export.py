@@ -21,7 +21,7 @@ from torch.export.graph_signature import OutputKind
 
 from unitroles.graph.cut import made_constants, prune, take_boundaries, with_constants
 from unitroles.graph.extract import CannotCut
-from unitroles.graph.ops import is_tap
+from unitroles.graph.ops import is_tap, value_of
 from unitroles.model.calls import Place
 from unitroles.model.forward import flat, logits_of
 from unitroles.model.hooks import hooked, listening
@@ -29,6 +29,7 @@ from unitroles.model.trace import Site
 from unitroles.rewrite.functional import make_functional
 from unitroles.rewrite.head import Head, divide
 from unitroles.rewrite.hoist import hoist
+from unitroles.rewrite.precision import HALF, compute_in, drop_casts
 from unitroles.rewrite.products import make_linear
 from unitroles.rewrite.sizes import program
 from unitroles.wording import first_line
@@ -82,6 +83,9 @@ class Exported:
             raise CannotCut("the layer makes the logits, nothing comes after it")
         tap, axis = self.taps[place], self.axes[place]
         cut = prune(self.module, tap, self.logits, axis, self.boundaries)
+        if any(value_of(node).dtype in HALF for node in (tap, self.logits)):
+            for part in filter(None, (cut.run, cut.context)):
+                compute_in(part, torch.float32)
         hoist(cut.run)
         sources = tuple(i if kind == "input" else self.places[i] for kind, i in cut.sources)
         return divide(cut, sources)
@@ -112,6 +116,7 @@ def export(model: nn.Module, sites: Sequence[Site], inputs: Any) -> Exported:
         except Exception as error:
             raise CannotCut(f"torch.export failed: {first_line(error)[:160]}") from error
     module = with_constants(found)
+    drop_casts(module.graph)
     boundaries = take_boundaries(module.graph)
     make_linear(module)
     taps = {node.args[1]: node for node in module.graph.nodes if is_tap(node)}
