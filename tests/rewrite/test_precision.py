@@ -114,3 +114,18 @@ def test_a_faster_plan_equals_the_definition(name):
             alone = reference.masked_logits(net, "body.1", one[None], active)
             off = (found[place, i] - alone).abs().max() / seen.logits.abs().max()
             assert off <= allowed, f"{n} units: off by {off:.1e}"
+
+
+def branching(net, x):
+    f = net.body(x)
+    return net.last(f if bool(f.isfinite().all()) else f.clamp(-1, 1))
+
+
+def test_a_model_of_16_bits_that_runs_in_full_is_told_of_float32():
+    net, x = Net(branching).eval().bfloat16(), torch.randn(SAMPLES, 4).bfloat16()
+    with untouched(net):
+        site, seen = find(net, Layer("body.1"), x[:2]), traced(net, x[:2])
+        (choice,) = choose_plans(net, [site], seen, 2**30, Precision(torch.device("cpu")))
+    assert choice.plan.name == "full"
+    assert "branches on numbers" in choice.plan.reason
+    assert choice.plan.reason.endswith("in float32 (model.float()) it may have a faster plan")

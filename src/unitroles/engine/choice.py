@@ -21,6 +21,7 @@ from unitroles.model.trace import Site, Trace
 from unitroles.rewrite.additive import recognise
 from unitroles.rewrite.export import Exported, export
 from unitroles.rewrite.head import Head
+from unitroles.rewrite.precision import HALF
 from unitroles.wording import COUPLED, first_line
 
 
@@ -150,6 +151,8 @@ def suffix_reason(error: CannotCut) -> str:
 
 
 def _full(definition: Definition, reason: str) -> Choice:
+    if definition.site.dtype in HALF and reason != COUPLED:
+        reason += "; in float32 (model.float()) it may have a faster plan"
     notes = [f"plan full (N+1 runs of the whole model): {reason}"]
     site, baseline = definition.site, definition.baseline
     plan = FullPlan(definition.model, site, reason, baseline, definition.precision)

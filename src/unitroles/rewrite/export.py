@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import OutputKind
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from unitroles.graph.cut import made_constants, prune, take_boundaries, with_constants
 from unitroles.graph.extract import CannotCut
@@ -82,6 +83,8 @@ class Exported:
         if self.taps[place] is self.logits:
             raise CannotCut("the layer makes the logits, nothing comes after it")
         tap, axis = self.taps[place], self.axes[place]
+        if free_unbacked_symbols(value_of(tap).shape[0]):
+            raise CannotCut("only some of the samples reach the layer")
         cut = prune(self.module, tap, self.logits, axis, self.boundaries)
         if any(value_of(node).dtype in HALF for node in (tap, self.logits)):
             for part in filter(None, (cut.run, cut.context)):
@@ -109,12 +112,13 @@ def export(model: nn.Module, sites: Sequence[Site], inputs: Any) -> Exported:
             names = tuple(inputs) if isinstance(inputs, Mapping) else None
             found = program(_Logits(model, names), flat(inputs))
             if not make_functional(found.graph_module, made_constants(found)):
+                found.constants.update(found.graph_module.named_buffers())  # what was computed
                 # An empty table keeps the ops as they are but removes every in-place one.
                 found = found.run_decompositions({})
         except CannotCut:
             raise
         except Exception as error:
-            raise CannotCut(f"torch.export failed: {first_line(error)[:160]}") from error
+            raise CannotCut(_why(error)) from error
     module = with_constants(found)
     drop_casts(module.graph)
     boundaries = take_boundaries(module.graph)
@@ -126,6 +130,17 @@ def export(model: nn.Module, sites: Sequence[Site], inputs: Any) -> Exported:
     logits = results[kinds.index(OutputKind.USER_OUTPUT)]
     axes = tuple(site.axis for site in sites)
     return Exported(module, logits, taps, axes, boundaries, tuple(places))
+
+
+def _why(error: Exception) -> str:
+    """Why a model cannot be exported."""
+    text = f"torch.export failed: {first_line(error)[:160]}"
+    if "data-dependent" not in text:
+        return text
+    return (
+        f"the forward branches on numbers, or takes sizes from them, that samples decide ({text}); "
+        "operations on all samples (torch.where) have a faster plan"
+    )
 
 
 @contextmanager

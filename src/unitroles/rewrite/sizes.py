@@ -134,7 +134,7 @@ class _Counts:
             return type(one)(self.merged(a, b) for a, b in zip(one, other, strict=True))
         if isinstance(one, dict) and one.keys() == other.keys():
             return {key: self.merged(one[key], other[key]) for key in one}
-        if one == other or one != one:
+        if one == other or one != one or isinstance(one, str):  # the words of a check
             return one
         times, rest = divmod(one, self._rows) if isinstance(one, int) else (0, 1)
         if rest or other != times * 2 * self._rows:
