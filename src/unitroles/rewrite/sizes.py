@@ -45,7 +45,15 @@ def program(module: nn.Module, inputs: tuple[Any, ...]) -> torch.export.Exported
         except UserError as error:
             if error.error_type is not UserErrorType.CONSTRAINT_VIOLATION:
                 raise
-        return _open(_Sized(_of_two_sizes(module, inputs)), inputs)
+        try:
+            return _open(_Sized(_of_two_sizes(module, inputs)), inputs)
+        except UserError as error:
+            if error.error_type is not UserErrorType.CONSTRAINT_VIOLATION:
+                raise
+            raise CannotCut(
+                "torch.export holds the number of samples fixed (torch.vmap over them?); write it "
+                "as operations on the whole batch"
+            ) from error
 
 
 def _open(module: nn.Module, inputs: tuple[Any, ...]) -> torch.export.ExportedProgram:
