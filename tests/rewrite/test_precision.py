@@ -128,4 +128,6 @@ def test_a_model_of_16_bits_that_runs_in_full_is_told_of_float32():
         (choice,) = choose_plans(net, [site], seen, 2**30, Precision(torch.device("cpu")))
     assert choice.plan.name == "full"
     assert "branches on numbers" in choice.plan.reason
-    assert choice.plan.reason.endswith("in float32 (model.float()) it may have a faster plan")
+    assert choice.plan.reason.endswith(
+        "in float32 (model.float(), no autocast) it may have a faster plan"
+    )

@@ -102,7 +102,7 @@ def test_a_difference_of_16_bits_may_be_rounding():
     x, y = odd.samples(12, 0)
     with pytest.warns(ur.PlanWarning) as told:
         ur.analyze(model, (x.bfloat16(), y), (x.bfloat16(), y), layer="act", progress=False)
-    assert any("give model.float() to see" in str(one.message) for one in told)
+    assert any("run it in float32 to see" in str(one.message) for one in told)
 
 
 @pytest.mark.parametrize("guard", ["every", "alone"])

@@ -108,7 +108,7 @@ class _Turn:
         elif audit.failed is not None:
             off = f"difference {audit.difference[audit.failed]:.1e}"
             if self.plan.site.dtype in HALF:
-                off += "; with 16 bits that may be rounding: give model.float() to see"
+                off += "; with 16 bits that may be rounding: run it in float32 to see"
             self.next_plan(f"{_WHY[audit.failed]} ({off})")
             return
         self.choice = replace(self.choice, audit=audit)

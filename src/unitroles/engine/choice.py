@@ -152,7 +152,7 @@ def suffix_reason(error: CannotCut) -> str:
 
 def _full(definition: Definition, reason: str) -> Choice:
     if definition.site.dtype in HALF and reason != COUPLED:
-        reason += "; in float32 (model.float()) it may have a faster plan"
+        reason += "; in float32 (model.float(), no autocast) it may have a faster plan"
     notes = [f"plan full (N+1 runs of the whole model): {reason}"]
     site, baseline = definition.site, definition.baseline
     plan = FullPlan(definition.model, site, reason, baseline, definition.precision)
