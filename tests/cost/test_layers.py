@@ -150,7 +150,7 @@ class Branching(nn.Module):
 def test_a_model_that_cannot_be_exported_runs_whole_for_every_mask():
     found = rows(Branching(), torch.randn(2, 4))["hidden"]
     assert (found["plan"], found.cost, found.bytes_per_sample) == ("full", 1 + (7 + 1) + 1, 0)
-    assert found.reason.startswith("torch.export failed: ")
+    assert found.reason.startswith("the forward branches on numbers")
 
 
 def test_one_layer_that_cannot_be_cut_leaves_the_others_their_plans(monkeypatch):

@@ -104,6 +104,10 @@ ADDITIVE = {
     "stem added before the sum": ["add the stem", "relu", "mean over positions", "linear"],
     "folded at a product turned round": ["mean over positions", "times a matrix turned round"],
     "folded at a product by hand": ["relu", "mean over positions", "times a matrix", "linear"],
+    "folded at an einsum": ["mean over positions", "einsum", "linear"],
+    "folded at an einsum turned round": ["relu", "mean over positions", "einsum turned round"],
+    "sums at an einsum over channels": ["relu", "einsum over channels", "relu"],
+    "mixed positions, then sums": ["tokens", "mixed positions", "relu", "linear", "relu"],
     "sums at rows of every position": ["tokens", "rows times a matrix", "relu"],
     "its own depthwise convolution": ["depthwise convolution", "relu", "mean over positions"],
 }
@@ -112,6 +116,12 @@ REFUSED = {
     "convolution over positions": (["3 x 3 convolution", "relu"], "convolution over positions"),
     "two units joined": (["plus itself, flipped"], "more than one way"),
     "a gate made of all units": (["squeeze and excite"], "more than one way"),
+    "an einsum with one number": (
+        ["mean over positions", "einsum with one number for all"],
+        "not linear .einsum",
+    ),
+    "an einsum that sums nothing": (["mean over positions", "einsum that sums nothing"], "einsum"),
+    "an einsum over positions too": (["einsum over channels and positions"], "einsum"),
     "groups": (["grouped convolution"], "convolution over positions"),
 }
 

@@ -30,6 +30,12 @@ class Writing(nn.Module):
         shift.add_(x.mean(0).sum() * 0 + 1)
         return (value + shift) * scale
 
+    def fixed_and_under_another_name(self, x: Tensor, value: Tensor) -> Tensor:
+        scale = x.new_ones(6)
+        scale[2] = 3.0
+        value[:, 1:3].mul_(-1.0)
+        return value * scale
+
     def out_of_a_list(self, x: Tensor, value: Tensor) -> Tensor:
         parts = [value[:, :3] * 1, value[:, 3:] * 2]
         torch._foreach_add_(parts, 1.0)
@@ -40,7 +46,15 @@ class Writing(nn.Module):
         return value.mul_(2)
 
 
-@pytest.mark.parametrize("kind", ["fixed_written_by_samples", "out_of_a_list", "added_in_place"])
+KINDS = [
+    "fixed_written_by_samples",
+    "fixed_and_under_another_name",
+    "out_of_a_list",
+    "added_in_place",
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_what_is_written_is_cut_and_equals_the_definition(kind: str) -> None:
     torch.manual_seed(0)
     model = Writing(kind)

@@ -129,6 +129,33 @@ def _matrix(turned: bool) -> Callable[[tuple[int, ...]], nn.Module]:
     return lambda shape: Times(shape[-1])
 
 
+def _product(spelling: str, sizes: tuple[int, int]) -> Callable[[tuple[int, ...]], nn.Module]:
+    """An `einsum` with a weight of one's own; a size of 0 is that of the axis it sums over."""
+    axes, inner = spelling.split("->")[0].split(",")
+    (axis,) = (axes.index(letter) for letter in inner if letter in axes)
+
+    class Sum(nn.Module):
+        def __init__(self, size: int) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn([one or size for one in sizes]))
+
+        def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+            return torch.einsum(spelling, x, self.weight)
+
+    return lambda shape: Sum(shape[axis - 1]) if len(shape) == len(axes) - 1 else None
+
+
+class _Mixed(nn.Module):
+    """A fixed matrix from the left: rows of positions are mixed, features stay apart."""
+
+    def __init__(self, positions: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(5, positions))
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        return self.weight @ x
+
+
 class _Distances(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -222,6 +249,14 @@ OPS = [
     Op("at most a number", _always(lambda x: torch.minimum(x, torch.tensor(0.4).double()))),
     Op("times a matrix", _matrix(False)),
     Op("times a matrix turned round", _matrix(True)),
+    Op("einsum", _product("bc,oc->bo", (5, 0))),
+    Op("einsum turned round", _product("bc,co->bo", (0, 5))),
+    Op("einsum over channels", _product("bchw,oc->bohw", (5, 0))),
+    Op("einsum that sums nothing", _product("bc,oc->boc", (2, 0))),
+    Op("einsum over channels and positions", _product("bchw,oc->bo", (5, 0))),
+    Op("einsum over a side", _product("bchw,ow->bcho", (5, 0))),
+    Op("einsum with one number for all", _product("bc,oc->bo", (5, 1))),
+    Op("mixed positions", lambda shape: _Mixed(shape[-2]) if len(shape) > 1 else None),
     Op("rows times a matrix", lambda shape: _Conv1D(shape[-1])),
     Op("a block on rows", lambda shape: _Flattened(shape[-1])),
     Op("distances", lambda shape: Wrapped(_Distances(shape[-1]))),

@@ -63,11 +63,52 @@ def test_no_odd_forward_gives_other_numbers_without_a_word(name, share, seed):
     assert found != "SILENT", said
 
 
-@pytest.mark.parametrize("name", ["SortedBody", "FixedCapacity", "ManyReached", "Padded", "Plain"])
+SHORT = [
+    "SortedBody",
+    "FixedCapacity",
+    "ManyReached",
+    "ExpertByMask",
+    "Padded",
+    "Plain",
+]
+
+
+@pytest.mark.parametrize("name", SHORT)
 def test_samples_alone_and_in_a_run_give_the_same(name):
     found, said = outcome(name, 0.5, 0)
     assert found == "equal"
     assert any("one by one" in text for text in said) == (name != "Plain")
+
+
+def test_the_reason_of_an_expert_is_that_it_is_one():
+    _, said = outcome("ExpertByMask", 0.5, 0)
+    assert any("whole model): only some of the samples reach the layer" in text for text in said)
+
+
+def test_an_expert_that_is_not_called_for_some_samples_gives_them_zeros():
+    models = [odd.odd("ExpertByMask", 0.5, 0), odd.ExpertCalledForSome(0.5).eval()]
+    models[1].load_state_dict(models[0].state_dict())
+    train, test = odd.samples(20, 0), odd.samples(16, 9)
+    found = []
+    for model in models:
+        with pytest.warns(ur.PlanWarning):
+            found.append(ur.analyze(model, train, test, layer="act", progress=False).data)
+    np.testing.assert_allclose(found[0].loss, found[1].loss, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(found[0].score, found[1].score, rtol=1e-5, atol=1e-7)
+
+
+def test_an_expert_that_no_sample_reaches_is_refused():
+    model, data = odd.odd("ExpertByMask", 0.0, 0), odd.samples(12, 0)
+    with pytest.raises(ur.InputError, match="Of 12 train samples, run one by one, 0 reach it"):
+        ur.analyze(model, data, data, layer="act", progress=False)
+
+
+def test_a_difference_of_16_bits_may_be_rounding():
+    model = odd.odd("SortedBody", 0.5, 0).bfloat16()
+    x, y = odd.samples(12, 0)
+    with pytest.warns(ur.PlanWarning) as told:
+        ur.analyze(model, (x.bfloat16(), y), (x.bfloat16(), y), layer="act", progress=False)
+    assert any("run it in float32 to see" in str(one.message) for one in told)
 
 
 @pytest.mark.parametrize("guard", ["every", "alone"])

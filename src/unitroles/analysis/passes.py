@@ -18,6 +18,7 @@ from unitroles.errors import InputError, PlanWarning
 from unitroles.model.forward import Precision
 from unitroles.model.hooks import SomeRows
 from unitroles.options import Compute
+from unitroles.rewrite.precision import HALF
 from unitroles.wording import COUPLED
 
 _MORE = 256
@@ -114,8 +115,10 @@ class _Turn:
             self.choice = replace(self.choice, plan=full)
             self.notes.append(f"plan full (N+1 runs of the whole model): {COUPLED}")
         elif audit.failed is not None:
-            off = audit.difference[audit.failed]
-            self.next_plan(f"{_WHY[audit.failed]} (difference {off:.1e})")
+            off = f"difference {audit.difference[audit.failed]:.1e}"
+            if self.plan.site.dtype in HALF:
+                off += "; with 16 bits that may be rounding: run it in float32 to see"
+            self.next_plan(f"{_WHY[audit.failed]} ({off})")
             return
         self.choice = replace(self.choice, audit=audit)
         self.found = Gathered([part.sums for part in found], kept)

@@ -18,6 +18,7 @@ from unitroles.analysis.locks import one_at_a_time
 from unitroles.analysis.provenance import Clock, record
 from unitroles.analysis.request import Request
 from unitroles.analysis.targets import (
+    LOOKED_AT,
     MORE_SAMPLES,
     PROBE_SAMPLES,
     asked_of,
@@ -54,8 +55,9 @@ from unitroles.model.forward import (
     logits_of,
     require_rows,
 )
+from unitroles.model.hooks import reaches
 from unitroles.model.output import logits_alone
-from unitroles.model.trace import Call, Site, Trace, trace
+from unitroles.model.trace import Call, NotReached, Site, Trace, trace
 from unitroles.options import Layer
 from unitroles.progress import Track, track
 from unitroles.resampling.limits import require_halves, require_memory
@@ -171,7 +173,11 @@ def prepared(request: Request) -> Iterator[Ready]:
         if seen.writes:
             stack.enter_context(inputs_kept(model))
         with precision.on():
-            sites = [_located(model, layer, seen) for layer in request.layers]
+            try:
+                sites = [_located(model, layer, seen) for layer in request.layers]
+            except NotReached as error:
+                seen = trace(model, _reaching(model, error, sides[0], precision))
+                sites = [_located(model, layer, seen) for layer in request.layers]
         outputs = _outputs(model, seen, sides[1:], others)
         check_names(outputs, sides, names, request)
         criterion = criterion_of(request.method.loss, seen, outputs, sides)
@@ -236,6 +242,23 @@ def _few(samples: Samples, precision: Precision, count: int = PROBE_SAMPLES) -> 
     inputs = next(samples.take(spread_over(samples, count)).batches(count)).inputs
     require_rows(inputs, count, samples.name)
     return precision.place(inputs)
+
+
+def _reaching(model: nn.Module, layer: NotReached, samples: Samples, precision: Precision) -> Any:
+    """Samples that reach a layer which the first ones do not all reach."""
+    count, found = min(LOOKED_AT, len(samples)), []
+    for place in spread_over(samples, count):
+        with blamed(f"sample {place} of the {samples.name} data"):
+            one = precision.place(next(samples.take(np.array([place])).batches(1)).inputs)
+            if reaches(model, layer, one):
+                found.append(place)
+        if len(found) == PROBE_SAMPLES:
+            return precision.place(
+                next(samples.take(np.array(found)).batches(PROBE_SAMPLES)).inputs
+            )
+    raise InputError(
+        f"{layer}. Of {count} {samples.name} samples, run one by one, {len(found)} reach it"
+    ) from layer
 
 
 def _more(

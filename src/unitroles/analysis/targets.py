@@ -25,7 +25,7 @@ from unitroles.model.output import Asked, classes_of
 from unitroles.model.trace import Trace
 from unitroles.wording import NUMBERING, count_of, is_whole, names_of
 
-PROBE_SAMPLES, MORE_SAMPLES = 2, 32
+PROBE_SAMPLES, MORE_SAMPLES, LOOKED_AT = 2, 32, 256
 MISSED, FINE = 0.02, 0.5
 """Recall that is about zero, and one that is not; fractions."""
 LEAST_OF_CLASS, LEAST_SAMPLES = 20, 30

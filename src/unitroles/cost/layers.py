@@ -186,9 +186,8 @@ def _kept(head: Head) -> int:
     edge, around = values[: head.edges], values[head.edges :]
     rows = [value for value, per_row in zip(around, head.repeats, strict=True) if per_row]
     ablated = [] if head.same_ablated else edge
-    return sum(_row_bytes(value, head.dtype) for value in (*edge, *ablated, *rows))
+    return sum(_row_bytes(value) for value in (*edge, *ablated, *rows))
 
 
-def _row_bytes(value: Tensor, dtype: torch.dtype) -> int:
-    half = value.is_floating_point() and dtype in (torch.float16, torch.bfloat16)
-    return math.prod(value.shape[1:]) * (4 if half else value.element_size())
+def _row_bytes(value: Tensor) -> int:
+    return math.prod(value.shape[1:]) * value.element_size()

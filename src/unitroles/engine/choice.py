@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -22,6 +21,7 @@ from unitroles.model.trace import Site, Trace
 from unitroles.rewrite.additive import recognise
 from unitroles.rewrite.export import Exported, export
 from unitroles.rewrite.head import Head
+from unitroles.rewrite.precision import HALF
 from unitroles.wording import COUPLED, first_line
 
 
@@ -119,8 +119,6 @@ def suffix_plan(
     model: nn.Module, site: Site, head: Head, inputs: Any, budget: int, precision: Precision
 ) -> SuffixPlan:
     """The suffix plan of a head, with what a few samples give."""
-    if head.dtype in (torch.float16, torch.bfloat16):
-        head = head.to(torch.float32)
     reason = "masked copies run through what comes after the layer"
     plan = SuffixPlan(model, site, head, budget, ((), inputs), reason)
     with precision.on():
@@ -153,6 +151,8 @@ def suffix_reason(error: CannotCut) -> str:
 
 
 def _full(definition: Definition, reason: str) -> Choice:
+    if definition.site.dtype in HALF and reason != COUPLED:
+        reason += "; in float32 (model.float(), no autocast) it may have a faster plan"
     notes = [f"plan full (N+1 runs of the whole model): {reason}"]
     site, baseline = definition.site, definition.baseline
     plan = FullPlan(definition.model, site, reason, baseline, definition.precision)

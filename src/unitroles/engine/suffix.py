@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from unitroles.engine.masks import Masks, Tree
 from unitroles.engine.plan import Rows, one_by_one
 from unitroles.engine.sums import repeat
+from unitroles.graph.extract import takes
 from unitroles.model.calls import Place
 from unitroles.model.forward import Logits, flat, form_of
 from unitroles.model.hooks import output_of
@@ -102,11 +103,11 @@ class SuffixPlan:
 
     def _start(self, found: Sequence[Tensor], inputs: Any) -> tuple[Tensor, Sequence[Tensor]]:
         """The layer's output, and what else the head starts from."""
-        dtype = self.head.dtype
         met, given = iter(found[1:]), flat(inputs)
         sources = [given[s] if isinstance(s, int) else next(met) for s in self.head.sources]
-        live = () if self.head.context is None else self.head.context(*_cast(sources, dtype))
-        return _cast(found[:1], dtype)[0].contiguous(), live
+        context = self.head.context
+        live = () if context is None else context(*map(_cast, sources, takes(context)))
+        return _cast(found[0], self.head.dtype).contiguous(), live
 
     def _ablated(self, output: Tensor, live: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The edge values of an ablated layer."""
@@ -166,8 +167,8 @@ class SuffixPlan:
         return min(_COPIES_BYTES, self.budget // _COPIES)
 
 
-def _cast(values: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    return [value.to(dtype) if value.is_floating_point() else value for value in values]
+def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:
+    return value.to(dtype) if value.is_floating_point() else value
 
 
 def _along(values: Float[Tensor, " units"], axis: int, ndim: int) -> Tensor:

@@ -50,6 +50,11 @@ def extract(
     return fx.GraphModule(module, graph)
 
 
+def takes(module: fx.GraphModule) -> list[torch.dtype]:
+    """The kinds of numbers that a graph is called with."""
+    return [value_of(place).dtype for place in module.graph.find_nodes(op="placeholder")]
+
+
 def ancestors(*nodes: fx.Node, stop: Collection[fx.Node] = ()) -> set[fx.Node]:
     """The nodes, and all whose values they are computed from, not beyond `stop` or a size."""
     found, todo = set(), list(nodes)

@@ -95,6 +95,7 @@ class Kind(Enum):
 
     MOVE = auto()  # gives the same numbers in other places
     PAD = auto()
+    CAST = auto()  # makes another kind of number of those in the same place
     POINTWISE = auto()  # makes every number of those in the same place
     BATCH_NORM = auto()
     REDUCTION = auto()
@@ -186,6 +187,12 @@ def _by_a_number(node: fx.Node) -> bool:
     return not isinstance(node.args[1], fx.Node) and _one_factor(node)
 
 
+def _of_numbers(node: fx.Node) -> bool:
+    """Whether a cast is one of numbers to numbers, of 32 bits or more: it rounds nothing coarse."""
+    kinds = (value_of(node.args[0]).dtype, value_of(node).dtype)
+    return all(kind in (torch.float32, torch.float64) for kind in kinds)
+
+
 def _fixed_statistics(node: fx.Node) -> bool:
     return not argument(node, "training") and argument(node, "running_mean") is not None
 
@@ -230,6 +237,10 @@ _TABLE = [
         slice.Tensor split.Tensor split_with_sizes stack unbind.int unflatten.int""",
     ),
     (Op(Kind.PAD), "constant_pad_nd pad"),
+    (
+        Op(Kind.CAST, _same, affine=_of_numbers, renames=True),
+        "_to_copy to.device to.dtype to.dtype_layout to.other type_as",
+    ),
     (Op(Kind.POINTWISE, _same, _FIRST, _always), "neg"),
     (Op(Kind.POINTWISE, _broadcast, ((0,), (1,), (0, 1)), _always), "add.Tensor sub.Tensor"),
     (Op(Kind.POINTWISE, _broadcast, ((0,), (1,)), _one_factor), "mul.Tensor"),
@@ -261,7 +272,7 @@ _TABLE = [
     (Op(Kind.RMS_NORM), "rms_norm"),
     (Op(Kind.DROPOUT), "alpha_dropout_ dropout_ feature_alpha_dropout_ feature_dropout_"),
     (Op(Kind.NEW), "new_full new_ones new_zeros"),
-    (Op(renames=True), "alpha_dropout feature_dropout type_as"),
+    (Op(renames=True), "alpha_dropout feature_dropout"),
 ]
 
 
@@ -277,6 +288,11 @@ _OPS[operator.getitem] = Op(Kind.MOVE, renames=True)
 def op_of(node: fx.Node) -> Op:
     """The operation of a node, as far as it is known."""
     return _OPS.get(node.target, Op())
+
+
+def is_cast(node: fx.Node) -> bool:
+    """Whether an op changes nothing but the kind of numbers, or where they are."""
+    return op_of(node).kind is Kind.CAST
 
 
 def is_norm(node: fx.Node) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from unitroles.errors import InputError
 from unitroles.model.calls import Place, watched
 from unitroles.model.forward import forward, logits_of
-from unitroles.model.trace import Site
+from unitroles.model.trace import NotReached, Site, not_all_reach
 
 
 class _Stop(BaseException):
@@ -71,11 +71,7 @@ class SomeRows(InputError):
     """Only some of the samples of a batch reach the layer."""
 
     def __init__(self, site: Site, found: int, samples: int) -> None:
-        super().__init__(
-            f"layer {site.path!r} gives {found} rows for {samples} samples: only some reach it, as "
-            "they do an expert, or the model cuts or merges its batch; name a layer that all "
-            "samples pass through"
-        )
+        super().__init__(not_all_reach(site.path, found, samples))
         self.site = site
 
 
@@ -96,6 +92,19 @@ def run_body(model: nn.Module, places: Sequence[Place], inputs: Any) -> list[Ten
             "layer that every sample passes through"
         )
     return [found[place] for place in places]
+
+
+def reaches(model: nn.Module, layer: NotReached, inputs: Any) -> bool:
+    """Whether a sample alone reaches a layer that others do not."""
+    rows: list[int] = []
+
+    def note(place: Place, value: Any) -> None:
+        if place.argument is None and isinstance(value, Tensor) and value.ndim:
+            rows.append(len(value))
+
+    with watched(model, [(layer.path, layer.module)], note):
+        forward(model, inputs)
+    return bool(rows) and all(count == 1 for count in rows)
 
 
 def run_through(

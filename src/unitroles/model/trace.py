@@ -348,6 +348,28 @@ def _moves_axes(module: nn.Module) -> bool:
     return type(module).forward is not theirs.forward
 
 
+def not_all_reach(path: str, rows: int, samples: int) -> str:
+    """What is wrong where a layer gives fewer rows than there are samples."""
+    return (
+        f"layer {path!r} gives {rows} rows for {samples} samples: only some reach it, as they do "
+        "an expert, or the model cuts or merges its batch; name a layer that all samples pass "
+        "through"
+    )
+
+
+class NotReached(InputError):
+    """A module that not every sample of a forward reaches, as an expert.
+
+    Parameters
+    ----------
+    path, module : of it.
+    """
+
+    def __init__(self, path: str, module: nn.Module, message: str) -> None:
+        super().__init__(message)
+        self.path, self.module = path, module
+
+
 def find_site(model: nn.Module, layer: Layer, calls: list[Call], batch: int) -> Site:
     """The call of a module that a `Layer` names, in a trace of `batch` samples.
 
@@ -360,9 +382,11 @@ def find_site(model: nn.Module, layer: Layer, calls: list[Call], batch: int) -> 
         raise unknown("layer", layer.path, [path for path in modules if path])
     mine = [call for call in calls if call.module is modules[layer.path]]
     if not mine:
-        raise InputError(
+        raise NotReached(
+            layer.path,
+            modules[layer.path],
             f"layer {layer.path!r} is not called in the model's forward; name a layer listed by "
-            "unitroles.layers"
+            "unitroles.layers",
         )
     index = -1 if layer.call is None else layer.call
     if not -len(mine) <= index < len(mine):
@@ -371,6 +395,8 @@ def find_site(model: nn.Module, layer: Layer, calls: list[Call], batch: int) -> 
             f"{index}; count from 0, or from -1 backwards"
         )
     call = mine[index]
+    if call.shape is not None and len(call.shape) > 1 and call.shape[0] < batch:
+        raise NotReached(layer.path, call.module, not_all_reach(layer.path, call.shape[0], batch))
     if call.shape is None or len(call.shape) < 2 or call.shape[0] != batch:
         shape = "no single floating-point tensor" if call.shape is None else f"shape {call.shape}"
         raise InputError(

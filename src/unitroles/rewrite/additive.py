@@ -30,6 +30,7 @@ from unitroles.graph.ops import (
     value_of,
 )
 from unitroles.rewrite.head import Head
+from unitroles.rewrite.precision import HALF, compute_in
 
 _aten = torch.ops.aten
 
@@ -111,6 +112,8 @@ def running_sum(head: Head) -> Additive:
     if owners.axis != axis and not (owners.axis is None and len(owners.shape) == 0):
         raise CannotCut("the units are not spread over the features of the op that mixes them")
     features = _features(owners.index, head.units)
+    if matrix.dtype in HALF:
+        raise CannotCut("units meet in a product of 16 bits, whose running sum would be rounded")
     h = edge if direct else mix
     around = _places(head.after)[1:]
     form = Additive(
@@ -268,7 +271,8 @@ def _linear_part(
     module: fx.GraphModule, rows: Float[Tensor, "rows features"], around: tuple[Tensor, ...]
 ) -> Float[Tensor, "rows outputs"]:
     """The linear part of what an affine graph makes of rows."""
-    wide = copy.deepcopy(module).to(rows.dtype)
+    wide = copy.deepcopy(module)
+    compute_in(wide, rows.dtype, (torch.float32,))
     shape = value_of(next(iter(module.graph.nodes))).shape[1:]
     zeros = torch.zeros_like(rows[:1]).expand(2, -1)  # two rows at least, as in the export
     # What flows around is only added: without it, no huge number of one sample hides the rows.

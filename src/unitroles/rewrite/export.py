@@ -18,10 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import OutputKind
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from unitroles.graph.cut import made_constants, prune, take_boundaries, with_constants
 from unitroles.graph.extract import CannotCut
-from unitroles.graph.ops import is_tap
+from unitroles.graph.ops import is_tap, value_of
 from unitroles.model.calls import Place
 from unitroles.model.forward import flat, logits_of
 from unitroles.model.hooks import hooked, listening
@@ -29,6 +30,7 @@ from unitroles.model.trace import Site
 from unitroles.rewrite.functional import make_functional
 from unitroles.rewrite.head import Head, divide
 from unitroles.rewrite.hoist import hoist
+from unitroles.rewrite.precision import HALF, compute_in, drop_casts
 from unitroles.rewrite.products import make_linear
 from unitroles.rewrite.sizes import program
 from unitroles.wording import first_line
@@ -81,7 +83,12 @@ class Exported:
         if self.taps[place] is self.logits:
             raise CannotCut("the layer makes the logits, nothing comes after it")
         tap, axis = self.taps[place], self.axes[place]
+        if free_unbacked_symbols(value_of(tap).shape[0]):
+            raise CannotCut("only some of the samples reach the layer")
         cut = prune(self.module, tap, self.logits, axis, self.boundaries)
+        if any(value_of(node).dtype in HALF for node in (tap, self.logits)):
+            for part in filter(None, (cut.run, cut.context)):
+                compute_in(part, torch.float32)
         hoist(cut.run)
         sources = tuple(i if kind == "input" else self.places[i] for kind, i in cut.sources)
         return divide(cut, sources)
@@ -105,13 +112,15 @@ def export(model: nn.Module, sites: Sequence[Site], inputs: Any) -> Exported:
             names = tuple(inputs) if isinstance(inputs, Mapping) else None
             found = program(_Logits(model, names), flat(inputs))
             if not make_functional(found.graph_module, made_constants(found)):
+                found.constants.update(found.graph_module.named_buffers())  # what was computed
                 # An empty table keeps the ops as they are but removes every in-place one.
                 found = found.run_decompositions({})
         except CannotCut:
             raise
         except Exception as error:
-            raise CannotCut(f"torch.export failed: {first_line(error)[:160]}") from error
+            raise CannotCut(_why(error)) from error
     module = with_constants(found)
+    drop_casts(module.graph)
     boundaries = take_boundaries(module.graph)
     make_linear(module)
     taps = {node.args[1]: node for node in module.graph.nodes if is_tap(node)}
@@ -121,6 +130,17 @@ def export(model: nn.Module, sites: Sequence[Site], inputs: Any) -> Exported:
     logits = results[kinds.index(OutputKind.USER_OUTPUT)]
     axes = tuple(site.axis for site in sites)
     return Exported(module, logits, taps, axes, boundaries, tuple(places))
+
+
+def _why(error: Exception) -> str:
+    """Why a model cannot be exported."""
+    text = f"torch.export failed: {first_line(error)[:160]}"
+    if "data-dependent" not in text:
+        return text
+    return (
+        f"the forward branches on numbers, or takes sizes from them, that samples decide ({text}); "
+        "operations on all samples (torch.where) have a faster plan"
+    )
 
 
 @contextmanager

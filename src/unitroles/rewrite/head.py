@@ -7,7 +7,7 @@ after which a masked copy is a fraction of its size.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Int
@@ -88,11 +88,6 @@ class Head:
     def edges(self) -> int:
         """The number of values that the masks act on."""
         return len(self.owners)
-
-    def to(self, dtype: torch.dtype) -> Head:
-        """The same head computing in another precision."""
-        parts = {n: getattr(self, n) for n in ("before", "after", "context")}
-        return replace(self, dtype=dtype, **{n: p and p.to(dtype) for n, p in parts.items()})
 
 
 def divide(cut: Cut, sources: tuple[int | Place, ...]) -> Head:

@@ -111,6 +111,10 @@ def _pointwise(node: fx.Node, args: Any, kwargs: Any) -> Tensor:
     return owner
 
 
+def _cast(node: fx.Node, args: Any, kwargs: Any) -> Tensor:
+    return args[0]
+
+
 def _normed(node: fx.Node, args: Any, kwargs: Any) -> Any:
     training = node.target is _aten.batch_norm.default and bool(args[5])
     if training or args[3] is None:
@@ -200,6 +204,7 @@ _OF_ALL: dict[Kind, _Rule] = {
     Kind.POINTWISE: _pointwise,
 }
 _OF_FIRST: dict[Kind, _Rule] = {
+    Kind.CAST: _cast,
     Kind.BATCH_NORM: _normed,
     Kind.REDUCTION: _reduced,
     Kind.POOL: _pooled,

@@ -1,8 +1,8 @@
 """Matrix products in the one form that the rest of a graph is read in: `linear` on the last axis.
 
-GPT-2 multiplies by weights the other way round, in `addmm`; heads by hand are `x @ W.T`, or divide
-their weights by their size first; many models put samples and positions into one axis before a
-product and take them apart after it. All that is a `linear` with fixed weights.
+GPT-2 multiplies by weights the other way round, in `addmm`; heads by hand are `x @ W.T`, an
+`einsum`, or divide their weights by their size first; many models put samples and positions into
+one axis before a product and take them apart after it. All that is a `linear` with fixed weights.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from unitroles.graph.ops import Kind, args_of, argument, op_of, value_of
 
 _aten = torch.ops.aten
 _VIEWS = (_aten.view.default, _aten.reshape.default)
+_LETTERS = "abcdefghij"
 _PRODUCTS = (_aten.matmul.default, _aten.mm.default)
 
 
@@ -30,6 +31,7 @@ def make_linear(module: fx.GraphModule) -> None:
             # What was next to each other in memory need not be so any more.
             node.target = _aten.reshape.default
         _turn(module, node)
+        _contract(module, node)
         _fix_weight(module, node)
         _take_apart(node)
         _leave_together(node)
@@ -55,6 +57,61 @@ def _turn(module: fx.GraphModule, node: fx.Node) -> None:
     if matrix is not None:
         place = _constant(module, node, weight.name + "_turned", matrix.t())
         node.target, node.args = _aten.linear.default, (value, place, bias)
+
+
+def _contract(module: fx.GraphModule, node: fx.Node) -> None:
+    """A product over any one axis with a fixed matrix as `linear`, between two `permute`.
+
+    Anything else that may be spelled so is left as it is: sums over more axes, axes of both that
+    stay, one axis twice.
+    """
+    spelled = _spelled(node)
+    if spelled is None:
+        return
+    (rows, value), (inner, weight), made = spelled
+    matrix = _fixed(module, weight)
+    if matrix is None:
+        (inner, weight), (rows, value) = (rows, value), (inner, weight)
+        matrix = _fixed(module, weight)
+    kept, free = [a for a in rows if a not in inner], [a for a in inner if a not in rows]
+    summed = [axis for axis in rows if axis in inner]
+    order = kept + free
+    if matrix is None or len(inner) != 2 or len(summed) != 1 or sorted(order) != sorted(made):
+        return
+    if len({*rows}) < len(rows) or inner[0] == inner[1]:
+        return
+    turned = matrix if inner[1] == summed[0] else matrix.t()
+    there, back = [rows.index(axis) for axis in kept + summed], [order.index(one) for one in made]
+    given = value_of(value).permute(there)
+    if str(given.shape[-1]) != str(turned.shape[1]):  # one number for all of an axis
+        return
+    with node.graph.inserting_before(node):
+        place = _constant(module, node, f"{weight.name}_of_{node.name}", turned.contiguous())
+        last = node.graph.call_function(_aten.permute.default, (value, there))
+        product = node.graph.call_function(_aten.linear.default, (last, place))
+    last.meta["val"] = given
+    product.meta["val"] = given.new_empty((*given.shape[:-1], len(turned)))
+    node.target, node.args, node.kwargs = _aten.permute.default, (product, back), {}
+
+
+_Spelled = tuple[tuple[str, Any], tuple[str, Any], str]
+
+
+def _spelled(node: fx.Node) -> _Spelled | None:
+    """The two operands of a product and its result, with a letter for every axis."""
+    if node.target is _aten.matmul.default:
+        left, right = args_of(node)
+        if _axes(left) != 2 or not 2 < _axes(right) < len(_LETTERS):
+            return None
+        letters = _LETTERS[: _axes(right)]
+        return (f"z{letters[-2]}", left), (letters, right), f"{letters[:-2]}z{letters[-1]}"
+    if node.target is not _aten.einsum.default:
+        return None
+    taken, arrow, made = args_of(node)[0].replace(" ", "").partition("->")
+    axes, operands = taken.split(","), args_of(node)[1]
+    if not arrow or len(axes) != 2 or [*map(len, axes)] != [*map(_axes, operands)]:
+        return None  # all axes by "...", too: their number is not spelled out
+    return (axes[0], operands[0]), (axes[1], operands[1]), made
 
 
 def _axes(node: Any) -> int:

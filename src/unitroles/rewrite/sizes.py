@@ -47,7 +47,15 @@ def program(module: nn.Module, inputs: tuple[Any, ...]) -> torch.export.Exported
         except UserError as error:
             if error.error_type is not UserErrorType.CONSTRAINT_VIOLATION:
                 raise
-        return _open(_Sized(_of_two_sizes(module, inputs)), inputs)
+        try:
+            return _open(_Sized(_of_two_sizes(module, inputs)), inputs)
+        except UserError as error:
+            if error.error_type is not UserErrorType.CONSTRAINT_VIOLATION:
+                raise
+            raise CannotCut(
+                "torch.export holds the number of samples fixed (torch.vmap over them?); write it "
+                "as operations on the whole batch"
+            ) from error
 
 
 def _open(module: nn.Module, inputs: tuple[Any, ...]) -> torch.export.ExportedProgram:
@@ -136,7 +144,7 @@ class _Counts:
             return type(one)(self.merged(a, b) for a, b in zip(one, other, strict=True))
         if isinstance(one, dict) and one.keys() == other.keys():
             return {key: self.merged(one[key], other[key]) for key in one}
-        if one == other or one != one:
+        if one == other or one != one or isinstance(one, str):  # the words of a check
             return one
         times, rest = divmod(one, self._rows) if isinstance(one, int) else (0, 1)
         if rest or other != times * 2 * self._rows:
