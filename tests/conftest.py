@@ -72,5 +72,5 @@ def one_thread():
 def uncompared(monkeypatch: pytest.MonkeyPatch) -> None:
     """No sample is compared with the model: where a test counts what the sweep alone runs."""
 
-    for module in ("analysis.passes", "cost.rates", "cost.forecast"):
-        monkeypatch.setattr(f"unitroles.{module}.audited", lambda ready: None)
+    for module in ("analysis.passes", "cost.forecast"):
+        monkeypatch.setattr(f"unitroles.{module}.samples_alone", lambda ready: None)

@@ -384,9 +384,13 @@ ODD: dict[str, Callable[[float], nn.Module]] = {
 }
 
 
+RARE: dict[str, Callable[[float], nn.Module]] = {"RarePairs": RarePairs}
+"""Not to be found for sure."""
+
+
 def odd(name: str, share: float, seed: int) -> nn.Module:
     torch.manual_seed(seed)
-    return {**ODD, "RarePairs": RarePairs}[name](share).eval()
+    return (ODD | RARE)[name](share).eval()
 
 
 def samples(count: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -136,7 +136,9 @@ def test_rare_couplings_are_missed_as_rarely_as_is_said(share):
     what it could not know, is outside.
     """
     runs, stated = 40, (1 - share) ** 64
-    missed = sum(not told("RarePairs", share, seed, (40, 40))[1] for seed in range(runs))
+    outcomes = [told("RarePairs", share, seed, (40, 40)) for seed in range(runs)]
+    assert all(found is not None for found, _ in outcomes)
+    missed = sum(not said for _, said in outcomes)
     low, high = stats.binom.interval(0.999, runs, stated)
     print(f"share {share:.3f}: missed in {missed} of {runs}, stated {runs * stated:.1f}")
     assert low <= missed <= high < runs

@@ -119,7 +119,12 @@ def cumulative_ablation(  # noqa: PLR0913
         classes or (label, unit).
     score : by what "descending" and "ascending" rank the units, see `Method`.
 
-    Other parameters and errors are those of `single_unit_ablation`.
+    Other parameters are those of `single_unit_ablation`.
+
+    Raises
+    ------
+    InputError : as there; and an `order` of another kind, before the model runs, or of another
+        layer, before any pass.
 
     Returns
     -------
@@ -174,7 +179,7 @@ def _ablated(
 
     Parameters
     ----------
-    sweep : given what is ready, with plans whose ablated units give zero.
+    sweep : sets the baseline, runs the pass and the masks.
     named : options of the method, for the record.
     """
     with prepared(request) as ready:

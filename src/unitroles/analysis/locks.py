@@ -19,6 +19,7 @@ def one_at_a_time() -> Iterator[None]:
     One lock for all models and not one for each: two models may share modules, and the export of a
     model, the filters of warnings, the random states and the number of BLAS threads, all of which
     an analysis sets and puts back, belong to the process. A thread may enter again what it holds.
+    What PyTorch's exporter leaves in the environment is taken back.
     """
     with _turn, no_compiler_cache():
         yield

@@ -10,19 +10,20 @@ from unitroles.analysis.prepare import Ready
 from unitroles.curves.collect import Collected, Kept
 from unitroles.curves.scores import SampleScore, ScoreSums
 from unitroles.curves.store import Store
-from unitroles.engine.alone import remedies
 from unitroles.engine.audit import MASKED, RETRIEVED, ROW, Audit, reads_data
 from unitroles.engine.choice import Choice
+from unitroles.engine.fallbacks import remedies
 from unitroles.engine.plan import FullPlan, Plan
+from unitroles.engine.suffix import SuffixPlan
 from unitroles.errors import InputError, PlanWarning
-from unitroles.model.forward import Precision
+from unitroles.model.forward import HALF, Precision
 from unitroles.model.hooks import SomeRows
 from unitroles.options import Compute
-from unitroles.rewrite.precision import HALF
 from unitroles.wording import COUPLED
 
 _MORE = 256
 """Samples that are run alone where the model decides by numbers that it reads out of a tensor."""
+_ONLY_SOME = "only some of the samples reach it"
 _WHY = {
     RETRIEVED: "with all units retrieved, a sample's logits are not the model's own",
     ROW: "the layer's rows depend on, or stand in another order than, the samples of a batch",
@@ -51,31 +52,31 @@ def gathered(
     stage : of the progress bar.
     each : whether the scores of every sample are kept too.
     """
-    turns = [_Turn(choice, ready.precision) for choice in ready.choices]
-    audit = audited(ready)
-    while waiting := [turn for turn in turns if turn.found is None]:
-        alone = all(turn.plan.alone for turn in waiting)
-        now = [turn for turn in waiting if turn.plan.alone == alone]
-        some = replace(ready, choices=tuple(turn.choice for turn in now))
+    attempts = [_Attempts(choice, ready.precision) for choice in ready.choices]
+    audit = samples_alone(ready)
+    while waiting := [one for one in attempts if one.found is None]:
+        alone = all(one.plan.alone for one in waiting)
+        now = [one for one in waiting if one.plan.alone == alone]
+        some = replace(ready, choices=tuple(one.choice for one in now))
         done = ready.bars(stage + " one by one" * alone, sum(map(len, ready.splits)))
         try:
             parts = [some.collect(split, rank_by, done, each, audit) for split in ready.splits]
         except SomeRows as error:
-            (mine,) = (turn for turn in now if turn.plan.site == error.site)
-            mine.next_plan("only some of the samples reach it", error)
+            (mine,) = (one for one in now if one.plan.site == error.site)
+            mine.next_plan(_ONLY_SOME, error)
         else:
-            for turn, found in zip(now, zip(*parts, strict=True), strict=True):
-                turn.take(found)
+            for one, found in zip(now, zip(*parts, strict=True), strict=True):
+                one.take(found)
         # What a pass kept for a plan that is given up would take the room of the next one's.
-        ready.stores.keep([store for turn in turns for store in turn.stores])
-    choices = tuple(turn.choice for turn in turns)
-    for note in dict.fromkeys(note for turn in turns for note in turn.notes):
+        ready.stores.keep([store for one in attempts for store in one.stores])
+    choices = tuple(one.choice for one in attempts)
+    for note in dict.fromkeys(note for one in attempts for note in one.notes):
         warnings.warn(note, PlanWarning, stacklevel=3)
-    return replace(ready, choices=choices), [turn.found for turn in turns if turn.found is not None]
+    return replace(ready, choices=choices), [one.found for one in attempts if one.found is not None]
 
 
-def audited(ready: Ready) -> int | None:
-    """How many samples of each split are run alone; None = nothing is compared."""
+def samples_alone(ready: Ready) -> int | None:
+    """The number of samples of each split that also run alone; None = nothing is compared."""
     if not all(choice.check.independent for choice in ready.choices):
         return None  # what a sample gives alone is not what it gives in the user's batches
     asked = ready.request.compute.audit
@@ -86,7 +87,7 @@ def audited(ready: Ready) -> int | None:
     return -(-asked // len(ready.splits))
 
 
-class _Turn:
+class _Attempts:
     """A layer, the plans that are left for it, and what the pass gave."""
 
     def __init__(self, choice: Choice, precision: Precision) -> None:
@@ -130,8 +131,21 @@ class _Turn:
                 f"layer {self.plan.site.path!r}: {why}, even one by one; take out of the model's "
                 "forward what it keeps or draws from one call to the next"
             )
-        plan = self._left.pop(0)
-        how = "copies of one in a call" if plan.keeps_rows else "one mask in a call"
-        reason = f"{why}; its samples are run one by one, {how}"
-        self.choice = replace(self.choice, plan=replace(plan, reason=reason))
-        self.notes = [f"layer {plan.site.path!r}: {reason}"]
+        plan = _reasoned(self._left.pop(0), why)
+        self.choice = replace(self.choice, plan=plan)
+        self.notes = [f"layer {plan.site.path!r}: {plan.reason}"]
+
+
+def one_by_one(ready: Ready) -> Ready:
+    """The same for layers that only some of the samples reach: every sample by itself."""
+    plans = [remedies(choice.plan, ready.precision)[0] for choice in ready.choices]
+    choices = [
+        replace(choice, plan=_reasoned(plan, _ONLY_SOME))
+        for choice, plan in zip(ready.choices, plans, strict=True)
+    ]
+    return replace(ready, choices=tuple(choices))
+
+
+def _reasoned(plan: FullPlan | SuffixPlan, why: str) -> FullPlan | SuffixPlan:
+    how = "copies of one in a call" if plan.keeps_rows else "one mask in a call"
+    return replace(plan, reason=f"{why}; its samples are run one by one, {how}")

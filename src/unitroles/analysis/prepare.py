@@ -55,7 +55,7 @@ from unitroles.model.forward import (
     logits_of,
     require_rows,
 )
-from unitroles.model.hooks import reaches
+from unitroles.model.hooks import SomeRows, reaches
 from unitroles.model.output import logits_alone
 from unitroles.model.trace import Call, NotReached, Site, Trace, trace
 from unitroles.options import Layer
@@ -178,6 +178,7 @@ def prepared(request: Request) -> Iterator[Ready]:
             except NotReached as error:
                 seen = trace(model, _reaching(model, error, sides[0], precision))
                 sites = [_located(model, layer, seen) for layer in request.layers]
+        _require_one_each(sites)
         outputs = _outputs(model, seen, sides[1:], others)
         check_names(outputs, sides, names, request)
         criterion = criterion_of(request.method.loss, seen, outputs, sides)
@@ -215,6 +216,14 @@ def prepared(request: Request) -> Iterator[Ready]:
         yield ready
 
 
+def _require_one_each(sites: Sequence[Site]) -> None:
+    """Refuse a layer that is given twice, by whatever names: results are kept by path."""
+    paths = [site.path for site in sites]
+    for path in paths:
+        if paths.count(path) > 1:
+            raise InputError(f"layer {path!r} is given twice; analyse its calls one by one")
+
+
 def _located(model: nn.Module, layer: str | nn.Module | Layer | None, seen: Trace) -> Site:
     """The layer that is meant, with a warning where another one is what users mostly want."""
     site = resolve(model, layer, seen)
@@ -250,7 +259,7 @@ def _reaching(model: nn.Module, layer: NotReached, samples: Samples, precision: 
     for place in spread_over(samples, count):
         with blamed(f"sample {place} of the {samples.name} data"):
             one = precision.place(next(samples.take(np.array([place])).batches(1)).inputs)
-            if reaches(model, layer, one):
+            if reaches(model, layer.path, layer.module, one):
                 found.append(place)
         if len(found) == PROBE_SAMPLES:
             return precision.place(
@@ -274,21 +283,28 @@ def _more(
     return None
 
 
+def _activations(ready: Ready, alone: bool) -> list[Collected]:
+    """A pass over the first split that keeps nothing but activations, perhaps one by one."""
+    plans = [FullPlan(ready.model, site, "", alone=alone) for site in ready.sites]
+    choices = [replace(one, plan=plan) for one, plan in zip(ready.choices, plans, strict=True)]
+    done = ready.bars("mean activation", len(ready.splits[0]))
+    return replace(ready, choices=tuple(choices)).collect(ready.splits[0], activation_mean, done)
+
+
 def with_baseline(ready: Ready) -> Ready:
     """The same with plans whose ablated units give the baseline that was asked for.
 
     That is zero; or the mean over all analysed samples of the first split and over all positions,
-    one number per unit, which costs one more pass of the body.
+    one number per unit, which costs one more pass of the body. A sample that does not reach the
+    layer counts with zeros.
     """
     if ready.request.method.baseline == "zero":
         return ready
-    samples, precision = ready.splits[0], ready.precision
-    full = [
-        replace(choice, plan=FullPlan(ready.model, choice.plan.site, ""))
-        for choice in ready.choices
-    ]
-    done = ready.bars("mean activation", len(samples))
-    found = replace(ready, choices=tuple(full)).collect(samples, activation_mean, done)
+    precision = ready.precision
+    try:
+        found = _activations(ready, alone=False)
+    except SomeRows:
+        found = _activations(ready, alone=True)
     choices = []
     for choice, layer in zip(ready.choices, found, strict=True):
         mean = torch.from_numpy(layer.sums.total.sum(axis=0) / layer.sums.count.sum())

@@ -46,9 +46,5 @@ class Request:
         object.__setattr__(self, "layers", tuple(self.layers))
         if not self.layers:
             raise InputError("layers is empty; name at least one, or None for the recommended one")
-        paths = [layer.path if isinstance(layer, Layer) else layer for layer in self.layers]
-        for path in paths:
-            if paths.count(path) > 1:
-                raise InputError(f"layer {path!r} is given twice; analyse its calls one by one")
         require_points(self.evidence, self.method.resolution)
         sample_score(self.method.score)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from unitroles.analysis.passes import audited
+from unitroles.analysis.passes import one_by_one, samples_alone
 from unitroles.analysis.prepare import Ready, prepared
 from unitroles.analysis.request import Request
 from unitroles.annotations import checked
@@ -18,6 +18,7 @@ from unitroles.cost.rates import measured_rates
 from unitroles.curves.collect import SCORE_TILE
 from unitroles.curves.scores import sample_score
 from unitroles.curves.store import Stores, row_bytes
+from unitroles.model.hooks import SomeRows
 from unitroles.options import Compute, Evidence, Layer, Method, Sample
 from unitroles.resampling.limits import (
     losses_bytes,
@@ -46,9 +47,10 @@ class Forecast:
     tail_forwards : plan "additive": rows through what follows the sum over the units.
     compared_samples : how many would be compared with the model itself: their forwards go on from
         the layer to its end, and with all units retrieved they run once more through what comes
-        after the layer. 0 where the samples of a batch influence each other.
-    alone_samples : how many of these would also run alone, each by two whole forwards and some
-        masked copies; beside them the shortest and the longest of a split.
+        after the layer. 0 for plan "full", which keeps nothing that could differ, and where the
+        samples of a batch influence each other.
+    alone_samples : how many would also run alone, each by two whole forwards and some masked
+        copies; beside them, as they come, those shorter or longer than all before.
     bytes_cached : what would be kept of the samples between the pass and the masks.
     caches : where, for either split: "memory", "disk", "recompute" where it fits in neither, or
         "none" where nothing is kept.
@@ -105,14 +107,15 @@ class Forecast:
             "layer": f"{self.layer}: {self.units:,} units, {self.labels:,} classes",
             "plan": f"{self.plan}: {self.reason}",
             "samples": f"train {train:,}, test {test:,}",
-            "body": f"{self.body_forwards:,} samples through the model as far as the layer",
+            "body": f"{self.body_forwards:,} samples through the model as far as the layer"
+            + ", or to its end to compare them" * (self.compared_samples > 0),
             "ablation runs": f"{self.head_forwards:,} masked copies through {through}"
             f"{sums if self.tail_forwards else ''}",
             "comparison": self._compared(),
             "sample storage": self._kept(),
             "time": f"about {_duration(self.seconds)}: {_duration(self.fixed_seconds)} to prepare "
             f"(now spent), {_duration(self.body_seconds)} body, "
-            f"{_duration(self.alone_seconds)} comparison, {_duration(self.sweep_seconds)} "
+            f"{_duration(self.alone_seconds)} samples alone, {_duration(self.sweep_seconds)} "
             "ablation runs",
             "evaluate": f"{_duration(self.evaluation_seconds)} for one plain pass over both splits",
         }
@@ -121,12 +124,10 @@ class Forecast:
         return "\n".join(f"{name:<14} {printable(value)}" for name, value in rows.items())
 
     def _compared(self) -> str:
+        every, alone = f"{self.compared_samples:,}", f"{self.alone_samples:,}"
         if not self.compared_samples:
-            return "none: the samples of a batch influence each other"
-        return (
-            f"{self.compared_samples:,} samples with the model's own logits, "
-            f"{self.alone_samples:,} of them also alone"
-        )
+            return f"{alone} samples, alone and among others" if self.alone_samples else "none"
+        return f"{every} samples with the model's own logits, {alone} of them also alone"
 
     def _evidence(self) -> str:
         holds = f"; holds {size(self.evidence_bytes)}" if self.evidence_bytes else ""
@@ -210,14 +211,18 @@ def plan(  # noqa: PLR0913
         progress=False,
     )
     with prepared(request) as ready:
-        fixed = ready.clock.seconds
+        fixed, compared = ready.clock.seconds, samples_alone(ready)
+        try:
+            each = measured_rates(ready, compared)
+        except SomeRows:
+            ready = one_by_one(ready)
+            each = measured_rates(ready, compared)
         chosen, site = ready.choices[0].plan, ready.sites[0]
         scored = sample_score(method.score) is not None
         scores = scored and evidence is not None and evidence.redoes
         caches, kept = _cached(ready, scores)
         swept, body = _samples_run(ready, caches, scored)
         head, tail = chosen.forwards(ready.points)
-        each, compared = measured_rates(ready), audited(ready)
         sweeps = 0.0 if evidence is None else _sweeps(ready, evidence)
         held = 0 if evidence is None else _held(ready, evidence, scores)
     first, second = map(len, ready.splits)
@@ -232,7 +237,7 @@ def plan(  # noqa: PLR0913
         body_forwards=body,
         head_forwards=swept * (head + 1),  # the swapped sets too
         tail_forwards=swept * tail,
-        compared_samples=0 if compared is None else first + second,
+        compared_samples=(first + second) * (compared is not None and chosen.keeps_rows),
         alone_samples=alone,
         bytes_cached=kept,
         caches=caches,

@@ -164,7 +164,7 @@ def _cost(head: Head, labels: int, count: Operations, whole: int) -> _Cost:
     try:
         form = running_sum(head)
     except CannotCut as error:
-        return _Cost("suffix", suffix_reason(error), 1 + (head.units + 1 + 1) * after, kept)
+        return _Cost("suffix", suffix_reason(str(error)), 1 + (head.units + 1 + 1) * after, kept)
     units, features, width = form.add.shape
     tail, folded = count.of(form.tail) / whole, can_fold(form)
     normed = folded and any(map(is_norm, form.tail.graph.nodes))

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unitroles.analysis.passes import audited
 from unitroles.analysis.prepare import Ready
 from unitroles.curves.scores import sample_score
 from unitroles.curves.store import Stores
@@ -48,34 +47,38 @@ class Rates:
     alone: float
 
 
-def measured_rates(ready: Ready) -> Rates:
+def measured_rates(ready: Ready, compared: int | None) -> Rates:
     """Measure every stage of an analysis on a few samples.
 
-    Run it where the analysis would run: inside `prepared`, in inference mode.
+    Run it where the analysis would run: inside `prepared`.
+
+    Parameters
+    ----------
+    compared : see `samples_alone`.
 
     Raises
     ------
+    SomeRows : only some of the samples reach the layer.
     InputError : the model cannot take the samples, or an activation is not finite.
     """
     samples = ready.splits[0]
-    alone = replace(samples, workers=0)  # starting them would be most of the time
+    unworked = replace(samples, workers=0)  # starting them would be most of the time
 
     def evaluated(rows: int) -> float:
-        return _second(lambda: _evaluate(ready, _read(alone, rows)))
+        return _second(lambda: _evaluate(ready, _read(unworked, rows)))
 
     rows, evaluation = _grown(evaluated, min(ready.request.compute.batch_size, len(samples)))
-    read = _second(lambda: _read(alone, rows))
-    compared = audited(ready)
+    read = _second(lambda: _read(unworked, rows))
     body = _second(
-        lambda: _pass(ready, alone.take(np.arange(rows)), None if compared is None else 0)
+        lambda: _pass(ready, unworked.take(np.arange(rows)), None if compared is None else 0)
     )
-    single = _alone_seconds(ready, alone) if compared else 0.0
+    single = _alone_seconds(ready, unworked) if compared else 0.0
     plan = ready.choices[0].plan
     if plan.keeps_rows:  # a few rows stand for a tile
         most = min(plan.tile, max(map(len, ready.splits)))
         masks = _masks(ready, partial(_repeated, plan.example), most)
     else:
-        masks = _masks(ready, lambda few: ready.precision.place(_read(alone, few).inputs), rows)
+        masks = _masks(ready, lambda few: ready.precision.place(_read(unworked, few).inputs), rows)
     whole, part = (_beside(t, read, samples.workers) / rows for t in (evaluation, body))
     return Rates(whole, part, masks, single)
 

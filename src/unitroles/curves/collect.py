@@ -23,8 +23,8 @@ from unitroles.curves.scores import (
 )
 from unitroles.curves.store import Store, Stores, joined
 from unitroles.data.samples import Batch, Samples
-from unitroles.engine.alone import in_full
 from unitroles.engine.audit import Audit, Guard, drawn, lengths
+from unitroles.engine.fallbacks import in_full
 from unitroles.engine.plan import Plan, Rows
 from unitroles.errors import InputError, PlanWarning
 from unitroles.model.calls import Place
@@ -273,7 +273,7 @@ def _pieces(plans: Sequence[Plan]) -> Pieces:
 
 
 class _Chosen:
-    """The samples of a split that are run alone: drawn ones, the shortest and the longest."""
+    """The samples of a split that run alone: drawn ones, and those beside all lengths so far."""
 
     def __init__(self, labels: Int[np.ndarray, " samples"], count: int, seed: int) -> None:
         self._places = drawn(labels, count, seed) if count else np.zeros(0, dtype=np.int64)

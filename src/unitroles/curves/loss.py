@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from unitroles.errors import InputError
-from unitroles.model.forward import Logits
+from unitroles.model.forward import HALF, Logits
 from unitroles.wording import first_line
 
 _FEW = 20
@@ -31,7 +31,7 @@ def margins(
     The answer is the largest logit, the first one of several. `logits` is written to, and is
     afterwards what it was.
     """
-    if logits.dtype in (torch.float16, torch.bfloat16):
+    if logits.dtype in HALF:
         logits = logits.to(torch.float32)
     terms = _by_class if logits.shape[2] <= _FEW else _by_row
     own, top, total = terms(logits, labels)

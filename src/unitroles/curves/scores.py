@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from unitroles.errors import DataWarning, InputError, unknown
+from unitroles.model.forward import HALF
 from unitroles.model.memory import ran_out
 from unitroles.model.trace import KEEPING, Call, Site
 from unitroles.wording import first_line, shown
@@ -134,7 +135,7 @@ def sample_scores(
     real : the positions that count, for each sample; None = all.
     """
     units = by_unit(activation, axis)
-    if units.dtype in (torch.float16, torch.bfloat16):
+    if units.dtype in HALF:
         units = units.to(torch.float32)
     values = _scored(units, score) if real is None else _of_real(units, score, real)
     return values.cpu()

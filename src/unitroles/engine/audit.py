@@ -18,8 +18,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from unitroles.engine.alone import in_full
 from unitroles.engine.check import allowed_and_noise, differences, largest
+from unitroles.engine.fallbacks import in_full
 from unitroles.engine.masks import Own, Prefixes, Sets
 from unitroles.engine.plan import Plan, Rows
 from unitroles.model.forward import Precision, batch_size, forward, rows_of, tensors
@@ -44,31 +44,31 @@ class Audit:
     every : samples whose logits with all units retrieved were compared with the model's own.
     alone : samples that were run alone, each under a mask of its own.
     difference : largest difference of each comparison that was made.
-    excess : the same as a multiple of what was allowed.
+    times_allowed : the same as a multiple of what was allowed.
     """
 
     every: int = 0
     alone: int = 0
     difference: dict[str, float] = field(default_factory=dict)
-    excess: dict[str, float] = field(default_factory=dict)
+    times_allowed: dict[str, float] = field(default_factory=dict)
 
     def __add__(self, other: Audit) -> Audit:
         return Audit(
             self.every + other.every,
             self.alone + other.alone,
             _larger(self.difference, other.difference),
-            _larger(self.excess, other.excess),
+            _larger(self.times_allowed, other.times_allowed),
         )
 
     @property
     def coupled(self) -> bool:
         """Whether a sample's own logits depend on the others in its batch."""
-        return self.excess.get(CLEAN, 0.0) > 1
+        return self.times_allowed.get(CLEAN, 0.0) > 1
 
     @property
     def failed(self) -> str | None:
         """The first comparison that came out too far apart."""
-        return next((name for name, excess in self.excess.items() if excess > 1), None)
+        return next((name for name, times in self.times_allowed.items() if times > 1), None)
 
 
 def _larger(one: dict[str, float], two: dict[str, float]) -> dict[str, float]:
@@ -131,7 +131,7 @@ class Guard:
             self._compare(CLEAN, clean[place : place + 1], logits)
             row = output[place : place + 1]
             self._compare(ROW, row, alone if alone.shape == row.shape else torch.zeros_like(row))
-            count = self._length(rows, place)
+            count = self._length(rows)
             order = torch.from_numpy(self._draw.permutation(site.units)).to(logits.device)
             mask = torch.zeros(1, site.units, dtype=torch.bool, device=logits.device)
             mask[0, order[:count]] = True
@@ -157,7 +157,7 @@ class Guard:
             self._waiting = []
         return self.found
 
-    def _length(self, rows: Rows | None, place: int) -> int:
+    def _length(self, rows: Rows | None) -> int:
         """How many units are retrieved: one of some numbers, that the samples of a group share.
 
         All numbers, as a call of the run has them, where the rows are small and the units few.
@@ -217,7 +217,7 @@ class Guard:
         allowed, noise = allowed_and_noise(wanted, self.plan.site.dtype)
         if moved == moved:  # agreement must mean something where masks move little
             allowed = min(allowed, max(moved / 1000, 10 * noise))
-        self.found += Audit(difference={what: off}, excess={what: off / allowed})
+        self.found += Audit(difference={what: off}, times_allowed={what: off / allowed})
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,12 @@ from unitroles.engine.check import Definition, SelfCheck, define, self_check
 from unitroles.engine.plan import FullPlan, Plan
 from unitroles.engine.suffix import SuffixPlan
 from unitroles.graph.extract import CannotCut
-from unitroles.model.forward import Precision
+from unitroles.model.forward import HALF, Precision
 from unitroles.model.hooks import run_body
 from unitroles.model.trace import Site, Trace
 from unitroles.rewrite.additive import recognise
 from unitroles.rewrite.export import Exported, export
 from unitroles.rewrite.head import Head
-from unitroles.rewrite.precision import HALF
 from unitroles.wording import COUPLED, first_line
 
 
@@ -94,7 +93,9 @@ def _cheapest(head: Head, definition: Definition, budget: int) -> Choice | str:
     try:
         plans.append(additive_plan(suffix, definition.seen.logits.shape[1]))
     except CannotCut as error:
-        suffix = replace(suffix, reason=suffix_reason(error))
+        suffix = replace(suffix, reason=suffix_reason(str(error)))
+    except Exception as error:  # whatever else the sum stumbles over, masked copies still run
+        suffix = replace(suffix, reason=suffix_reason(first_line(error)))
     return _first_that_agrees([*plans, suffix], definition)
 
 
@@ -112,7 +113,8 @@ def _first_that_agrees(plans: Sequence[Plan], definition: Definition) -> Choice 
         failed.append(
             f"{plan.name}: the exported head differs from the model by {check.difference:.1e}"
         )
-    return failed[-1].partition(": ")[2]
+    remedy = "; in float32 (model.float(), no autocast) it may agree"
+    return failed[-1].partition(": ")[2] + remedy * (definition.site.dtype in HALF)
 
 
 def suffix_plan(
@@ -145,14 +147,12 @@ def additive_reason(folded: bool, normed: bool) -> str:
     return "the logits are a running sum over the units" + " before one normalisation" * normed
 
 
-def suffix_reason(error: CannotCut) -> str:
+def suffix_reason(why: str) -> str:
     """Why nothing adds up, and what runs instead."""
-    return f"{error}; masked copies run through the rest"
+    return f"{why}; masked copies run through the rest"
 
 
 def _full(definition: Definition, reason: str) -> Choice:
-    if definition.site.dtype in HALF and reason != COUPLED:
-        reason += "; in float32 (model.float(), no autocast) it may have a faster plan"
     notes = [f"plan full (N+1 runs of the whole model): {reason}"]
     site, baseline = definition.site, definition.baseline
     plan = FullPlan(definition.model, site, reason, baseline, definition.precision)

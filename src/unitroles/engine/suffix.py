@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from unitroles.engine.masks import Masks, Tree
 from unitroles.engine.plan import Rows, one_by_one
 from unitroles.engine.sums import repeat
-from unitroles.graph.extract import takes
+from unitroles.graph.extract import input_dtypes
 from unitroles.model.calls import Place
 from unitroles.model.forward import Logits, flat, form_of
 from unitroles.model.hooks import output_of
@@ -106,7 +106,11 @@ class SuffixPlan:
         met, given = iter(found[1:]), flat(inputs)
         sources = [given[s] if isinstance(s, int) else next(met) for s in self.head.sources]
         context = self.head.context
-        live = () if context is None else context(*map(_cast, sources, takes(context)))
+        if context is None:
+            live = ()
+        else:
+            kinds = input_dtypes(context)
+            live = context(*[_cast(*pair) for pair in zip(sources, kinds, strict=True)])
         return _cast(found[0], self.head.dtype).contiguous(), live
 
     def _ablated(self, output: Tensor, live: Sequence[Tensor]) -> tuple[Tensor, ...]:

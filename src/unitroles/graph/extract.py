@@ -50,7 +50,7 @@ def extract(
     return fx.GraphModule(module, graph)
 
 
-def takes(module: fx.GraphModule) -> list[torch.dtype]:
+def input_dtypes(module: fx.GraphModule) -> list[torch.dtype]:
     """The kinds of numbers that a graph is called with."""
     return [value_of(place).dtype for place in module.graph.find_nodes(op="placeholder")]
 

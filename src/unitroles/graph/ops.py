@@ -187,7 +187,7 @@ def _by_a_number(node: fx.Node) -> bool:
     return not isinstance(node.args[1], fx.Node) and _one_factor(node)
 
 
-def _of_numbers(node: fx.Node) -> bool:
+def _keeps_32_bits(node: fx.Node) -> bool:
     """Whether a cast is one of numbers to numbers, of 32 bits or more: it rounds nothing coarse."""
     kinds = (value_of(node.args[0]).dtype, value_of(node).dtype)
     return all(kind in (torch.float32, torch.float64) for kind in kinds)
@@ -238,7 +238,7 @@ _TABLE = [
     ),
     (Op(Kind.PAD), "constant_pad_nd pad"),
     (
-        Op(Kind.CAST, _same, affine=_of_numbers, renames=True),
+        Op(Kind.CAST, _same, affine=_keeps_32_bits, renames=True),
         "_to_copy to.device to.dtype to.dtype_layout to.other type_as",
     ),
     (Op(Kind.POINTWISE, _same, _FIRST, _always), "neg"),

@@ -47,7 +47,7 @@ def watched(
         is None.
     begin : called where a forward begins.
     """
-    told = _Told(tell, begin)
+    told = _CallHooks(tell, begin)
     with ExitStack() as stack:
         stack.callback(model.register_forward_pre_hook(told.restart, prepend=True).remove)
         for path, module in modules:
@@ -57,7 +57,7 @@ def watched(
         yield told.calls
 
 
-class _Told:
+class _CallHooks:
     """The hooks of `watched`, and the number of calls of every module in the last forward."""
 
     def __init__(self, tell: Callable[[Place, Any], Any], begin: Callable[[], object]) -> None:

@@ -15,6 +15,8 @@ from unitroles.errors import InputError
 from unitroles.model.memory import ran_out
 from unitroles.wording import first_line
 
+HALF = frozenset((torch.float16, torch.bfloat16))
+"""Kinds of numbers of 16 bits: what is summed of them is summed in float32."""
 FORWARD_ERRORS = (
     RuntimeError,
     TypeError,

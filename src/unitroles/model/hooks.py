@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from unitroles.errors import InputError
 from unitroles.model.calls import Place, watched
 from unitroles.model.forward import forward, logits_of
-from unitroles.model.trace import NotReached, Site, not_all_reach
+from unitroles.model.trace import Site, some_rows_message
 
 
 class _Stop(BaseException):
@@ -71,7 +71,7 @@ class SomeRows(InputError):
     """Only some of the samples of a batch reach the layer."""
 
     def __init__(self, site: Site, found: int, samples: int) -> None:
-        super().__init__(not_all_reach(site.path, found, samples))
+        super().__init__(some_rows_message(site.path, found, samples))
         self.site = site
 
 
@@ -94,7 +94,7 @@ def run_body(model: nn.Module, places: Sequence[Place], inputs: Any) -> list[Ten
     return [found[place] for place in places]
 
 
-def reaches(model: nn.Module, layer: NotReached, inputs: Any) -> bool:
+def reaches(model: nn.Module, path: str, module: nn.Module, inputs: Any) -> bool:
     """Whether a sample alone reaches a layer that others do not."""
     rows: list[int] = []
 
@@ -102,7 +102,7 @@ def reaches(model: nn.Module, layer: NotReached, inputs: Any) -> bool:
         if place.argument is None and isinstance(value, Tensor) and value.ndim:
             rows.append(len(value))
 
-    with watched(model, [(layer.path, layer.module)], note):
+    with watched(model, [(path, module)], note):
         forward(model, inputs)
     return bool(rows) and all(count == 1 for count in rows)
 

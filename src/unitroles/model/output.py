@@ -12,7 +12,15 @@ from torch import Tensor, nn
 
 from unitroles.errors import InputError
 from unitroles.model.flow import Flow, last_operation
-from unitroles.model.forward import answer_of, batch_size, each, logits_of, parts_of, tensors
+from unitroles.model.forward import (
+    HALF,
+    answer_of,
+    batch_size,
+    each,
+    logits_of,
+    parts_of,
+    tensors,
+)
 from unitroles.model.trace import attempted
 from unitroles.options import PROBABILITIES
 from unitroles.wording import few, first_line
@@ -163,8 +171,7 @@ def _listed(parts: Mapping[Any, Any]) -> str:
 def _sums_to_one(answer: Tensor) -> bool:
     """Whether every row is a distribution, as far as its kind of numbers can say."""
     rows = logits_of(answer).to(torch.float64)
-    half = answer.dtype in (torch.float16, torch.bfloat16)
-    near = (rows.sum(dim=1) - 1).abs().max() <= (2e-2 if half else 1e-4)
+    near = (rows.sum(dim=1) - 1).abs().max() <= (2e-2 if answer.dtype in HALF else 1e-4)
     return bool((rows >= 0).all() and near)
 
 

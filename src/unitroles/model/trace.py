@@ -348,8 +348,8 @@ def _moves_axes(module: nn.Module) -> bool:
     return type(module).forward is not theirs.forward
 
 
-def not_all_reach(path: str, rows: int, samples: int) -> str:
-    """What is wrong where a layer gives fewer rows than there are samples."""
+def some_rows_message(path: str, rows: int, samples: int) -> str:
+    """The message about a layer that gives fewer rows than there are samples."""
     return (
         f"layer {path!r} gives {rows} rows for {samples} samples: only some reach it, as they do "
         "an expert, or the model cuts or merges its batch; name a layer that all samples pass "
@@ -396,7 +396,7 @@ def find_site(model: nn.Module, layer: Layer, calls: list[Call], batch: int) -> 
         )
     call = mine[index]
     if call.shape is not None and len(call.shape) > 1 and call.shape[0] < batch:
-        raise NotReached(layer.path, call.module, not_all_reach(layer.path, call.shape[0], batch))
+        raise NotReached(layer.path, call.module, some_rows_message(layer.path, call.shape[0], batch))
     if call.shape is None or len(call.shape) < 2 or call.shape[0] != batch:
         shape = "no single floating-point tensor" if call.shape is None else f"shape {call.shape}"
         raise InputError(

@@ -88,6 +88,11 @@ def _audited(taxonomy: Taxonomy) -> str:
     if audit is None:
         return "no sample was compared with the model alone"
     every, alone, off = audit["every"], audit["alone"], audit["difference"]
+    if any(times > 1 for times in audit["times_allowed"].values()):
+        return (
+            f"of {alone} samples run alone some gave other logits than among others (largest "
+            f"difference {max(off.values()):.1e}): results depend on the batches"
+        )
     said = []
     if every:
         said.append(

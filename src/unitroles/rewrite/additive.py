@@ -29,8 +29,9 @@ from unitroles.graph.ops import (
     op_of,
     value_of,
 )
+from unitroles.model.forward import HALF
 from unitroles.rewrite.head import Head
-from unitroles.rewrite.precision import HALF, compute_in
+from unitroles.rewrite.precision import compute_in
 
 _aten = torch.ops.aten
 
@@ -296,5 +297,6 @@ def _take_gain_out(norm: fx.Node) -> None:
         for op, weight in zip((_aten.mul.Tensor, _aten.add.Tensor), gain, strict=False):
             if isinstance(weight, fx.Node):
                 value = norm.graph.call_function(op, (value, weight))
+                value.meta["val"] = value_of(norm)
     for user in users:
         user.replace_input_with(norm, value)

@@ -24,13 +24,13 @@ from unitroles.graph.cut import made_constants, prune, take_boundaries, with_con
 from unitroles.graph.extract import CannotCut
 from unitroles.graph.ops import is_tap, value_of
 from unitroles.model.calls import Place
-from unitroles.model.forward import flat, logits_of
+from unitroles.model.forward import HALF, flat, logits_of
 from unitroles.model.hooks import hooked, listening
 from unitroles.model.trace import Site
 from unitroles.rewrite.functional import make_functional
 from unitroles.rewrite.head import Head, divide
 from unitroles.rewrite.hoist import hoist
-from unitroles.rewrite.precision import HALF, compute_in, drop_casts
+from unitroles.rewrite.precision import compute_in, drop_casts
 from unitroles.rewrite.products import make_linear
 from unitroles.rewrite.sizes import program
 from unitroles.wording import first_line

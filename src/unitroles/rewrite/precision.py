@@ -14,8 +14,7 @@ from torch import Tensor, fx
 from torch.fx.node import map_aggregate
 
 from unitroles.graph.ops import is_cast, value_of
-
-HALF = frozenset((torch.float16, torch.bfloat16))
+from unitroles.model.forward import HALF
 
 
 def compute_in(

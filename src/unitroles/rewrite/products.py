@@ -65,10 +65,10 @@ def _contract(module: fx.GraphModule, node: fx.Node) -> None:
     Anything else that may be spelled so is left as it is: sums over more axes, axes of both that
     stay, one axis twice.
     """
-    spelled = _spelled(node)
-    if spelled is None:
+    operands = _operands(node)
+    if operands is None:
         return
-    (rows, value), (inner, weight), made = spelled
+    (rows, value), (inner, weight), made = operands
     matrix = _fixed(module, weight)
     if matrix is None:
         (inner, weight), (rows, value) = (rows, value), (inner, weight)
@@ -94,10 +94,10 @@ def _contract(module: fx.GraphModule, node: fx.Node) -> None:
     node.target, node.args, node.kwargs = _aten.permute.default, (product, back), {}
 
 
-_Spelled = tuple[tuple[str, Any], tuple[str, Any], str]
+_Operands = tuple[tuple[str, Any], tuple[str, Any], str]
 
 
-def _spelled(node: fx.Node) -> _Spelled | None:
+def _operands(node: fx.Node) -> _Operands | None:
     """The two operands of a product and its result, with a letter for every axis."""
     if node.target is _aten.matmul.default:
         left, right = args_of(node)

@@ -1,4 +1,4 @@
-"""The plans that run every sample by itself, for models that treat rows of a batch differently."""
+"""The plans where the chosen one cannot serve: samples one by one, batches of another form."""
 
 from __future__ import annotations
 
@@ -18,5 +18,5 @@ def remedies(plan: Plan, precision: Precision) -> list[FullPlan | SuffixPlan]:
 
 
 def in_full(plan: Plan, precision: Precision) -> FullPlan:
-    """What runs the batches of another form than a plan was made for."""
+    """The full plan, for batches of another form than a plan was made for."""
     return FullPlan(plan.model, plan.site, "", plan.baseline, precision, alone=plan.alone)
