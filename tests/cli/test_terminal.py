@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import unitroles as ur
+from kills import CODES, COMMAND, INTERRUPTED, KILLS, PART, TORTURE, ended, fresh_environment
 from unitroles.cli.app import main
 from unitroles.cli.terminal import say, stopped_by_signals
 from unitroles.report.text import report
@@ -115,9 +116,6 @@ def test_a_full_output_is_one_sentence(monkeypatch):
 
 
 # --- signals
-
-CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
-INTERRUPTED = "error: interrupted; what was finished is kept\n"
 
 
 def handlers():
@@ -281,14 +279,6 @@ def test_a_command_leaves_the_process_as_it_was(here, capsys):
     assert state() == before
 
 
-def fresh_environment(temporary):
-    """That of a process in which no library has set anything."""
-    found = {**os.environ, "TMPDIR": str(temporary), "PYTHONDONTWRITEBYTECODE": "1"}
-    found.pop("TORCHINDUCTOR_CACHE_DIR", None)
-    found["PYTHONPATH"] = os.pathsep.join([str(Path(ur.__file__).parents[1]), *sys.path])
-    return found
-
-
 def test_a_process_that_is_new_is_left_as_it_was(here, tmp_path):
     (tmp_path / "temporary").mkdir()
     code = (
@@ -336,41 +326,30 @@ def test_a_place_for_the_result_that_is_none_is_one_sentence(here, capsys, out, 
 # --- killed while it runs: the slow part
 
 
-def moments(count):
-    """Seconds after the start; more of them, others at every seed, in `make torture`."""
-    if os.environ.get("HYPOTHESIS_PROFILE") == "torture":
-        return np.random.default_rng().uniform(0.0, 8.0, 20).round(2).tolist()
-    return np.linspace(2.0, 6.0, count).tolist()
-
-
 @pytest.mark.slow
 @pytest.mark.property
-@pytest.mark.parametrize("name", [*CODES, "SIGKILL"])
-def test_a_killed_analysis_leaves_nothing_and_goes_on(name, here, tmp_path):
+@pytest.mark.parametrize("name", KILLS)
+def test_a_killed_analysis_leaves_nothing_and_goes_on(name, here, tmp_path, draws):
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     environment = fresh_environment(temporary)
-    command = [sys.executable, "-c", "from unitroles.cli.app import main; raise SystemExit(main())"]
-    command += analyze_words("--force", "--evidence", "--floors", "200", "--quiet")
+    command = [*COMMAND, *analyze_words("--force", "--evidence", "--floors", "200", "--quiet")]
     before = {path.name for path in here.iterdir()}
+    moments = draws.uniform(0.0, 8.0, 20).round(2).tolist() if TORTURE else [2.0, 4.0, 6.0]
     seen = []
-    for moment in moments(3):
+    for moment in moments:
         process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
         time.sleep(moment)
         process.send_signal(getattr(signal, name))
         _, error = process.communicate(timeout=120)
-        seen.append((moment, process.returncode))
+        how = ended(name, process.returncode, error)
+        seen.append((moment, how))
         left = {path.name for path in here.iterdir()} - before
-        if process.returncode == 0:
+        if how == "finished":
             assert left == {"a.nc", "a.toml"}
         elif name == "SIGKILL":
-            assert process.returncode == -signal.SIGKILL
-            assert all(each in ("a.nc", "a.toml") or each.endswith(".part") for each in left)
-        elif process.returncode == CODES[name]:
-            assert error.endswith(INTERRUPTED)
-            assert left <= {"a.nc"}
-        else:  # before the command began, or while Python ends
-            assert process.returncode == -getattr(signal, name)
+            assert all(each in ("a.nc", "a.toml") or PART.fullmatch(each) for each in left)
+        else:
             assert left <= {"a.nc", "a.toml"}
         if name != "SIGKILL":
             assert list(temporary.iterdir()) == []
@@ -380,6 +359,7 @@ def test_a_killed_analysis_leaves_nothing_and_goes_on(name, here, tmp_path):
                 Path(path).unlink()
     assert subprocess.run(command, env=environment, check=False).returncode == 0
     assert {path.name for path in here.iterdir()} - before == {"a.nc", "a.toml"}
+    assert list(temporary.iterdir()) == []
     found = ur.load("a.nc")
     assert subprocess.run(command, env=environment, check=False).returncode == 0
     assert same(found, ur.load("a.nc"))
