@@ -80,14 +80,36 @@ def test_temporary_files_of_killed_processes_are_taken_away_and_those_in_use_are
     other, mine = tmp_path / ".part", tmp_path / "x.part"
     for path in (stale, used, other, mine):
         path.write_text("ha")
-    young = tmp_path / f".{'b' * 32}.part"
-    young.touch()
+    (tmp_path / f".{'b' * 32}.part").touch()  # killed before it wrote anything
     with open(used) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         write_whole({tmp_path / "a": "new"})
-    assert {*tmp_path.iterdir()} == {used, young, other, mine, tmp_path / "a"}
+    assert {*tmp_path.iterdir()} == {used, other, mine, tmp_path / "a"}
     write_whole({tmp_path / "a": "new"})
-    assert {*tmp_path.iterdir()} == {young, other, mine, tmp_path / "a"}
+    assert {*tmp_path.iterdir()} == {other, mine, tmp_path / "a"}
+
+
+def test_a_file_that_is_taken_away_before_it_is_locked_is_made_again(tmp_path, monkeypatch):
+    made, real = [], os.open
+
+    def opened(path, flags, mode=0o777):
+        number = real(path, flags, mode)
+        if flags & os.O_CREAT:
+            made.append(path)
+            if len(made) == 1:  # another process that writes there takes it for a stale one
+                with monkeypatch.context() as patch:
+                    patch.setattr("unitroles.files.os.open", real)
+                    write_whole({tmp_path / "b": "other"})
+                assert not path.exists()
+        return number
+
+    monkeypatch.setattr("unitroles.files.os.open", opened)
+    write_whole({tmp_path / "a": "new"})
+    assert len(made) == 2
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "a": "new",
+        "b": "other",
+    }
 
 
 @pytest.mark.parametrize("name", ["/dev/full", "loop", "n" * 300, "file/inner", "a\0b", "pipe"])

@@ -9,7 +9,6 @@ import re
 import stat
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
@@ -39,8 +38,6 @@ _REMEDIES = {
     errno.ENAMETOOLONG: _NAME,
 }
 _PART = re.compile(r"\.[0-9a-f]{32}\.part")
-_YOUNG = 60.0
-"""Seconds; an empty temporary file may still be about to be locked."""
 _SEAL = b"\nunitroles sha256 "
 
 
@@ -200,8 +197,11 @@ def write_whole(files: Mapping[Path, str | bytes]) -> None:
             target = Path(os.path.realpath(path))
             if target.parent not in {part.parent for part in parts.values()}:
                 _take_away_stale(target.parent)
-            parts[path] = target.with_name(f".{uuid4().hex}.part")
-            numbers.append(os.open(parts[path], os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+            while True:
+                parts[path] = target.with_name(f".{uuid4().hex}.part")
+                numbers.append(os.open(parts[path], os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+                if _held(numbers[-1], parts[path]):
+                    break
             _fill(numbers[-1], content.encode() if isinstance(content, str) else content)
             if fcntl is None:
                 os.close(numbers.pop())  # Windows renames no open file
@@ -222,11 +222,17 @@ def write_whole(files: Mapping[Path, str | bytes]) -> None:
                 part.unlink(missing_ok=True)
 
 
+def _held(number: int, path: Path) -> bool:
+    """Lock what was just made; False where another process took it for a stale one before that."""
+    if fcntl is None:
+        return True
+    with suppress(OSError):  # a file system without locks: nobody takes it away
+        fcntl.flock(number, fcntl.LOCK_EX)
+    return path.exists()
+
+
 def _fill(number: int, content: bytes) -> None:
-    """Lock a new file while it has its temporary name, and bring all bytes to the disk."""
-    if fcntl is not None:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    """Bring all bytes to the disk."""
     rest = memoryview(content)
     while rest:
         rest = rest[os.write(number, rest) :]
@@ -252,9 +258,7 @@ def _take_away_stale(folder: Path) -> None:
 
 
 def _delete_unlocked(part: Path) -> None:
-    found = part.lstat()
-    about_to_be_locked = not found.st_size and time.time() - found.st_mtime < _YOUNG
-    if fcntl is None or not stat.S_ISREG(found.st_mode) or about_to_be_locked:
+    if fcntl is None or not stat.S_ISREG(part.lstat().st_mode):
         return
     number = os.open(part, os.O_RDONLY | os.O_NONBLOCK)
     try:
