@@ -500,9 +500,10 @@ def test_a_checkpoint_beside_finished_weights_goes(data, tmp_path, monkeypatch):
         raise Killed
 
     save = training._save_weights
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         patch.setattr(training, "_save_weights", dies)
-        train(RECIPE, data, MODEL, 1, tmp_path / "A.safetensors")
+        with pytest.raises(Killed):
+            train(RECIPE, data, MODEL, 1, tmp_path / "A.safetensors")
     assert len(list(tmp_path.iterdir())) == 2
     assert train(RECIPE, data, MODEL, 1, tmp_path / "A.safetensors").reused
     assert [path.name for path in tmp_path.iterdir()] == ["A.safetensors"]
