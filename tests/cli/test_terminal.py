@@ -16,7 +16,17 @@ import pytest
 import torch
 
 import unitroles as ur
-from kills import CODES, COMMAND, INTERRUPTED, KILLS, PART, TORTURE, ended, fresh_environment
+from kills import (
+    CODES,
+    COMMAND,
+    INTERRUPTED,
+    KILLS,
+    PART,
+    TORTURE,
+    begun,
+    ended,
+    fresh_environment,
+)
 from unitroles.cli.app import main
 from unitroles.cli.terminal import say, stopped_by_signals
 from unitroles.report.text import report
@@ -332,18 +342,27 @@ def test_a_place_for_the_result_that_is_none_is_one_sentence(here, capsys, out, 
 def test_a_killed_analysis_leaves_nothing_and_goes_on(name, here, tmp_path, draws):
     temporary = tmp_path / "temporary"
     temporary.mkdir()
-    environment = fresh_environment(temporary)
-    command = [*COMMAND, *analyze_words("--force", "--evidence", "--floors", "200", "--quiet")]
+    words = analyze_words("--force", "--evidence", "--floors", "200", "--quiet")
     before = {path.name for path in here.iterdir()}
-    moments = draws.uniform(0.0, 8.0, 20).round(2).tolist() if TORTURE else [2.0, 4.0, 6.0]
-    seen = []
-    for moment in moments:
-        process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-        time.sleep(moment)
-        process.send_signal(getattr(signal, name))
-        _, error = process.communicate(timeout=120)
-        how = ended(name, process.returncode, error)
-        seen.append((moment, how))
+
+    def run(kill_after=None):
+        with begun(words, temporary) as process:
+            if kill_after is not None:
+                time.sleep(kill_after)
+                process.send_signal(getattr(signal, name))
+            _, error = process.communicate(timeout=600)
+        return process.returncode, error
+
+    start = time.monotonic()
+    assert run()[0] == 0
+    length = time.monotonic() - start
+    whole, seen = ur.load("a.nc"), []
+    shares = draws.uniform(0.0, 1.0, 20) if TORTURE else (0.4, 0.6, 0.8)
+    for moment in length * np.array(shares):
+        for path in ("a.nc", "a.toml"):
+            Path(path).unlink(missing_ok=True)
+        how = ended(name, *run(moment))
+        seen.append((round(float(moment), 2), how))
         left = {path.name for path in here.iterdir()} - before
         if how == "finished":
             assert left == {"a.nc", "a.toml"}
@@ -351,19 +370,35 @@ def test_a_killed_analysis_leaves_nothing_and_goes_on(name, here, tmp_path, draw
             assert all(each in ("a.nc", "a.toml") or PART.fullmatch(each) for each in left)
         else:
             assert left <= {"a.nc", "a.toml"}
+        if "a.nc" in left:
+            assert same(whole, ur.load("a.nc"))
         if name != "SIGKILL":
             assert list(temporary.iterdir()) == []
-        for path in ("a.nc", "a.toml"):
-            if Path(path).exists():
-                assert path == "a.toml" or ur.load(path)
-                Path(path).unlink()
-    assert subprocess.run(command, env=environment, check=False).returncode == 0
+    assert any(how != "finished" for _, how in seen)
+    assert run()[0] == 0
     assert {path.name for path in here.iterdir()} - before == {"a.nc", "a.toml"}
     assert list(temporary.iterdir()) == []
-    found = ur.load("a.nc")
-    assert subprocess.run(command, env=environment, check=False).returncode == 0
-    assert same(found, ur.load("a.nc"))
+    assert same(whole, ur.load("a.nc"))
     print(json.dumps({name: seen}))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGKILL"])
+def test_rows_that_a_killed_analysis_kept_on_disk_are_taken_away(name, here, tmp_path):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    environment = fresh_environment(temporary)
+    words = analyze_words("--quiet", "--memory-budget", "1B")
+    killed = (
+        "import os, signal; from unitroles.curves import store; save = store.save_file;"
+        f"store.save_file = lambda *a: (save(*a), os.kill(os.getpid(), signal.{name}));"
+    )
+    command = [sys.executable, "-c", killed + COMMAND[-1], *words]
+    code = subprocess.run(command, env=environment, check=False, capture_output=True).returncode
+    assert code == CODES.get(name, -signal.SIGKILL)
+    assert len(list(temporary.glob("unitroles-*/*.safetensors"))) == (name == "SIGKILL")
+    subprocess.run([*COMMAND, *words], env=environment, check=True)
+    assert list(temporary.iterdir()) == []
 
 
 def same(one, other):

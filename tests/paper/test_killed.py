@@ -3,7 +3,6 @@
 import json
 import shutil
 import signal
-import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 from safetensors import safe_open
 
 import unitroles as ur
-from kills import COMMAND, KILLS, PART, TORTURE, ended, fresh_environment
+from kills import KILLS, PART, TORTURE, begun, ended
 from unitroles.files import unsealed
 
 # By stage, in the order of a run: what has just been written, and seconds after that.
@@ -44,13 +43,7 @@ class Run:
     def start(self):
         self.temporary.mkdir(exist_ok=True)
         words = ["reproduce", "digits", "--quick", "--seeds", "1", "--out", str(self.folder)]
-        return subprocess.Popen(
-            [*COMMAND, *words],
-            env=fresh_environment(self.temporary),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        return begun(words, self.temporary)
 
     def finish(self):
         with self.start() as process:
@@ -181,3 +174,4 @@ def test_a_killed_reproduction_goes_on_and_ends_the_same(names, whole, draws, tm
         shutil.rmtree(run.folder)
     print(json.dumps(seen))
     assert len(seen) == (20 if TORTURE else len(FIXED))
+    assert sum(how != "finished" for *_, how in seen) > len(seen) / 2
