@@ -289,6 +289,19 @@ def test_a_command_leaves_the_process_as_it_was(here, capsys):
     assert state() == before
 
 
+def test_an_empty_folder_that_a_killed_process_left_goes(tmp_path, monkeypatch, capsys):
+    names = pytest.importorskip("torch._inductor.runtime.cache_dir_utils")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    left = Path(names.default_cache_dir())
+    for files in (0, 1):
+        left.mkdir()
+        for number in range(files):
+            (left / f"{number}").touch()
+        assert main(["report", "none.nc"]) == 2
+        assert left.exists() == (files == 1)
+
+
 def test_a_process_that_is_new_is_left_as_it_was(here, tmp_path):
     (tmp_path / "temporary").mkdir()
     code = (

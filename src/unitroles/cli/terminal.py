@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import _thread
 import errno
+import getpass
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -102,18 +105,24 @@ def same_environment() -> Iterator[None]:
     """Take back what libraries write into the environment while they are used.
 
     PyTorch names a folder for what it compiles there, and makes it in the temporary folder, though
-    nothing is compiled: that goes too where it is empty. What threadpoolctl sets is left; without
-    it a second OpenMP, which may be loaded later, ends the process.
+    nothing is compiled: that goes too where it is empty, also if a process that was killed left it.
+    What threadpoolctl sets is left; without it a second OpenMP, which may be loaded later, ends the
+    process.
     """
     before = dict(os.environ)
     try:
         yield
     finally:
-        if _CACHE in os.environ and _CACHE not in before:
-            with suppress(OSError):
-                os.rmdir(os.environ[_CACHE])
+        if _CACHE not in before:
+            with suppress(OSError, KeyError):  # the latter: a user without a name
+                os.rmdir(os.environ.get(_CACHE) or _cache_folder())
         for name in {*os.environ, *before}:
             if name in before:
                 os.environ[name] = before[name]
             elif not name.startswith("KMP_"):
                 del os.environ[name]
+
+
+def _cache_folder() -> Path:
+    """The folder that PyTorch would name."""
+    return Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}"
