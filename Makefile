@@ -26,7 +26,7 @@ test-slow: .venv/.installed-bench ## the slow tests, branch coverage with that o
 	else echo 'coverage is that of both: run make test COVERAGE=1 first' >&2; fi
 	$(BIN)/python -m benchmarks.speed.run --quick > /dev/null
 
-torture: .venv/.installed-test ## the property tests on many more examples (SEED=0), some minutes
+torture: .venv/.installed-test ## the property tests on many more examples, kills at many moments (SEED=0); twenty minutes, on an idle machine
 	HYPOTHESIS_PROFILE=torture $(PYTEST) --hypothesis-seed=$(SEED) -m property tests
 
 lint: .venv/.installed-test ## format, lint and types

@@ -1,11 +1,13 @@
 """What holds for every test: no display, two cores, repeatable examples, checked shapes."""
 
 import os
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["MPLBACKEND"] = "Agg"  # read once, when matplotlib is first imported
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -66,6 +68,13 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def draws(request: pytest.FixtureRequest) -> np.random.Generator:
+    """What a test draws by itself: the same at every run with one `--hypothesis-seed`, else 0."""
+    seed = request.config.getoption("--hypothesis-seed") or "0"
+    return np.random.default_rng(zlib.crc32(f"{seed} {request.node.name}".encode()))
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import os
 
 import pytest
 
-from unitroles import InputError
-from unitroles.files import check_new, sealed, unsealed, write_whole
+from unitroles import InputError, files
+from unitroles.files import Scratch, check_new, sealed, unsealed, write_whole
 
 
 def failing(name, error, monkeypatch):
@@ -80,14 +80,70 @@ def test_temporary_files_of_killed_processes_are_taken_away_and_those_in_use_are
     other, mine = tmp_path / ".part", tmp_path / "x.part"
     for path in (stale, used, other, mine):
         path.write_text("ha")
-    young = tmp_path / f".{'b' * 32}.part"
-    young.touch()
+    (tmp_path / f".{'b' * 32}.part").touch()  # killed before it wrote anything
     with open(used) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         write_whole({tmp_path / "a": "new"})
-    assert {*tmp_path.iterdir()} == {used, young, other, mine, tmp_path / "a"}
+    assert {*tmp_path.iterdir()} == {used, other, mine, tmp_path / "a"}
     write_whole({tmp_path / "a": "new"})
-    assert {*tmp_path.iterdir()} == {young, other, mine, tmp_path / "a"}
+    assert {*tmp_path.iterdir()} == {other, mine, tmp_path / "a"}
+
+
+def test_a_file_that_is_taken_away_before_it_is_locked_is_made_again(tmp_path, monkeypatch):
+    made, real = [], os.open
+
+    def opened(path, flags, mode=0o777):
+        number = real(path, flags, mode)
+        if flags & os.O_CREAT:
+            made.append(path)
+            if len(made) == 1:  # another process that writes there takes it for a stale one
+                with monkeypatch.context() as patch:
+                    patch.setattr("unitroles.files.os.open", real)
+                    write_whole({tmp_path / "b": "other"})
+                assert not path.exists()
+        return number
+
+    monkeypatch.setattr("unitroles.files.os.open", opened)
+    write_whole({tmp_path / "a": "new"})
+    assert len(made) == 2
+    found = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert found == {"a": "new", "b": "other"}
+
+
+def test_temporary_folders_of_killed_processes_are_taken_away_and_no_others(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    stale, used = tmp_path / f"unitroles-{'0' * 32}", Scratch()
+    others = [tmp_path / name for name in ("unitroles-mine", f"unitroles-{'1' * 32}x", "0" * 32)]
+    for folder in (stale, *others):
+        folder.mkdir()
+        (folder / "000000.safetensors").write_text("")
+    link, file = tmp_path / f"unitroles-{'2' * 32}", tmp_path / f"unitroles-{'3' * 32}"
+    link.symlink_to(others[0])
+    file.write_text("")
+    Scratch.take_away_stale()
+    assert {*tmp_path.iterdir()} == {used.path, *others, link, file}
+    assert all(any(folder.iterdir()) for folder in others)
+    used.close()
+    assert {*tmp_path.iterdir()} == {*others, link, file}
+
+
+def test_a_temporary_folder_that_is_taken_away_before_it_is_locked_is_made_again(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    held, made = files._held, []
+
+    def taken(number, path):
+        made.append(path)
+        if len(made) == 1:
+            path.rmdir()
+        return held(number, path)
+
+    monkeypatch.setattr(files, "_held", taken)
+    scratch = Scratch()
+    assert [*tmp_path.iterdir()] == [scratch.path] == made[1:]
+    scratch.close()
+    assert [*tmp_path.iterdir()] == []
 
 
 @pytest.mark.parametrize("name", ["/dev/full", "loop", "n" * 300, "file/inner", "a\0b", "pipe"])

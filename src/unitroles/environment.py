@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-_CACHE = "TORCHINDUCTOR_CACHE_DIR"
+_CACHE, _NAME = "TORCHINDUCTOR_CACHE_DIR", "torchinductor_"
 
 
 @contextmanager
@@ -16,19 +17,20 @@ def no_compiler_cache() -> Iterator[None]:
 
     It makes the folder and writes its name into the environment when its exporter is first
     imported, though nothing is compiled, and again when it needs them. What somebody else writes
-    there stays, also if another thread does so meanwhile; so does a folder that is not empty.
+    there stays, also if another thread does so meanwhile; so does a folder that is not empty. An
+    empty one goes also if a process that was killed left it.
     """
     named = _CACHE in os.environ
     try:
         yield
     finally:
         folder = os.environ.get(_CACHE)
-        if not named and folder and _is_pytorchs(folder):
+        if not named and (folder is None or _is_pytorchs(folder)):
             os.environ.pop(_CACHE, None)
-            with suppress(OSError):
-                os.rmdir(folder)
+            with suppress(OSError, KeyError):  # the latter: a user without a name
+                os.rmdir(folder or os.path.join(tempfile.gettempdir(), _NAME + getpass.getuser()))
 
 
 def _is_pytorchs(folder: str) -> bool:
     place, name = os.path.split(folder)
-    return place == os.path.abspath(tempfile.gettempdir()) and name.startswith("torchinductor_")
+    return place == os.path.abspath(tempfile.gettempdir()) and name.startswith(_NAME)

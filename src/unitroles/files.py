@@ -1,4 +1,4 @@
-"""Files written whole or not at all and their digests; folders that can be written to."""
+"""Files written whole or not at all and their digests, folders to write in."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import errno
 import hashlib
 import os
 import re
+import shutil
 import stat
 import sys
 import tempfile
-import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,7 @@ _REMEDIES = {
     errno.ENAMETOOLONG: _NAME,
 }
 _PART = re.compile(r"\.[0-9a-f]{32}\.part")
-_YOUNG = 60.0
-"""Seconds; an empty temporary file may still be about to be locked."""
+_SCRATCH = re.compile(r"unitroles-[0-9a-f]{32}")
 _SEAL = b"\nunitroles sha256 "
 
 
@@ -199,9 +198,12 @@ def write_whole(files: Mapping[Path, str | bytes]) -> None:
                 raise FileExistsError(errno.EEXIST, "it is no file")
             target = Path(os.path.realpath(path))
             if target.parent not in {part.parent for part in parts.values()}:
-                _take_away_stale(target.parent)
-            parts[path] = target.with_name(f".{uuid4().hex}.part")
-            numbers.append(os.open(parts[path], os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+                _take_away_stale(target.parent, _PART)
+            while True:
+                parts[path] = target.with_name(f".{uuid4().hex}.part")
+                numbers.append(os.open(parts[path], os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+                if _held(numbers[-1], parts[path]):
+                    break
             _fill(numbers[-1], content.encode() if isinstance(content, str) else content)
             if fcntl is None:
                 os.close(numbers.pop())  # Windows renames no open file
@@ -222,11 +224,17 @@ def write_whole(files: Mapping[Path, str | bytes]) -> None:
                 part.unlink(missing_ok=True)
 
 
+def _held(number: int, path: Path) -> bool:
+    """Lock what was just made; False where another process took it for a stale one before that."""
+    if fcntl is None:
+        return True
+    with suppress(OSError):  # a file system without locks: nobody takes it away
+        fcntl.flock(number, fcntl.LOCK_EX)
+    return path.exists()
+
+
 def _fill(number: int, content: bytes) -> None:
-    """Lock a new file while it has its temporary name, and bring all bytes to the disk."""
-    if fcntl is not None:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    """Bring all bytes to the disk."""
     rest = memoryview(content)
     while rest:
         rest = rest[os.write(number, rest) :]
@@ -243,25 +251,67 @@ def _keep_names(folder: Path) -> None:
             os.close(number)
 
 
-def _take_away_stale(folder: Path) -> None:
-    """Delete temporary files that no process writes any more: it would hold their lock."""
+def _take_away_stale(folder: Path, names: re.Pattern[str]) -> None:
+    """Delete files or folders with such names that no process holds any more."""
     with suppress(OSError):
-        for part in [each for each in folder.iterdir() if _PART.fullmatch(each.name)]:
-            with suppress(OSError):
-                _delete_unlocked(part)
+        for path in [each for each in folder.iterdir() if names.fullmatch(each.name)]:
+            with suppress(OSError), _unheld(path):
+                if names is _PART:
+                    path.unlink()
+                else:
+                    shutil.rmtree(path)
 
 
-def _delete_unlocked(part: Path) -> None:
-    found = part.lstat()
-    about_to_be_locked = not found.st_size and time.time() - found.st_mtime < _YOUNG
-    if fcntl is None or not stat.S_ISREG(found.st_mode) or about_to_be_locked:
-        return
-    number = os.open(part, os.O_RDONLY | os.O_NONBLOCK)
+@contextmanager
+def _unheld(path: Path) -> Iterator[None]:
+    """Hold a file or folder; an `OSError` where another process does, or that is not possible."""
+    mode = path.lstat().st_mode
+    if fcntl is None or not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise OSError(errno.EINVAL, "it cannot be held")
+    number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
     try:
         fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        part.unlink()
+        yield
     finally:
         os.close(number)
+
+
+class Scratch:
+    """A new folder for temporary files, in that of the system (TMPDIR), until `close`.
+
+    The process holds a lock on it: what has this kind of name and no lock was left by a process
+    that was killed.
+
+    Raises
+    ------
+    OSError : it cannot be made.
+    """
+
+    def __init__(self) -> None:
+        self._number = None
+        while self._number is None:
+            self.path = Path(tempfile.gettempdir()) / f"unitroles-{uuid4().hex}"
+            self.path.mkdir(0o700)
+            if fcntl is None:
+                break
+            with suppress(FileNotFoundError):  # taken for a stale one before it was locked
+                number = os.open(self.path, os.O_RDONLY)
+                if _held(number, self.path):
+                    self._number = number
+                else:
+                    os.close(number)
+
+    def close(self) -> None:
+        """Delete the folder with all that is in it."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        if self._number is not None:
+            os.close(self._number)
+            self._number = None
+
+    @staticmethod
+    def take_away_stale() -> None:
+        """Delete the folders that processes left when they were killed."""
+        _take_away_stale(Path(tempfile.gettempdir()), _SCRATCH)
 
 
 def require(*packages: str) -> None:

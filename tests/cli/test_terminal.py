@@ -16,6 +16,17 @@ import pytest
 import torch
 
 import unitroles as ur
+from kills import (
+    CODES,
+    COMMAND,
+    INTERRUPTED,
+    KILLS,
+    PART,
+    TORTURE,
+    begun,
+    ended,
+    fresh_environment,
+)
 from unitroles.cli.app import main
 from unitroles.cli.terminal import say, stopped_by_signals
 from unitroles.report.text import report
@@ -115,9 +126,6 @@ def test_a_full_output_is_one_sentence(monkeypatch):
 
 
 # --- signals
-
-CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
-INTERRUPTED = "error: interrupted; what was finished is kept\n"
 
 
 def handlers():
@@ -281,12 +289,17 @@ def test_a_command_leaves_the_process_as_it_was(here, capsys):
     assert state() == before
 
 
-def fresh_environment(temporary):
-    """That of a process in which no library has set anything."""
-    found = {**os.environ, "TMPDIR": str(temporary), "PYTHONDONTWRITEBYTECODE": "1"}
-    found.pop("TORCHINDUCTOR_CACHE_DIR", None)
-    found["PYTHONPATH"] = os.pathsep.join([str(Path(ur.__file__).parents[1]), *sys.path])
-    return found
+def test_an_empty_folder_that_a_killed_process_left_goes(tmp_path, monkeypatch, capsys):
+    names = pytest.importorskip("torch._inductor.runtime.cache_dir_utils")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    left = Path(names.default_cache_dir())
+    for files in (0, 1):
+        left.mkdir()
+        for number in range(files):
+            (left / f"{number}").touch()
+        assert main(["report", "none.nc"]) == 2
+        assert left.exists() == (files == 1)
 
 
 def test_a_process_that_is_new_is_left_as_it_was(here, tmp_path):
@@ -336,54 +349,72 @@ def test_a_place_for_the_result_that_is_none_is_one_sentence(here, capsys, out, 
 # --- killed while it runs: the slow part
 
 
-def moments(count):
-    """Seconds after the start; more of them, others at every seed, in `make torture`."""
-    if os.environ.get("HYPOTHESIS_PROFILE") == "torture":
-        return np.random.default_rng().uniform(0.0, 8.0, 20).round(2).tolist()
-    return np.linspace(2.0, 6.0, count).tolist()
+@pytest.mark.slow
+@pytest.mark.property
+@pytest.mark.parametrize("name", KILLS)
+def test_a_killed_analysis_leaves_nothing_and_goes_on(name, here, tmp_path, draws):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    words = analyze_words("--force", "--evidence", "--floors", "200", "--quiet")
+    before = {path.name for path in here.iterdir()}
+
+    def run(kill_after=None):
+        start = time.monotonic()
+        with begun(words, temporary) as process:
+            try:
+                process.wait(kill_after)
+            except subprocess.TimeoutExpired:
+                process.send_signal(getattr(signal, name))
+            _, error = process.communicate(timeout=600)
+        return process.returncode, error, time.monotonic() - start
+
+    code, _, length = run()
+    assert code == 0
+    whole, seen = ur.load("a.nc"), []
+    shares = draws.uniform(0.0, 1.0, 20).tolist() if TORTURE else (0.4, 0.6, 0.8)
+    for share in shares:
+        for path in ("a.nc", "a.toml"):
+            Path(path).unlink(missing_ok=True)
+        code, error, seconds = run(share * length)
+        how = ended(name, code, error)
+        seen.append((round(share, 3), round(share * length, 2), how))
+        left = {path.name for path in here.iterdir()} - before
+        if how == "finished":
+            length = min(length, seconds)  # the machine has less to do than before
+            assert left == {"a.nc", "a.toml"}
+        elif name == "SIGKILL":
+            assert all(each in ("a.nc", "a.toml") or PART.fullmatch(each) for each in left)
+        else:
+            assert left <= {"a.nc", "a.toml"}
+        if "a.nc" in left:
+            assert same(whole, ur.load("a.nc"))
+        if name != "SIGKILL":
+            assert list(temporary.iterdir()) == []
+    assert any(how != "finished" for *_, how in seen)
+    assert run()[0] == 0
+    assert {path.name for path in here.iterdir()} - before == {"a.nc", "a.toml"}
+    assert list(temporary.iterdir()) == []
+    assert same(whole, ur.load("a.nc"))
+    print(json.dumps({name: seen}))
 
 
 @pytest.mark.slow
-@pytest.mark.property
-@pytest.mark.parametrize("name", [*CODES, "SIGKILL"])
-def test_a_killed_analysis_leaves_nothing_and_goes_on(name, here, tmp_path):
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGKILL"])
+def test_rows_that_a_killed_analysis_kept_on_disk_are_taken_away(name, here, tmp_path):
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     environment = fresh_environment(temporary)
-    command = [sys.executable, "-c", "from unitroles.cli.app import main; raise SystemExit(main())"]
-    command += analyze_words("--force", "--evidence", "--floors", "200", "--quiet")
-    before = {path.name for path in here.iterdir()}
-    seen = []
-    for moment in moments(3):
-        process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-        time.sleep(moment)
-        process.send_signal(getattr(signal, name))
-        _, error = process.communicate(timeout=120)
-        seen.append((moment, process.returncode))
-        left = {path.name for path in here.iterdir()} - before
-        if process.returncode == 0:
-            assert left == {"a.nc", "a.toml"}
-        elif name == "SIGKILL":
-            assert process.returncode == -signal.SIGKILL
-            assert all(each in ("a.nc", "a.toml") or each.endswith(".part") for each in left)
-        elif process.returncode == CODES[name]:
-            assert error.endswith(INTERRUPTED)
-            assert left <= {"a.nc"}
-        else:  # before the command began, or while Python ends
-            assert process.returncode == -getattr(signal, name)
-            assert left <= {"a.nc", "a.toml"}
-        if name != "SIGKILL":
-            assert list(temporary.iterdir()) == []
-        for path in ("a.nc", "a.toml"):
-            if Path(path).exists():
-                assert path == "a.toml" or ur.load(path)
-                Path(path).unlink()
-    assert subprocess.run(command, env=environment, check=False).returncode == 0
-    assert {path.name for path in here.iterdir()} - before == {"a.nc", "a.toml"}
-    found = ur.load("a.nc")
-    assert subprocess.run(command, env=environment, check=False).returncode == 0
-    assert same(found, ur.load("a.nc"))
-    print(json.dumps({name: seen}))
+    words = analyze_words("--quiet", "--memory-budget", "1B")
+    killed = (
+        "import os, signal; from unitroles.curves import store; save = store.save_file;"
+        f"store.save_file = lambda *a: (save(*a), os.kill(os.getpid(), signal.{name}));"
+    )
+    command = [sys.executable, "-c", killed + COMMAND[-1], *words]
+    code = subprocess.run(command, env=environment, check=False, capture_output=True).returncode
+    assert code == CODES.get(name, -signal.SIGKILL)
+    assert len(list(temporary.glob("unitroles-*/*.safetensors"))) == (name == "SIGKILL")
+    subprocess.run([*COMMAND, *words], env=environment, check=True)
+    assert list(temporary.iterdir()) == []
 
 
 def same(one, other):

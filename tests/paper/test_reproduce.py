@@ -296,6 +296,25 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_numbers(run, small, tmp_pat
     pd.testing.assert_frame_equal(again["table3"], written["table3"])
 
 
+def test_tables_of_two_calls_are_never_called_finished(one_seed, monkeypatch):
+    def finished():
+        return json.loads((one_seed / "run.json").read_text())["finished"]
+
+    def dies(*given):
+        raise KeyboardInterrupt
+
+    assert finished()
+    for name in ("train", "write_figures"):  # nothing is mixed before the first table is written
+        with monkeypatch.context() as patch:
+            patch.setattr(reproduce, name, dies)
+            with pytest.raises(KeyboardInterrupt):
+                reproduce.reproduce("digits", one_seed, seeds=(1,))
+        assert finished() == (name == "train")
+    assert pd.read_csv(one_seed / "table2.csv")["seed"].unique().tolist() == [1]
+    reproduce.reproduce("digits", one_seed, seeds=(1,))
+    assert finished()
+
+
 @pytest.mark.parametrize(
     "seeds", [(-1,), (1, 1), (True,), (), (1, -2, 3)], ids=lambda seeds: f"{seeds}"
 )

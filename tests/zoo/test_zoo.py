@@ -17,6 +17,7 @@ from safetensors import safe_open
 
 from unitroles import InputError
 from unitroles.files import sealed, unsealed
+from unitroles.zoo import training
 from unitroles.zoo.images import load_images
 from unitroles.zoo.settings import DataSettings, ModelSettings, Recipe, ladder, read_settings
 from unitroles.zoo.training import augment, train
@@ -491,6 +492,21 @@ def test_finished_weights_are_reused(data, tmp_path):
     assert same_weights(first, again)
     assert not again.model.training
     assert replace(again, model=first.model, reused=False) == first
+
+
+def test_a_checkpoint_beside_finished_weights_goes(data, tmp_path, monkeypatch):
+    def dies(*given):
+        save(*given)
+        raise Killed
+
+    save = training._save_weights
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_save_weights", dies)
+        with pytest.raises(Killed):
+            train(RECIPE, data, MODEL, 1, tmp_path / "A.safetensors")
+    assert len(list(tmp_path.iterdir())) == 2
+    assert train(RECIPE, data, MODEL, 1, tmp_path / "A.safetensors").reused
+    assert [path.name for path in tmp_path.iterdir()] == ["A.safetensors"]
 
 
 def flipped(content):

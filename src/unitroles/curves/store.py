@@ -16,6 +16,7 @@ from torch import Tensor
 
 from unitroles.engine.plan import Rows
 from unitroles.errors import InputError
+from unitroles.files import Scratch
 
 SHARD_BYTES = 64 * 2**20
 # Of the free disk; the rest belongs to others.
@@ -85,7 +86,7 @@ class DiskStore:
 
     tile: int
     where: str = "disk"
-    _folder: Path | None = None
+    _folder: Scratch | None = None
     _waiting: list[Rows] = field(default_factory=list)
     _files: list[Path] = field(default_factory=list)
 
@@ -103,8 +104,8 @@ class DiskStore:
     def _write(self, blocks: Rows) -> None:
         try:
             if self._folder is None:
-                self._folder = Path(tempfile.mkdtemp(prefix="unitroles-"))
-            file = self._folder / f"{len(self._files):06d}.safetensors"
+                self._folder = Scratch()
+            file = self._folder.path / f"{len(self._files):06d}.safetensors"
             # Copies: blocks that share memory are refused.
             copies = [block.clone(memory_format=torch.contiguous_format) for block in blocks]
             save_file({f"{i:03d}": block for i, block in enumerate(copies)}, file)
@@ -127,12 +128,13 @@ class DiskStore:
 
     def close(self) -> None:
         if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder.close()
         self._waiting.clear()
         self._files.clear()
 
 
 def _free_disk() -> int:
+    Scratch.take_away_stale()  # of runs that were killed, which may be large
     return int(_DISK_SHARE * shutil.disk_usage(tempfile.gettempdir()).free)
 
 

@@ -158,7 +158,7 @@ class FullPlan:
 def one_by_one(
     run: Callable[[Any, Masks], Iterator[tuple[slice, Logits]]], kept: Any, masks: Masks
 ) -> Iterator[tuple[slice, Logits]]:
-    """The logits of `run` for every mask, one sample in a call, whatever a model does to a batch."""
+    """The logits of `run` for every mask, one sample in a call: whatever a batch does to them."""
     samples = [rows_of(kept, slice(i, i + 1)) for i in range(batch_size(kept))]
     for part in slices(len(masks), _MASKS):
         retrieved = masks.retrieved_in(part).expand(-1, len(samples), -1)

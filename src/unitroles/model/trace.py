@@ -396,7 +396,9 @@ def find_site(model: nn.Module, layer: Layer, calls: list[Call], batch: int) -> 
         )
     call = mine[index]
     if call.shape is not None and len(call.shape) > 1 and call.shape[0] < batch:
-        raise NotReached(layer.path, call.module, some_rows_message(layer.path, call.shape[0], batch))
+        raise NotReached(
+            layer.path, call.module, some_rows_message(layer.path, call.shape[0], batch)
+        )
     if call.shape is None or len(call.shape) < 2 or call.shape[0] != batch:
         shape = "no single floating-point tensor" if call.shape is None else f"shape {call.shape}"
         raise InputError(

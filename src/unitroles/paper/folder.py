@@ -49,12 +49,17 @@ def claim(job: Job) -> None:
     key, file = _key(job), job.out / "run.json"
     found = _key_of(file)
     if found is None:
-        _write_json({"key": key, **_choices(job), "finished": False}, file)
+        begin(job)
     elif found != key:
         raise InputError(
             f"{job.out} holds a run with other settings (see {file}); choose another folder "
             "with --out, or delete this one if it is no longer needed"
         )
+
+
+def begin(job: Job) -> None:
+    """Say in run.json that what is beside it may be of several calls: this one was killed."""
+    _write_json({"key": _key(job), **_choices(job), "finished": False}, job.out / "run.json")
 
 
 def _key_of(file: Path) -> str | None:

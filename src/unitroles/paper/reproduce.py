@@ -19,7 +19,7 @@ from unitroles.errors import unknown
 from unitroles.files import require, write_whole
 from unitroles.paper import tables
 from unitroles.paper.evidence import evidence_tables
-from unitroles.paper.folder import Job, claim, write_run, write_tables
+from unitroles.paper.folder import Job, begin, claim, write_run, write_tables
 from unitroles.paper.tables import CORRECT, GIVEN, OWN, Member
 from unitroles.paper.text import report
 from unitroles.progress import Track, track
@@ -86,6 +86,7 @@ def reproduce(
     if not _is_main_process():
         return {}
     written = _tables(members, job)
+    begin(job)
     write_tables(job, written)
     _figures(members, job)
     seconds = round(time.perf_counter() - start, 1)

@@ -114,6 +114,7 @@ def train(
             make_folder(weights.parent)
             trained = _run(job, accelerator, on_epochs, checkpoint_seconds)
         elif accelerator.is_main_process:
+            job.checkpoint.unlink(missing_ok=True)  # of a training killed as it ended
             on_epochs(recipe.epochs)
     return trained
 
