@@ -92,4 +92,4 @@ def test_samples_that_influence_each_other_are_not_compared():
     norm = nn.BatchNorm1d(toy.train[0].shape[1], track_running_stats=False)
     found = plan(replace(toy, model=nn.Sequential(norm, toy.model)), layer=f"1.{toy.layer}")
     assert (found.compared_samples, found.alone_samples, found.alone_seconds) == (0, 0, 0)
-    assert "influence each other" in found.reason
+    assert "depends on the others" in found.reason

@@ -236,7 +236,8 @@ def test_a_forecast_in_words():
         "layer": "features.29: 512 units, 10 classes",
         "plan": "suffix: units meet",
         "samples": "train 5,000, test 1,000",
-        "body": "6,144 samples through the model as far as the layer, or to its end to compare them",
+        "body": "6,144 samples through the model as far as the layer, or to its end to compare "
+        "them",
         "ablation runs": "3,084,000 masked copies through what comes after the layer",
         "comparison": "6,000 samples with the model's own logits, 64 of them also alone",
         "sample storage": "3.0 MiB (memory)",

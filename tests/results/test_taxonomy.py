@@ -12,6 +12,7 @@ import xarray as xr
 
 import networks
 import unitroles as ur
+from forcing import quietly
 from unitroles import roles
 from unitroles.results.dataset import Measured, dataset
 
@@ -533,9 +534,10 @@ def test_several_layers_are_analysed_into_a_set():
 
 def test_a_layer_given_twice_is_refused():
     toy = networks.toy("relu_twice")
-    layers = [ur.Layer("relu", call=0), ur.Layer("relu", call=1)]
-    with pytest.raises(ur.InputError, match="layer 'relu' is given twice"):
-        ur.analyze_layers(toy.model, toy.train, toy.test, layers, progress=False)
+    first, last = ur.Layer("relu", call=0), ur.Layer("relu", call=1)
+    for layers in ([first, last], ["relu", last], [toy.model.relu, first]):
+        with pytest.raises(ur.InputError, match="layer 'relu' is given twice"):
+            quietly(ur.analyze_layers, toy.model, toy.train, toy.test, layers)
 
 
 def test_the_tolerance_in_use_is_a_row_of_the_sensitivity():

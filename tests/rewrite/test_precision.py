@@ -85,6 +85,11 @@ NETS = {
         EXACT,
         lambda net, x: net.last(net.body(x).double().type_as(net.last.weight)),
     ),
+    "after a norm": (
+        "additive",
+        EXACT,
+        lambda net, x: net.last(net.norm(net.body(x)).double().float()),
+    ),
     "of a condition": (
         "additive",
         EXACT,
@@ -121,13 +126,15 @@ def branching(net, x):
     return net.last(f if bool(f.isfinite().all()) else f.clamp(-1, 1))
 
 
-def test_a_model_of_16_bits_that_runs_in_full_is_told_of_float32():
-    net, x = Net(branching).eval().bfloat16(), torch.randn(SAMPLES, 4).bfloat16()
+def sensitive(net, x):
+    return net.last(torch.sin(1000 * net.mid(net.body(x))))
+
+
+@pytest.mark.parametrize(("forward", "told"), [(branching, False), (sensitive, True)])
+def test_float32_is_named_where_rounding_keeps_a_plan_from_agreeing(forward, told):
+    net, x = Net(forward).eval().bfloat16(), torch.randn(SAMPLES, 4).bfloat16()
     with untouched(net):
         site, seen = find(net, Layer("body.1"), x[:2]), traced(net, x[:2])
         (choice,) = choose_plans(net, [site], seen, 2**30, Precision(torch.device("cpu")))
     assert choice.plan.name == "full"
-    assert "branches on numbers" in choice.plan.reason
-    assert choice.plan.reason.endswith(
-        "in float32 (model.float(), no autocast) it may have a faster plan"
-    )
+    assert ("in float32 (model.float(), no autocast) it may agree" in choice.plan.reason) == told

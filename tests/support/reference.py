@@ -122,8 +122,15 @@ def score(
 def score_mean(
     model: nn.Module, layer: str, inputs: Tensor, axis: int = 1, call: int = -1
 ) -> np.ndarray:
-    """Signed mean over positions, mean over samples: (units,) float64."""
-    return mean_over_samples(model, layer, inputs, axis, call, lambda unit: unit.mean())
+    """Signed mean over positions, mean over samples: (units,) float64.
+
+    A sample that does not reach the layer, an expert, counts with zero.
+    """
+
+    def mean(unit: Tensor) -> Tensor:
+        return unit.mean() if unit.numel() else unit.new_zeros(())
+
+    return mean_over_samples(model, layer, inputs, axis, call, mean)
 
 
 def score_l2(

@@ -18,6 +18,7 @@ import reference
 import unitroles as ur
 from unitroles.engine import audit as auditing
 from unitroles.engine.audit import Guard
+from unitroles.report import text
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 DRAWS = [(name, share, seed) for seed, share in ((0, 0.5), (1, 0.3)) for name in odd.ODD]
@@ -53,7 +54,7 @@ def outcome(name, share, seed, sizes=(20, 16), **options):
     )
     if same:
         return "equal", said
-    return ("told" if any("depends on the others" in text for text in said) else "SILENT"), said
+    return ("told" if any("depends on the others" in note for note in said) else "SILENT"), said
 
 
 @pytest.mark.slow
@@ -77,7 +78,7 @@ SHORT = [
 def test_samples_alone_and_in_a_run_give_the_same(name):
     found, said = outcome(name, 0.5, 0)
     assert found == "equal"
-    assert any("one by one" in text for text in said) == (name != "Plain")
+    assert any("one by one" in note for note in said) == (name != "Plain")
 
 
 def test_the_reason_of_an_expert_is_that_it_is_one():
@@ -116,6 +117,24 @@ def test_without_its_guards_the_library_would_be_silently_wrong(monkeypatch, gua
     monkeypatch.setattr(Guard, guard, lambda self, *given: None)
     name = {"every": "Padded", "alone": "SortedBody"}[guard]
     assert outcome(name, 0.5, 0, compute=ur.Compute(audit=0))[0] == "SILENT"
+
+
+@pytest.mark.parametrize("name", ["Stateful", "EarlyExit"])
+def test_the_report_says_what_a_failed_audit_found(name):
+    found, said = told(name, 0.5, 0)
+    assert any("depends on the others" in note for note in said)
+    (line,) = [line for line in text.report(found).splitlines() if line.startswith("checked")]
+    assert "results depend on the batches" in line
+    assert "none differed" not in line
+
+
+def test_an_expert_with_a_mean_baseline_counts_zeros_where_it_is_not_reached():
+    found, said = told("ExpertByMask", 0.5, 0, method=ur.Method(baseline="mean"))
+    assert any("one by one" in note for note in said)
+    train, test = odd.samples(20, 0), odd.samples(16, 9)
+    model = odd.odd("ExpertByMask", 0.5, 0)
+    truth = reference.analyze(model, "act", train, test, 1, -1, baseline="mean")
+    np.testing.assert_allclose(found.data.loss, truth.loss, atol=2e-5)
 
 
 @pytest.mark.slow
