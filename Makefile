@@ -20,14 +20,14 @@ test: lint ## lint, types, tests and doctests but for the slow ones
 	COVERAGE_FILE=.coverage.fast $(PYTEST) $(if $(COVERAGE),$(MEASURED)) -m "not slow" src tests
 
 test-slow: .venv/.installed-bench ## the slow tests, branch coverage with that of `make test COVERAGE=1`, a smoke run of the benchmarks
-	COVERAGE_FILE=.coverage.slow $(PYTEST) $(MEASURED) -m slow tests
+	SHAPES=all COVERAGE_FILE=.coverage.slow $(PYTEST) $(MEASURED) -m slow tests
 	@if [ -f .coverage.fast ]; then \
 	  $(BIN)/coverage combine --keep .coverage.fast .coverage.slow && $(BIN)/coverage report; \
 	else echo 'coverage is that of both: run make test COVERAGE=1 first' >&2; fi
 	$(BIN)/python -m benchmarks.speed.run --quick > /dev/null
 
 torture: .venv/.installed-test ## the property tests on many more examples, kills at many moments (SEED=0); twenty minutes, on an idle machine
-	HYPOTHESIS_PROFILE=torture $(PYTEST) --hypothesis-seed=$(SEED) -m property tests
+	SHAPES=all HYPOTHESIS_PROFILE=torture $(PYTEST) --hypothesis-seed=$(SEED) -m property tests
 
 lint: .venv/.installed-test ## format, lint and types
 	$(BIN)/ruff check .

@@ -486,3 +486,31 @@ def test_the_recommended_layer_is_taken_where_none_is_named(function):
     assert found.attrs["layer"] == "3"
     named = ablate(function, "mlp", layer="3")
     xr.testing.assert_equal(found, named)
+
+
+class Bare(nn.Module):
+    """A head without a bias, or after a norm: without its only active unit nothing is left."""
+
+    def __init__(self, norm: nn.Module, scale: float = 1.0):
+        super().__init__()
+        torch.manual_seed(0)
+        self.act, self.norm, self.head = nn.ReLU(), norm, nn.Linear(30, 3, bias=False)
+        self.scale = scale
+
+    def forward(self, x):
+        return self.head(self.norm(self.scale * self.act(x)))
+
+
+@pytest.mark.parametrize(
+    "model", [Bare(nn.Identity()), Bare(nn.LayerNorm(30), 1e4), Bare(nn.RMSNorm(30), 1e4)]
+)
+def test_no_rounding_is_left_where_the_only_active_unit_is_removed(model):
+    draw = torch.Generator().manual_seed(0)
+    x = torch.where(torch.rand(40, 30, generator=draw) < 0.05, 1.0, -1.0)
+    x = x * torch.rand(40, 30, generator=draw)
+    y = torch.arange(40) % 3
+    found = quietly(ur.single_unit_ablation, model, (x, y), layer="act")
+    assert found.attrs["plan"] == "additive"
+    wanted = reference.single_unit_ablation(model, "act", (x, y))
+    np.testing.assert_allclose(found.loss_change, wanted["loss_change"], atol=1e-5)
+    np.testing.assert_array_equal(found.accuracy_change, wanted["accuracy_change"])

@@ -168,7 +168,7 @@ assert not [name for name, _ in changed if not name.startswith("KMP_")], changed
 @pytest.mark.parametrize(
     "call",
     [
-        "ur.analyze_layers(net, data, data, ['1', None])",
+        "ur.analyze_layers(net, data, data, ['0', None])",
         "ur.plan(net, data, data, '1')",
         "ur.layers(net, data[0])",
         "ur.cumulative_ablation(net, data)",

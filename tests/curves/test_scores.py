@@ -10,12 +10,7 @@ from torch import Tensor, nn
 import networks
 import reference
 import unitroles as ur
-from forcing import (
-    analyze_toy,
-    layer_of,
-    observe,
-    traced,
-)
+from forcing import PLANS, analyze_toy, forced, layer_of, observe, quietly, traced
 from twins import NAMES, assert_equals_twin, same, twin
 from unitroles.curves.scores import layer_score
 from unitroles.model.candidates import resolve
@@ -54,6 +49,19 @@ def test_a_function_may_score_the_units():
             ]
             expected = torch.stack(largest).mean(dim=0)
             np.testing.assert_allclose(taxonomy.data.score[split, label], expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_a_score_function_may_write_to_what_it_is_given(plan):
+    toy = networks.toy("mlp")
+    given = toy.model, toy.train, toy.test
+    with forced(plan):
+        writes, reads = (
+            quietly(ur.analyze, *given, layer=layer_of(toy), method=ur.Method(score=score))
+            for score in (lambda a: a.sub_(5).sum(2), lambda a: (a - 5).sum(2))
+        )
+    np.testing.assert_array_equal(writes.data.score, reads.data.score)
+    np.testing.assert_array_equal(writes.data.loss, reads.data.loss)
 
 
 def test_a_score_function_of_the_wrong_shape_is_refused():

@@ -15,6 +15,7 @@ from torch.utils.data import (
     IterableDataset,
     SequentialSampler,
     Subset,
+    SubsetRandomSampler,
     TensorDataset,
     WeightedRandomSampler,
     default_collate,
@@ -300,6 +301,27 @@ class OwnBatches(BatchSampler):
             ),
             "own way \\(OwnBatches\\)",
             id="own batches",
+        ),
+        pytest.param(
+            lambda: DataLoader(
+                Pairs(), batch_sampler=BatchSampler(SubsetRandomSampler(range(5)), 2, False)
+            ),
+            "own way \\(SubsetRandomSampler\\)",
+            id="a subset in batches",
+        ),
+        pytest.param(
+            lambda: DataLoader(
+                Pairs(), batch_sampler=BatchSampler(SequentialSampler(range(5)), 2, False)
+            ),
+            "own way \\(SequentialSampler\\)",
+            id="the first in batches",
+        ),
+        pytest.param(
+            lambda: DataLoader(
+                Pairs(), sampler=torch.utils.data.RandomSampler(Pairs(), num_samples=5)
+            ),
+            "own way \\(RandomSampler\\)",
+            id="some",
         ),
         pytest.param(
             lambda: DataLoader(Pairs(), batch_size=None),

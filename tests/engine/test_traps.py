@@ -369,3 +369,70 @@ def test_layers_that_the_first_samples_do_not_feel_are_checked_on_more():
     found, notes = observe(ur.analyze, net, (x, y), (x, y), layer="1")
     assert found.provenance["self_check"]["conclusive"]
     assert notes == []
+
+
+class OfSign(nn.Module):
+    """Tells 0 from -0, which a negative unit times 0 would give."""
+
+    def __init__(self, read):
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc, self.act, self.head = nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, LABELS)
+        self.read = read
+
+    def forward(self, x):
+        return self.head(self.read(self.act(self.fc(x))))
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda z: torch.atan2(z, -torch.ones_like(z)),
+        lambda z: torch.copysign(torch.ones_like(z), z),
+        lambda z: torch.tanh(1 / z),
+    ],
+)
+def test_an_ablated_unit_is_zero_and_not_minus_zero(read):
+    assert_right(OfSign(read), "act")
+
+
+class Squeezed(nn.Module):
+    """One sample alone loses its axis too."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc, self.act, self.head = nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, LABELS)
+
+    def forward(self, x):
+        return self.head(self.act(self.fc(x))[:, :, None, None].squeeze())
+
+
+class Kept(Squeezed):
+    """The same, as it is meant."""
+
+    def forward(self, x):
+        return self.head(self.act(self.fc(x)))
+
+
+@pytest.mark.parametrize("count", [24, 3])
+def test_a_squeeze_that_takes_the_axis_of_one_sample(count):
+    train, test = data(count), data(count, seed=1)
+    options = {"layer": "act", "progress": False}
+    found, wanted = (ur.analyze(m().double(), train, test, **options) for m in (Squeezed, Kept))
+    np.testing.assert_allclose(found.data.loss, wanted.data.loss, rtol=1e-12)
+    one, other = (ur.single_unit_ablation(m().double(), train, **options) for m in (Squeezed, Kept))
+    np.testing.assert_allclose(one.loss_change, other.loss_change, atol=1e-12)
+
+
+class GradientsOn(Squeezed):
+    def forward(self, x):
+        torch.set_grad_enabled(True)
+        return self.head(self.act(self.fc(x)))
+
+
+def test_a_forward_that_switches_gradients_on():
+    x, y = data()
+    found = ur.analyze(GradientsOn().double(), (x, y), data(seed=1), layer="act", progress=False)
+    wanted = reference.analyze(Kept().double(), "act", (x, y), data(seed=1))
+    np.testing.assert_allclose(found.data.loss, wanted.loss, rtol=1e-9)

@@ -3,6 +3,7 @@
 Models of transformers put hooks in at their first forward, guarded by an attribute.
 """
 
+from collections import deque
 from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
@@ -174,3 +175,74 @@ def test_an_outer_autocast_changes_no_number():
         inside = VERBS["analyze"](model, x, "1")
     assert plain.data.loss.equals(inside.data.loss)
     assert plain.data.role.equals(inside.data.role)
+
+
+class Hoards(nn.Module):
+    """Keeps what it meets in containers and tensors that are no buffers, and counts."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.f, self.a, self.h = nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)
+        self.mean, self.log, self.deep = [torch.zeros(5)], {}, {"in": [[1.0], {2}]}
+        self.count, self.last = torch.zeros(1), deque([1], maxlen=3)
+        self.register_buffer("gap", torch.tensor([float("nan"), 1.0]).expand(2, 2))
+
+    def forward(self, x):
+        z = self.a(self.f(x))
+        self.mean[0] = 0.9 * self.mean[0] + 0.1 * z.mean(0)
+        self.log[str(len(self.log))] = z
+        self.deep["in"][0].append(len(x))
+        self.deep["in"][1].add(3)
+        self.last.append(z)
+        self.count += 1
+        return self.h(z)
+
+
+def held(model: nn.Module) -> Any:
+    numbers = [model.mean[0].tolist(), model.count.item(), list(model.last)]
+    return [type(model.mean[0]), numbers, dict(model.log), deepcopy(model.deep)]
+
+
+@pytest.mark.filterwarnings("ignore::unitroles.errors.PlanWarning")
+@pytest.mark.filterwarnings("ignore::unitroles.errors.DataWarning")
+@pytest.mark.parametrize("verb", VERBS)
+def test_what_containers_and_plain_tensors_hold_comes_back(verb):
+    model, inputs = Hoards().eval(), torch.randn(9, 6)
+    before = held(model)
+    VERBS[verb](model, inputs, "a")
+    assert held(model) == before
+    assert torch.isnan(model.gap).sum() == 2
+
+
+class Learns(nn.Module):
+    """Changes gradients, their flags and kinds of numbers in its forward."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.f, self.a, self.h = nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)
+
+    def forward(self, x):
+        self.f.requires_grad_(False)
+        with torch.enable_grad():
+            self.h(torch.ones(1, 5)).sum().backward()
+        out = self.h(self.a(self.f(x)))
+        self.h.weight.data = self.h.weight.data.double().float()
+        return out
+
+
+@pytest.mark.filterwarnings("ignore::unitroles.errors.PlanWarning")
+@pytest.mark.filterwarnings("ignore::unitroles.errors.DataWarning")
+@pytest.mark.parametrize("given", [None, 2.0])
+def test_gradients_and_their_flags_come_back(given):
+    model = Learns().eval()
+    if given is not None:
+        model.h.weight.grad = torch.full_like(model.h.weight, given)
+    weights = deepcopy(model.state_dict())
+    ur.single_unit_ablation(model, data(torch.randn(9, 6)), "a", progress=False)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert model.h.bias.grad is None
+    grad = model.h.weight.grad
+    assert grad is None if given is None else bool((grad == given).all())
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())

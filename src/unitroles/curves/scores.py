@@ -137,8 +137,10 @@ def sample_scores(
     units = by_unit(activation, axis)
     if units.dtype in HALF:
         units = units.to(torch.float32)
+    if score not in SAMPLE_SCORES.values():  # of the user, which may write to what it is given
+        units = units.clone()
     values = _scored(units, score) if real is None else _of_real(units, score, real)
-    return values.cpu()
+    return values.detach().cpu()
 
 
 def score_sums(

@@ -109,18 +109,26 @@ def _classed(samples: Samples) -> Samples:
 
 
 def _check_loader(loader: DataLoader, name: str) -> None:
-    plain = type(loader.batch_sampler) is BatchSampler and (
-        type(loader.sampler) is SequentialSampler
-        or (type(loader.sampler) is RandomSampler and not loader.sampler.replacement)
-    )
+    batches = loader.batch_sampler
+    # A batch sampler of one's own has its sampler inside; the loader's is another, not used.
+    sampler = batches.sampler if type(batches) is BatchSampler else None
     streams = isinstance(loader.dataset, IterableDataset)
-    if streams or not plain:
-        own = loader.sampler if type(loader.batch_sampler) is BatchSampler else loader.batch_sampler
+    if streams or not _takes_each_once(sampler, loader.dataset):
+        own = batches if sampler is None else sampler
         kind = type(loader.dataset if streams or own is None else own).__name__
         raise InputError(
             f"the {name} DataLoader draws its samples in its own way ({kind}), every sample must "
             "count once; give its data set, or a DataLoader without a sampler"
         )
+
+
+def _takes_each_once(sampler: Any, data: Any) -> bool:
+    """Whether a sampler of torch gives every sample of its data set once, in whatever order."""
+    if type(sampler) is RandomSampler:
+        plain = not sampler.replacement and sampler.num_samples == len(data)
+    else:
+        plain = type(sampler) is SequentialSampler
+    return plain and len(sampler.data_source) == len(data)
 
 
 def _class_names(data: Any) -> tuple[str, ...] | None:

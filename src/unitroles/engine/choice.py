@@ -49,6 +49,9 @@ def exported_or_reason(model: nn.Module, sites: list[Site], inputs: Any) -> Expo
         return str(error)
 
 
+_IN_FLOAT32 = "; in float32 from the layer on, where the model rounds to 16 bits"
+
+
 def choose_plans(
     model: nn.Module,
     sites: list[Site],
@@ -90,12 +93,15 @@ def _cheapest(head: Head, definition: Definition, budget: int) -> Choice | str:
     model, site, inputs = definition.model, definition.site, definition.seen.inputs
     suffix = suffix_plan(model, site, head, inputs, budget, definition.precision)
     plans: list[Plan] = []
+    rounds = bool(HALF & {site.dtype, definition.seen.logits.dtype})
     try:
-        plans.append(additive_plan(suffix, definition.seen.logits.shape[1]))
+        found = additive_plan(suffix, definition.seen.logits.shape[1])
+        plans.append(replace(found, reason=found.reason + _IN_FLOAT32 * rounds))
     except CannotCut as error:
         suffix = replace(suffix, reason=suffix_reason(str(error)))
     except Exception as error:  # whatever else the sum stumbles over, masked copies still run
         suffix = replace(suffix, reason=suffix_reason(first_line(error)))
+    suffix = replace(suffix, reason=suffix.reason + _IN_FLOAT32 * rounds)
     return _first_that_agrees([*plans, suffix], definition)
 
 

@@ -86,7 +86,7 @@ class AllButOne:
     Parameters
     ----------
     units : N.
-    ablated : the unit of each mask.
+    ablated : the unit of each mask, rising.
     """
 
     units: int

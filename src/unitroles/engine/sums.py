@@ -29,7 +29,7 @@ _NUMBERS = 2**18
 class _Parts(Protocol):
     """The parts that units add to a running sum, for some samples."""
 
-    def add(self, total: Tensor, n: int, out: Tensor, sign: float = 1.0) -> None:
+    def add(self, total: Tensor, n: int, out: Tensor) -> None:
         """The sum with the unit in place n of each sample's order, in `out`, maybe `total`."""
         ...
 
@@ -43,10 +43,10 @@ class _Rows:
     units: Int[Tensor, "units samples"]
     buffer: Float[Tensor, "samples outputs"]
 
-    def add(self, total: Tensor, n: int, out: Tensor, sign: float = 1.0) -> None:
+    def add(self, total: Tensor, n: int, out: Tensor) -> None:
         torch.index_select(self.rows, 0, self.units[n], out=self.buffer)
         row = self.buffer if total.ndim == 2 else self.buffer[:, None]
-        torch.addcmul(total, self.scale[n], row, value=sign, out=out)
+        torch.addcmul(total, self.scale[n], row, out=out)
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class _Blocks:
     blocks: Float[Tensor, "rows outputs"]
     units: Int[Tensor, "units samples"]
 
-    def add(self, total: Tensor, n: int, out: Tensor, sign: float = 1.0) -> None:
-        torch.add(total, self.blocks.index_select(0, self.units[n]), alpha=sign, out=out)
+    def add(self, total: Tensor, n: int, out: Tensor) -> None:
+        torch.add(total, self.blocks.index_select(0, self.units[n]), out=out)
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ class _Products:
     rows: Float[Tensor, "units features outputs"]
     units: Int[Tensor, "units samples"]
 
-    def add(self, total: Tensor, n: int, out: Tensor, sign: float = 1.0) -> None:
-        torch.baddbmm(total, self.scale[n], self.rows[self.units[n]], alpha=sign, out=out)
+    def add(self, total: Tensor, n: int, out: Tensor) -> None:
+        torch.baddbmm(total, self.scale[n], self.rows[self.units[n]], out=out)
 
 
 def _parts(
@@ -206,7 +206,7 @@ class Sums:
     def _in_order(self, order: Tensor, wanted: Sequence[int], running: bool) -> _Walk:
         def walk(pairs: _Pairs, step: int) -> Iterator[tuple[slice, list[Tensor]]]:
             steps = [(_parts(self.amount, rows, order), start) for rows, start in pairs]
-            return self._totals(steps, wanted, running, step)
+            return (self._totals if running else self._all_but_one)(steps, wanted, step)
 
         return walk
 
@@ -251,30 +251,19 @@ class Sums:
                 blocks, filled = [], 0
 
     def _totals(
-        self,
-        pairs: Sequence[tuple[_Parts, Tensor]],
-        wanted: Sequence[int],
-        running: bool,
-        step: int,
+        self, pairs: Sequence[tuple[_Parts, Tensor]], wanted: Sequence[int], step: int
     ) -> Iterator[tuple[slice, list[Tensor]]]:
-        """The running sums at all points of `wanted`, or all sums but for one unit.
+        """The running sums at all points of `wanted`.
 
         Some points at a time, in blocks (points, ...) that the next ones are written over.
         """
         step = min(step, len(wanted))
         blocks = [start.new_empty(step, *start.shape) for _, start in pairs]
-        for (parts, start), block in zip(pairs, blocks, strict=True):
-            block[-1].copy_(start)
-            if not running:
-                for place in range(self.amount.shape[2]):
-                    parts.add(block[-1], place, block[-1])
-        whole = [] if running else [block[-1].clone() for block in blocks]
         done, filled, last = 0, 0, step - 1
+        for (_, start), block in zip(pairs, blocks, strict=True):
+            block[-1].copy_(start)
         for place, n in enumerate(wanted):
-            for i, ((parts, _), block) in enumerate(zip(pairs, blocks, strict=True)):
-                if not running:
-                    parts.add(whole[i], n, block[filled], -1.0)
-                    continue
+            for (parts, _), block in zip(pairs, blocks, strict=True):
                 total = block[last]
                 for unit in range(done, n):
                     parts.add(total, unit, block[filled])
@@ -282,6 +271,26 @@ class Sums:
                 if done == n and last != filled:
                     block[filled].copy_(total)
             done, last = n, filled
+            filled += 1
+            if filled == step or place + 1 == len(wanted):
+                yield slice(place + 1 - filled, place + 1), [block[:filled] for block in blocks]
+                filled = 0
+
+    def _all_but_one(
+        self, pairs: Sequence[tuple[_Parts, Tensor]], wanted: Sequence[int], step: int
+    ) -> Iterator[tuple[slice, list[Tensor]]]:
+        """All sums but for one unit, for the units of `wanted`, which rise; in such blocks too.
+
+        Each is added up, half by half, and none is a difference: the sum of all units less one
+        leaves a rounding where nothing else is active.
+        """
+        step = min(step, len(wanted))
+        blocks = [start.new_empty(step, *start.shape) for _, start in pairs]
+        filled, units = 0, self.amount.shape[2]
+        sums = _without([parts for parts, _ in pairs], [s for _, s in pairs], (0, units), wanted)
+        for place, found in enumerate(sums):
+            for block, total in zip(blocks, found, strict=True):
+                block[filled].copy_(total)
             filled += 1
             if filled == step or place + 1 == len(wanted):
                 yield slice(place + 1 - filled, place + 1), [block[:filled] for block in blocks]
@@ -322,6 +331,26 @@ class Sums:
         pairs = zip(self.around, self.repeats, strict=True)
         around = [repeat(value, many) if per_row else value for value, per_row in pairs]
         return self.form.tail(h.flatten(0, 1), *around).unflatten(0, (many, -1))
+
+
+def _without(
+    parts: Sequence[_Parts], sums: list[Tensor], units: tuple[int, int], wanted: Sequence[int]
+) -> Iterator[list[Tensor]]:
+    """Sums, to which all units but some were added, and then these but for each one of `wanted`."""
+    first, end = units
+    if end - first == 1:
+        yield sums
+        return
+    middle = (first + end) // 2
+    for mine, others in (((first, middle), (middle, end)), ((middle, end), (first, middle))):
+        here = [unit for unit in wanted if unit in range(*mine)]
+        if not here:
+            continue
+        grown = [total.clone() for total in sums]
+        for part, total in zip(parts, grown, strict=True):
+            for unit in range(*others):
+                part.add(total, unit, total)
+        yield from _without(parts, grown, mine, here)
 
 
 def _in_cache(start: Tensor) -> int:

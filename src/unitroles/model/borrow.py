@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import random
-from collections.abc import Iterator
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +23,7 @@ from unitroles.wording import first_line
 
 # The attributes that every module has: its parameters, modules, hooks and flags.
 _OWN = frozenset(vars(nn.Module()))
+_CONTAINERS = (list, dict, set, OrderedDict, defaultdict, Counter, deque)
 
 
 @contextmanager
@@ -28,21 +32,17 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
     That is training flags, parameters, buffers, modules inside, hooks of every kind, the class and
     all attributes of the modules, together: a hook is often guarded by an attribute, and one
-    without the other would be put in again by every forward. Random states too. What a forward
-    writes into the lists and dicts of an attribute stays. The flags are set one by one: a model's
-    own `train()` may do more than set them. An autocast of the caller's is off inside. Costs a copy
-    of the weights.
+    without the other would be put in again by every forward. So do the lists, dicts, sets and
+    tensors that attributes hold, and gradients. Random states too. The flags are set one by one: a
+    model's own `train()` may do more than set them. An autocast of the caller's is off inside.
+    Costs a copy of the weights.
     """
     states = random.getstate(), np.random.get_state()
     modules = list(model.modules())
     kinds = [(module, type(module)) for module in modules]
     held = [part for module in modules for part in _records(module)]
     names = [(now, dict(now)) for now in held]
-    numbers = [
-        (tensor, tensor.detach().clone())
-        for tensor in _tensors(modules)
-        if tensor.layout is torch.strided  # others are not compared
-    ]
+    contents = _Contents(held)
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with ExitStack() as stack:
         # What a module keeps of a forward must serve in training; `analyze` may be called anywhere.
@@ -62,20 +62,102 @@ def untouched(model: nn.Module) -> Iterator[None]:
             for now, before in names:
                 now.clear()
                 now.update(before)
-            for tensor, saved in numbers:
-                if not torch.equal(tensor, saved):
-                    tensor.copy_(saved)
+            contents.restore()
+
+
+@contextmanager
+def contents_kept(model: nn.Module) -> Iterator[None]:
+    """What attributes of the modules hold comes back after a forward on stand-ins for tensors."""
+    contents = _Contents([part for module in model.modules() for part in _records(module)])
+    try:
+        yield
+    finally:
+        contents.restore()
+
+
+class _Contents:
+    """What containers hold, at any depth, and the numbers of the tensors in them."""
+
+    def __init__(self, containers: list[dict[Any, Any]]) -> None:
+        self._seen: dict[int, Any] = {}
+        self._containers: list[tuple[Any, Any]] = []
+        self._tensors: list[_Numbers] = []
+        for one in containers:
+            self._look(one.values())
+
+    def _look(self, values: Iterable[Any]) -> None:
+        for value in values:
+            if id(value) in self._seen:
+                continue
+            if type(value) in _CONTAINERS:
+                self._seen[id(value)] = value
+                self._containers.append((value, copy.copy(value)))
+                self._look(value.values() if isinstance(value, dict) else value)
+            elif isinstance(value, Tensor) and value.layout is torch.strided:
+                self._seen[id(value)] = value
+                if not value.is_meta:
+                    self._tensors.append(_Numbers.of(value))
+
+    def restore(self) -> None:
+        for now, before in self._containers:
+            now.clear()
+            now.extend(before) if isinstance(now, (list, deque)) else now.update(before)
+        for numbers in self._tensors:
+            numbers.restore()
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """A tensor as it was: its numbers, what holds them, and its gradient."""
+
+    tensor: Tensor
+    data: Tensor
+    copy: Tensor
+    needs_grad: bool
+    grad: Tensor | None
+    grad_copy: Tensor | None
+
+    @staticmethod
+    def of(tensor: Tensor) -> _Numbers:
+        grad = tensor.grad if tensor.is_leaf else None
+        return _Numbers(
+            tensor,
+            tensor.data,
+            tensor.detach().clone(),
+            tensor.requires_grad,
+            grad,
+            None if grad is None else grad.detach().clone(),
+        )
+
+    def restore(self) -> None:
+        tensor, data = self.tensor, self.data
+        with torch.inference_mode(tensor.is_inference()):
+            if (tensor.dtype, tensor.shape) != (data.dtype, data.shape):
+                tensor.data = data
+            if not _equal(tensor, self.copy):
+                tensor.copy_(self.copy)
+            if not tensor.is_leaf:
+                return
+            if tensor.requires_grad != self.needs_grad:
+                tensor.requires_grad_(self.needs_grad)
+            if tensor.grad is not self.grad:
+                tensor.grad = self.grad
+            if self.grad is not None and self.grad_copy is not None:
+                self.grad.copy_(self.grad_copy)
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Whether all numbers are the same, not-a-number equal to itself."""
+    same = one == other
+    if one.is_floating_point() or one.is_complex():
+        same |= (one != one) & (other != other)
+    return bool(same.all())
 
 
 def _records(module: nn.Module) -> list[dict[Any, Any]]:
     """The attributes of a module, and what those hold that every module has: hooks, parameters."""
     mine = vars(module)
     return [mine, *(mine[name] for name in _OWN if isinstance(mine.get(name), dict))]
-
-
-def _tensors(modules: list[nn.Module]) -> list[Tensor]:
-    parts = [vars(module)[part] for module in modules for part in ("_parameters", "_buffers")]
-    return [tensor for part in parts for tensor in part.values() if tensor is not None]
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -97,9 +97,18 @@ def answer_of(output: Any) -> Tensor:
     return output
 
 
-def logits_of(output: Any) -> Float[Tensor, "samples labels"]:
-    """The same with all numbers of a sample in one row."""
+def logits_of(output: Any, samples: int | None = None) -> Float[Tensor, "samples labels"]:
+    """The same with all numbers of a sample in one row.
+
+    Parameters
+    ----------
+    samples : in the batch, where it may be one: a `squeeze()` in the model takes its axis away.
+    """
     answer = answer_of(output)
+    if answer.requires_grad:  # a forward may switch gradients on
+        answer = answer.detach()
+    if answer.ndim == 1 and samples == 1:
+        return answer[None]
     if answer.ndim == 2:
         return answer
     return answer[:, None] if answer.ndim == 1 else answer.flatten(1)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from unitroles.errors import InputError
 from unitroles.model.calls import Place, watched
-from unitroles.model.forward import forward, logits_of
+from unitroles.model.forward import batch_size, forward, logits_of
 from unitroles.model.trace import Site, some_rows_message
 
 
@@ -112,7 +112,7 @@ def run_through(
 ) -> tuple[dict[Place, Tensor], Float[Tensor, "samples labels"]]:
     """The user's own model to its end: its logits, and copies of the values at `places`."""
     found, output = _caught(model, places, inputs, stop=False)
-    return found, logits_of(output)
+    return found, logits_of(output, batch_size(inputs))
 
 
 def _caught(
@@ -132,7 +132,7 @@ def _catch(
 ) -> None:
     if place in wanted and isinstance(value, Tensor):
         last = stop and len(caught) + 1 == len(wanted)
-        caught[place] = value if last else value.clone()
+        caught[place] = value.detach() if last else value.detach().clone()
         if last:
             raise _Stop
 
@@ -146,11 +146,11 @@ def run_masked(
 ) -> Float[Tensor, "samples labels"]:
     """The logits of the whole model with only the units of `mask` retrieved: the definition.
 
-    The mask multiplies a copy of the layer's output, so later in-place ops cannot undo it; an
-    ablated unit gives its value of `baseline`, None = zero.
+    The mask acts on a copy of the layer's output, so later in-place ops cannot undo it; an ablated
+    unit gives its value of `baseline`, None = zero.
     """
     with hooked(model, site, partial(_masked, site, mask, baseline)) as calls:
-        logits = logits_of(forward(model, inputs))
+        logits = logits_of(forward(model, inputs), len(mask))
     if calls[site.module] not in (0, site.calls):  # where it is not called, no mask acts
         raise InputError(
             f"layer {site.path!r} is called {calls[site.module]} times for some samples and "
@@ -173,11 +173,12 @@ def apply_mask(
     axis: int,
     baseline: Float[Tensor, " units"] | None = None,
 ) -> Tensor:
-    """Multiply an output by a 0/1 mask (samples, units), out of place."""
+    """An output with 0, or the baseline, where a mask (samples, units) is off; out of place.
+
+    Not a product with the mask: a negative number times 0 is -0, which some functions tell from 0.
+    """
     shape = [1] * output.ndim
-    shape[0], shape[axis] = mask.shape[0], mask.shape[1]
-    masked = output * mask.to(output.dtype).view(shape)
-    if baseline is None:
-        return masked
-    ablated = torch.where(mask, 0, baseline.to(output))
-    return masked + ablated.to(output.dtype).view(shape)
+    shape[axis] = mask.shape[1]
+    ablated = output.new_zeros(()) if baseline is None else baseline.to(output).view(shape)
+    shape[0] = mask.shape[0]
+    return torch.where(mask.view(shape), output, ablated)

@@ -215,7 +215,10 @@ def _run(model: nn.Module, inputs: Any) -> Trace:
         before = list(map(_identity, tensors(given)))
         output = attempted(model, given)
     writes = list(map(_identity, tensors(given))) != before
-    logits, shape = logits_of(output).clone(), tuple(answer_of(output).shape[1:])
+    logits, shape = (
+        logits_of(output, batch_size(inputs)).clone(),
+        tuple(answer_of(output).shape[1:]),
+    )
     return Trace(record.calls, logits, shape, inputs, writes)
 
 
