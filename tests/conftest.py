@@ -29,8 +29,8 @@ settings.register_profile(
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "unitroles"))
 
-# Must come before the first import of the package: it rewrites modules as they are imported. Checking
-# the arguments of every function doubles the time of the tests: `make test-slow` and `torture` do.
+# Must come before the first import of the package: it rewrites modules as they are imported. To
+# check the arguments of every function doubles the time of the tests: `make test-slow` does.
 _ARRAYS = ("roles", "stats", "results", "curves", "resampling", "analysis", "data")
 install_import_hook(
     "unitroles" if os.environ.get("SHAPES") == "all" else [f"unitroles.{name}" for name in _ARRAYS],
