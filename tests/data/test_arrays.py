@@ -113,6 +113,16 @@ BIG = Y.astype("uint64") + np.uint64(2**63)
 @pytest.mark.parametrize(
     ("data", "said"),
     [
+        (
+            lambda: (torch.tensor(X).to_sparse(), Y),
+            "the train inputs are a sparse tensor.*to_dense",
+        ),
+        (lambda: (torch.tensor(X, device="meta"), Y), "the train inputs are on the meta device"),
+        (
+            lambda: (torch.nested.nested_tensor(list(torch.tensor(X)), layout=torch.jagged), Y),
+            "are a nested tensor",
+        ),
+        (lambda: (X, torch.tensor(Y).to_sparse()), "the train labels are a sparse tensor"),
         (lambda: (MASKED, Y), "the train inputs have 1 masked values; fill them in, or leave"),
         (lambda: (X, np.ma.masked_equal(Y, 1)), "the train labels have 4 masked values"),
         (lambda: Items(MASKED), "the samples have 1 masked values"),

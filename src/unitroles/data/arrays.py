@@ -97,6 +97,7 @@ def paired(inputs: Any, labels: Any, name: str) -> Arrays:
     DataWarning : pandas knows the rows of inputs and labels by other names.
     """
     what = f"the {name} inputs"
+    _require_plain(inputs, what)
     _check_order(inputs, labels, name)
     if hasattr(inputs, "to_numpy") and not hasattr(inputs, "dims"):  # pandas
         inputs = inputs.to_numpy()
@@ -148,7 +149,22 @@ def _check_order(inputs: Any, labels: Any, name: str) -> None:
         )
 
 
+def _require_plain(value: Any, what: str) -> None:
+    """Refuse tensors whose samples cannot be read by their numbers."""
+    if not isinstance(value, Tensor):
+        return
+    if value.is_meta:
+        raise InputError(f"{what} are on the meta device and hold no numbers; give the numbers")
+    if value.is_nested or value.layout is not torch.strided or value.is_quantized:
+        kind = "nested" if value.is_nested else "quantized" if value.is_quantized else "sparse"
+        raise InputError(
+            f"{what} are a {kind} tensor, whose samples cannot be taken one by one; give a plain "
+            "one (to_dense, to_padded_tensor, dequantize), or a data set that gives each sample"
+        )
+
+
 def as_labels(labels: Any, name: str) -> Tensor:
+    _require_plain(labels, f"the {name} labels")
     remedy = "give class numbers from 0 and the names with class_names"
     return as_numbers(labels, f"the {name} labels", remedy).cpu()
 
