@@ -436,3 +436,16 @@ def test_a_forward_that_switches_gradients_on():
     found = ur.analyze(GradientsOn().double(), (x, y), data(seed=1), layer="act", progress=False)
     wanted = reference.analyze(Kept().double(), "act", (x, y), data(seed=1))
     np.testing.assert_allclose(found.data.loss, wanted.loss, rtol=1e-9)
+
+
+class OneUnitApart(Kept):
+    """A single unit leaves the others: a gate, a product of two, a condition."""
+
+    def forward(self, x):
+        z = self.act(self.fc(x))
+        pair = torch.stack([z[:, 1] * z[:, 2], (z[:, 3] > 0.5).to(z)], 1)
+        return self.head(torch.cat([z[:, :4].tanh(), pair], 1)) * z[:, 0].sigmoid()[:, None]
+
+
+def test_a_single_unit_that_leaves_the_others_keeps_the_faster_plan():
+    assert_right(OneUnitApart(), "act", "suffix")

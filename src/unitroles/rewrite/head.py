@@ -52,7 +52,7 @@ class Owners:
         plain = index.tolist() == list(range(retrieved.shape[-1]))
         mask = retrieved if plain else retrieved[..., index.clamp(min=0)]
         if self.axis is None:
-            return mask.unflatten(-1, self.shape)
+            return mask.unflatten(-1, self.shape) if self.shape else mask[..., 0]
         sizes = [-1 if place == self.axis else 1 for place in range(1, len(self.shape) + 1)]
         return mask.unflatten(-1, sizes) if sizes else mask[..., 0]
 
