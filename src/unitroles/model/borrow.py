@@ -131,7 +131,7 @@ class _Numbers:
 
     def restore(self) -> None:
         tensor, data = self.tensor, self.data
-        with torch.inference_mode(tensor.is_inference()):
+        with torch.inference_mode(tensor.is_inference()), torch.no_grad():
             if (tensor.dtype, tensor.shape) != (data.dtype, data.shape):
                 tensor.data = data
             if not _equal(tensor, self.copy):
