@@ -69,10 +69,10 @@ class _Sized(nn.Module):
 
     def __init__(self, graph: nn.Module) -> None:
         super().__init__()
-        self.graph = graph
+        self.inner = graph  # not `graph`, which an exported module has itself
 
     def forward(self, *args: Any) -> Tensor:
-        return self.graph(*args)
+        return self.inner(*args)
 
 
 def _of_two_sizes(module: nn.Module, inputs: tuple[Any, ...]) -> fx.GraphModule:
