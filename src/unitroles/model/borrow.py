@@ -21,8 +21,6 @@ from unitroles.errors import InputError
 from unitroles.model.forward import each, with_channels_last
 from unitroles.wording import first_line
 
-# The attributes that every module has: its parameters, modules, hooks and flags.
-_OWN = frozenset(vars(nn.Module()))
 _CONTAINERS = (list, dict, set, OrderedDict, defaultdict, Counter, deque)
 
 
@@ -40,9 +38,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
     states = random.getstate(), np.random.get_state()
     modules = list(model.modules())
     kinds = [(module, type(module)) for module in modules]
-    held = [part for module in modules for part in _records(module)]
-    names = [(now, dict(now)) for now in held]
-    contents = _Contents(held)
+    contents = _Contents(modules)
+    numbers = [_Numbers.of(tensor) for tensor in contents.tensors]
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with ExitStack() as stack:
         # What a module keeps of a forward must serve in training; `analyze` may be called anywhere.
@@ -59,16 +56,15 @@ def untouched(model: nn.Module) -> Iterator[None]:
             np.random.set_state(states[1])
             for module, kind in kinds:
                 module.__class__ = kind  # a parametrization makes it another
-            for now, before in names:
-                now.clear()
-                now.update(before)
             contents.restore()
+            for one in numbers:
+                one.restore()
 
 
 @contextmanager
 def contents_kept(model: nn.Module) -> Iterator[None]:
-    """What attributes of the modules hold comes back after a forward on stand-ins for tensors."""
-    contents = _Contents([part for module in model.modules() for part in _records(module)])
+    """The attributes come back after a forward on stand-ins for tensors: it writes no numbers."""
+    contents = _Contents(model.modules())
     try:
         yield
     finally:
@@ -76,14 +72,16 @@ def contents_kept(model: nn.Module) -> Iterator[None]:
 
 
 class _Contents:
-    """What containers hold, at any depth, and the numbers of the tensors in them."""
+    """The attributes of modules, and what the containers among them hold, at any depth.
 
-    def __init__(self, containers: list[dict[Any, Any]]) -> None:
+    Hooks, parameters, buffers and the modules inside are such containers.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        self.tensors: list[Tensor] = []
         self._seen: dict[int, Any] = {}
         self._containers: list[tuple[Any, Any]] = []
-        self._tensors: list[_Numbers] = []
-        for one in containers:
-            self._look(one.values())
+        self._look(map(vars, modules))
 
     def _look(self, values: Iterable[Any]) -> None:
         for value in values:
@@ -93,17 +91,14 @@ class _Contents:
                 self._seen[id(value)] = value
                 self._containers.append((value, copy.copy(value)))
                 self._look(value.values() if isinstance(value, dict) else value)
-            elif isinstance(value, Tensor) and value.layout is torch.strided:
+            elif isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta:
                 self._seen[id(value)] = value
-                if not value.is_meta:
-                    self._tensors.append(_Numbers.of(value))
+                self.tensors.append(value)
 
     def restore(self) -> None:
         for now, before in self._containers:
             now.clear()
             now.extend(before) if isinstance(now, (list, deque)) else now.update(before)
-        for numbers in self._tensors:
-            numbers.restore()
 
 
 @dataclass(frozen=True)
@@ -148,16 +143,9 @@ class _Numbers:
 
 def _equal(one: Tensor, other: Tensor) -> bool:
     """Whether all numbers are the same, not-a-number equal to itself."""
-    same = one == other
-    if one.is_floating_point() or one.is_complex():
-        same |= (one != one) & (other != other)
-    return bool(same.all())
-
-
-def _records(module: nn.Module) -> list[dict[Any, Any]]:
-    """The attributes of a module, and what those hold that every module has: hooks, parameters."""
-    mine = vars(module)
-    return [mine, *(mine[name] for name in _OWN if isinstance(mine.get(name), dict))]
+    if torch.equal(one, other):
+        return True
+    return bool(((one == other) | ((one != one) & (other != other))).all())
 
 
 def device_of(model: nn.Module) -> torch.device:
