@@ -4,13 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-import reference
 from forcing import find, traced
+from prefixes import by_plan_and_twin
 from unitroles.engine.choice import choose_plans
-from unitroles.engine.masks import Prefixes
 from unitroles.model.borrow import untouched
 from unitroles.model.forward import Precision
-from unitroles.model.hooks import run_body
 from unitroles.options import Layer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -107,18 +105,9 @@ def test_a_faster_plan_equals_the_definition(name):
         site, seen = find(net, Layer("body.1", call=-1), x[:2]), traced(net, x[:2])
         (choice,) = choose_plans(net, [site], seen, 2**30, Precision(torch.device("cpu")))
     assert (choice.plan.name, choice.notes) == (wanted, ())
-    order = torch.stack([torch.randperm(UNITS) for _ in x])
-    points = [0, 1, 7, UNITS]
-    with untouched(net), torch.inference_mode():
-        kept = choice.plan.keep(run_body(net, choice.plan.places, x), x)
-        runs = choice.plan.run(kept, Prefixes(order, points))
-        found = torch.cat([logits.clone() for _, logits in runs])
-    for place, n in enumerate(points):
-        for i, one in enumerate(x):
-            active = order[i, :n].tolist()
-            alone = reference.masked_logits(net, "body.1", one[None], active)
-            off = (found[place, i] - alone).abs().max() / seen.logits.abs().max()
-            assert off <= allowed, f"{n} units: off by {off:.1e}"
+    found, alone = by_plan_and_twin(choice.plan, net, x, [0, 1, 7, UNITS])
+    off = (found - alone).abs().max() / seen.logits.abs().max()
+    assert off <= allowed
 
 
 def branching(net, x):

@@ -7,13 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import reference
 from forcing import find, traced
+from prefixes import by_plan_and_twin
 from unitroles.engine.choice import choose_plans
-from unitroles.engine.masks import Prefixes
 from unitroles.model.borrow import untouched
 from unitroles.model.forward import Precision
-from unitroles.model.hooks import run_body
 from unitroles.options import Layer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -95,23 +93,7 @@ def test_the_number_of_samples_stays_open(name):
     x, choice = choose(net)
     assert choice.plan.name == wanted, choice.notes
     assert not choice.notes
-    order = torch.stack([torch.randperm(UNITS) for _ in x])
-    points = [0, 1, 5, UNITS]
-    with untouched(net), torch.inference_mode():
-        kept = choice.plan.keep(run_body(net, choice.plan.places, x), x)
-        runs = choice.plan.run(kept, Prefixes(order, points))
-        found = torch.cat([logits.clone() for _, logits in runs])
-    alone = torch.stack(
-        [
-            torch.stack(
-                [
-                    reference.masked_logits(net, "body.1", one[None], mine[:n].tolist())
-                    for one, mine in zip(x, order, strict=True)
-                ]
-            )
-            for n in points
-        ]
-    )
+    found, alone = by_plan_and_twin(choice.plan, net, x, [0, 1, 5, UNITS])
     torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-5)
     assert all(net.state_dict()[key].data_ptr() == place for key, (place, _) in before.items())
     assert all(torch.equal(net.state_dict()[key], value) for key, (_, value) in before.items())
