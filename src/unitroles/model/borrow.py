@@ -61,16 +61,6 @@ def untouched(model: nn.Module) -> Iterator[None]:
                 one.restore()
 
 
-@contextmanager
-def contents_kept(model: nn.Module) -> Iterator[None]:
-    """The attributes come back after a forward on stand-ins for tensors: it writes no numbers."""
-    contents = _Contents(model.modules())
-    try:
-        yield
-    finally:
-        contents.restore()
-
-
 class _Contents:
     """The attributes of modules, and what the containers among them hold, at any depth.
 

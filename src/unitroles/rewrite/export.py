@@ -23,7 +23,6 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from unitroles.graph.cut import made_constants, prune, take_boundaries, with_constants
 from unitroles.graph.extract import CannotCut
 from unitroles.graph.ops import is_tap, value_of
-from unitroles.model.borrow import contents_kept
 from unitroles.model.calls import Place
 from unitroles.model.forward import HALF, flat, logits_of
 from unitroles.model.hooks import hooked, listening
@@ -109,7 +108,6 @@ def export(model: nn.Module, sites: Sequence[Site], inputs: Any) -> Exported:
             stack.enter_context(hooked(model, site, partial(torch.ops.unitroles.tap, mark=mark)))
         places = stack.enter_context(listening(model, torch.ops.unitroles.boundary))
         stack.enter_context(_quiet())
-        stack.enter_context(contents_kept(model))  # an export puts its stand-ins into lists
         try:
             names = tuple(inputs) if isinstance(inputs, Mapping) else None
             found = program(_Logits(model, names), flat(inputs))
