@@ -449,3 +449,11 @@ class OneUnitApart(Kept):
 
 def test_a_single_unit_that_leaves_the_others_keeps_the_faster_plan():
     assert_right(OneUnitApart(), "act", "suffix")
+
+
+def test_a_sum_that_stumbles_costs_no_more_than_the_sum(monkeypatch):
+    def stumble(*given):
+        raise ZeroDivisionError("a stumble")
+
+    monkeypatch.setattr("unitroles.engine.choice.recognise", stumble)
+    assert_right(Kept(), "act", "suffix")
