@@ -49,7 +49,7 @@ def exported_or_reason(model: nn.Module, sites: list[Site], inputs: Any) -> Expo
         return str(error)
 
 
-_IN_FLOAT32 = "; in float32 from the layer on, where the model rounds to 16 bits"
+_IN_FLOAT32 = "; from the layer on in float32, not in 16 bits"
 
 
 def choose_plans(
