@@ -42,7 +42,8 @@ MAY: dict[str, set[str]] = {
     "data": {*GROUND, "model"},
     "graph": {*GROUND},
     "rewrite": {*GROUND, "model", "graph"},
-    "engine": {*GROUND, "model", "graph", "rewrite"},
+    "heads": {*GROUND, "model", "graph", "rewrite"},
+    "engine": {*GROUND, "model", "graph", "rewrite", "heads"},
     "curves": {*GROUND, "roles", "stats", "model", "data", "engine"},
     "resampling": {*GROUND, "roles", "stats", "model", "engine", "curves"},
 }

@@ -13,7 +13,7 @@ from benchmarks.speed.baselines import seconds
 from benchmarks.table import Setting, ratios, section, spread, table
 from unitroles.curves.loss import losses, margins
 from unitroles.engine.sums import Sums, rows_per_tile
-from unitroles.rewrite.additive import Additive
+from unitroles.heads.additive import Additive
 
 _GOAL = 0.4
 _LABELS = 1000

@@ -24,6 +24,7 @@ from unitroles.engine.masks import Prefixes
 from unitroles.engine.plan import FullPlan
 from unitroles.engine.suffix import SuffixPlan
 from unitroles.engine.sums import Sums
+from unitroles.heads.head import head_after
 from unitroles.model.forward import Precision
 from unitroles.model.memory import Pieces
 from unitroles.rewrite.export import export
@@ -241,7 +242,7 @@ def test_a_tile_of_large_rows_holds_fewer():
     x = torch.randn(2, 1, 128, 128)
     site, precision = find(net, "1", x), Precision(torch.device("cpu"))
     with torch.no_grad():
-        head = export(net.eval(), [site], x).head(0)
+        head = head_after(export(net.eval(), [site], x), 0)
         plan = choice.suffix_plan(net, site, head, x, 2**30, precision)
     assert plan.tile == suffix.TILE_BYTES // (64 * 128 * 128 * 4) < suffix._TILE
 

@@ -16,6 +16,7 @@ from forcing import (
     traced,
 )
 from unitroles.engine import check, choice
+from unitroles.heads.head import head_after
 from unitroles.model.borrow import untouched
 from unitroles.model.forward import Precision
 from unitroles.rewrite.export import export
@@ -92,6 +93,6 @@ def suffix_of(name, budget=2**31):
     inputs = toy.train[0][:4]
     seen, site = traced(toy.model, inputs), find(toy.model, layer_of(toy), inputs)
     with untouched(toy.model):
-        head = export(toy.model, [site], inputs).head(0)
+        head = head_after(export(toy.model, [site], inputs), 0)
         plan = choice.suffix_plan(toy.model, site, head, inputs, budget, PROCESSOR)
         return plan, plan.example, check.define(toy.model, site, seen, PROCESSOR)

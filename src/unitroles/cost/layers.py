@@ -19,14 +19,14 @@ from unitroles.errors import InputError
 from unitroles.graph.extract import CannotCut
 from unitroles.graph.flops import Operations
 from unitroles.graph.ops import ROWS, is_norm, value_of
+from unitroles.heads.additive import can_fold, running_sum
+from unitroles.heads.head import Head, head_after
 from unitroles.model.borrow import device_of, untouched, unwrapped
 from unitroles.model.candidates import Recommended, candidates, recommend
 from unitroles.model.forward import Precision, batch_size, each, forward, logits_of
 from unitroles.model.output import Asked, Output, classes_of, logits_alone
 from unitroles.model.trace import Site, Trace, find_site, trace
 from unitroles.options import Layer, Method
-from unitroles.rewrite.additive import can_fold, running_sum
-from unitroles.rewrite.head import Head
 from unitroles.wording import first_line
 
 _FORWARDS = 3
@@ -148,7 +148,7 @@ def _costs(model: nn.Module, sites: list[Site], seen: Trace) -> list[_Cost]:
     found = []
     for place, site in enumerate(sites):
         try:
-            found.append(_cost(exported.head(place), seen.logits.shape[1], count, whole))
+            found.append(_cost(head_after(exported, place), seen.logits.shape[1], count, whole))
         except Exception as error:  # as when a plan is chosen: the definition always runs
             found.append(_full(site, first_line(error)))
     return found

@@ -14,10 +14,10 @@ from unitroles.engine.masks import AllButOne, Masks, Prefixes, Tree
 from unitroles.engine.plan import Rows
 from unitroles.engine.suffix import TILE_BYTES, SuffixPlan
 from unitroles.engine.sums import Sums, rows_per_tile
+from unitroles.heads.additive import Additive
 from unitroles.model.calls import Place
 from unitroles.model.forward import Logits
 from unitroles.model.trace import Site
-from unitroles.rewrite.additive import Additive
 
 # Sums of one level of a tree; measured, larger and smaller ones are slower.
 _BRANCH_BYTES = 8 * 2**20

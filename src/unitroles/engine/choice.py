@@ -15,12 +15,12 @@ from unitroles.engine.check import Definition, SelfCheck, define, self_check
 from unitroles.engine.plan import FullPlan, Plan
 from unitroles.engine.suffix import SuffixPlan
 from unitroles.graph.extract import CannotCut
+from unitroles.heads.additive import recognise
+from unitroles.heads.head import Head, head_after
 from unitroles.model.forward import HALF, Precision
 from unitroles.model.hooks import run_body
 from unitroles.model.trace import Site, Trace
-from unitroles.rewrite.additive import recognise
 from unitroles.rewrite.export import Exported, export
-from unitroles.rewrite.head import Head
 from unitroles.wording import COUPLED, first_line
 
 
@@ -81,7 +81,7 @@ def choose_plans(
     chosen = []
     for place, definition in enumerate(definitions):
         try:
-            found = _cheapest(exported.head(place), definition, budget)
+            found = _cheapest(head_after(exported, place), definition, budget)
         except Exception as error:  # whatever a graph stumbles over, the definition still runs
             found = first_line(error)
         chosen.append(_full(definition, found) if isinstance(found, str) else found)

@@ -15,12 +15,12 @@ from unitroles.engine.masks import Masks, Tree
 from unitroles.engine.plan import Rows, one_by_one
 from unitroles.engine.sums import repeat
 from unitroles.graph.extract import input_dtypes
+from unitroles.heads.head import Head
 from unitroles.model.calls import Place
 from unitroles.model.forward import Logits, flat, form_of
 from unitroles.model.hooks import output_of
 from unitroles.model.memory import slices
 from unitroles.model.trace import Site
-from unitroles.rewrite.head import Head
 
 # Beyond this a call gains nothing from more rows but leaves the CPU's caches.
 _COPIES_BYTES = 8 * 2**20

@@ -13,9 +13,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from unitroles.engine.masks import Tree
+from unitroles.heads.additive import Additive
 from unitroles.model.forward import Logits
 from unitroles.model.memory import slices
-from unitroles.rewrite.additive import Additive
 
 # Logits of several masks that stay in the CPU's caches.
 _BLOCK_BYTES = 2**21

@@ -1,4 +1,4 @@
-"""The part of a model after a layer as a graph of its own.
+"""A model as a graph, with the outputs of some layers marked.
 
 It is exported with `torch.export`; an identity op that a hook puts on the layer's output marks the
 cut in the graph, so that reused modules, dropout and identities are found exactly.
@@ -18,19 +18,16 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import OutputKind
-from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
-from unitroles.graph.cut import made_constants, prune, take_boundaries, with_constants
+from unitroles.graph.cut import made_constants, take_boundaries, with_constants
 from unitroles.graph.extract import CannotCut
-from unitroles.graph.ops import is_tap, value_of
+from unitroles.graph.ops import is_tap
 from unitroles.model.calls import Place
-from unitroles.model.forward import HALF, flat, logits_of
+from unitroles.model.forward import flat, logits_of
 from unitroles.model.hooks import hooked, listening
 from unitroles.model.trace import Site
 from unitroles.rewrite.functional import make_functional
-from unitroles.rewrite.head import Head, divide
-from unitroles.rewrite.hoist import hoist
-from unitroles.rewrite.precision import compute_in, drop_casts
+from unitroles.rewrite.precision import drop_casts
 from unitroles.rewrite.products import make_linear
 from unitroles.rewrite.sizes import program
 from unitroles.wording import first_line
@@ -70,28 +67,6 @@ class Exported:
     axes: tuple[int, ...]
     boundaries: Mapping[fx.Node, int]
     places: tuple[Place, ...]
-
-    def head(self, place: int) -> Head:
-        """The head after the layer at this place of the list, its cut as late as it can be.
-
-        Raises
-        ------
-        CannotCut : the layer does not reach the logits, or what flows around it is no batch.
-        """
-        if place not in self.taps:
-            raise CannotCut("the layer's output does not reach the logits")
-        if self.taps[place] is self.logits:
-            raise CannotCut("the layer makes the logits, nothing comes after it")
-        tap, axis = self.taps[place], self.axes[place]
-        if free_unbacked_symbols(value_of(tap).shape[0]):
-            raise CannotCut("only some of the samples reach the layer")
-        cut = prune(self.module, tap, self.logits, axis, self.boundaries)
-        if any(value_of(node).dtype in HALF for node in (tap, self.logits)):
-            for part in filter(None, (cut.run, cut.context)):
-                compute_in(part, torch.float32)
-        hoist(cut.run)
-        sources = tuple(i if kind == "input" else self.places[i] for kind, i in cut.sources)
-        return divide(cut, sources)
 
 
 def export(model: nn.Module, sites: Sequence[Site], inputs: Any) -> Exported:

@@ -12,12 +12,17 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, fx
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
-from unitroles.graph.cut import Cut, repeatable
+from unitroles.graph.cut import Cut, prune, repeatable
 from unitroles.graph.extract import CannotCut, ancestors, descendants, extract
 from unitroles.graph.ops import value_of
+from unitroles.heads.hoist import hoist
+from unitroles.heads.owners import owners
 from unitroles.model.calls import Place
-from unitroles.rewrite.owners import owners
+from unitroles.model.forward import HALF
+from unitroles.rewrite.export import Exported
+from unitroles.rewrite.precision import compute_in
 
 _aten = torch.ops.aten
 
@@ -88,6 +93,29 @@ class Head:
     def edges(self) -> int:
         """The number of values that the masks act on."""
         return len(self.owners)
+
+
+def head_after(exported: Exported, place: int) -> Head:
+    """The head after the layer at this place of the list, its cut as late as it can be.
+
+    Raises
+    ------
+    CannotCut : the layer does not reach the logits, or what flows around it is no batch.
+    """
+    if place not in exported.taps:
+        raise CannotCut("the layer's output does not reach the logits")
+    tap, logits, axis = exported.taps[place], exported.logits, exported.axes[place]
+    if tap is logits:
+        raise CannotCut("the layer makes the logits, nothing comes after it")
+    if free_unbacked_symbols(value_of(tap).shape[0]):
+        raise CannotCut("only some of the samples reach the layer")
+    cut = prune(exported.module, tap, logits, axis, exported.boundaries)
+    if any(value_of(node).dtype in HALF for node in (tap, logits)):
+        for part in filter(None, (cut.run, cut.context)):
+            compute_in(part, torch.float32)
+    hoist(cut.run)
+    sources = tuple(i if kind == "input" else exported.places[i] for kind, i in cut.sources)
+    return divide(cut, sources)
 
 
 def divide(cut: Cut, sources: tuple[int | Place, ...]) -> Head:

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 import networks
 from forcing import find, layer_of, traced
 from unitroles.engine import check, choice
+from unitroles.heads.head import Owners, head_after
 from unitroles.model.borrow import untouched
 from unitroles.model.forward import Precision
 from unitroles.options import Layer
-from unitroles.rewrite import export as heads
-from unitroles.rewrite.head import Owners
+from unitroles.rewrite import export as exports
 
 PROCESSOR = Precision(torch.device("cpu"))
 
@@ -67,7 +67,7 @@ def head_and_check(model: nn.Module, layer: Layer, x: Tensor):
     """The head of a layer, and how its suffix plan compares with the definition."""
     seen, site = traced(model, x), find(model, layer, x)
     with untouched(model):
-        head = heads.export(model, [site], x).head(0)
+        head = head_after(exports.export(model, [site], x), 0)
         plan = choice.suffix_plan(model, site, head, x, 2**30, PROCESSOR)
         found = check.self_check(plan, check.define(model, site, seen, PROCESSOR))
     assert found.conclusive, "masks that move nothing prove nothing"
@@ -200,7 +200,7 @@ def test_a_wrong_move_would_be_caught(spoil):
     model = net(nn.Sigmoid(), nn.AvgPool2d(4), features=24)
     seen, site = traced(model, X), find(model, Layer("0"), X)
     with untouched(model):
-        head = heads.export(model, [site], X).head(0)
+        head = head_after(exports.export(model, [site], X), 0)
         definition = check.define(model, site, seen, PROCESSOR)
         plan = choice.suffix_plan(model, site, head, X, 2**30, PROCESSOR)
         assert check.self_check(plan, definition).agrees

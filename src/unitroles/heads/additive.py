@@ -29,8 +29,8 @@ from unitroles.graph.ops import (
     op_of,
     value_of,
 )
+from unitroles.heads.head import Head
 from unitroles.model.forward import HALF
-from unitroles.rewrite.head import Head
 from unitroles.rewrite.precision import compute_in
 
 _aten = torch.ops.aten
