@@ -17,13 +17,13 @@ from unitroles.engine import choice
 from unitroles.engine.choice import choose_plans
 from unitroles.graph.flops import Operations
 from unitroles.graph.ops import ROWS
+from unitroles.heads import additive
 from unitroles.model.borrow import untouched
 from unitroles.model.candidates import candidates
 from unitroles.model.forward import Precision
 from unitroles.model.trace import find_site
 from unitroles.options import Layer
 from unitroles.report import text
-from unitroles.rewrite import additive
 from unitroles.rewrite.export import export
 
 NAMES = sorted(networks.TOYS)

@@ -146,9 +146,9 @@ def check_against(found, exact, resolution):
 def test_a_running_sum_with_a_deep_tail_leaves_points_out(name, resolution, monkeypatch):
     toy, rows, tail = one_copy(name, networks.torch.float64), [], Sums._tail
 
-    def counting(self, h):
-        rows.append(h.shape[0] * h.shape[1])
-        return tail(self, h)
+    def counting(self, many, values):
+        rows.append(len(values[0]))
+        return tail(self, many, values)
 
     exact, _ = analyze_toy(toy)
     monkeypatch.setattr(Sums, "_tail", counting)

@@ -19,7 +19,6 @@ from forcing import (
 from twins import assert_equals_twin, same, suffix_of, twin
 from unitroles.engine import check, choice
 from unitroles.engine.suffix import SuffixPlan
-from unitroles.rewrite.export import Exported
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -37,8 +36,8 @@ def spoiled(head, spoil):
 
 def spoil_heads(patch, spoil):
     """Every head that is cut from now on is spoiled."""
-    cut = Exported.head
-    patch.setattr(Exported, "head", lambda self, place: spoiled(cut(self, place), spoil))
+    cut = choice.head_after
+    patch.setattr(choice, "head_after", lambda *args: spoiled(cut(*args), spoil))
 
 
 # Two samples are compared, under several masks in one call.
@@ -50,12 +49,12 @@ SPOILS = {
 }
 
 
-FORM_SPOILS = {
-    "scaled": lambda form: replace(form, add=form.add * 1.001),
-    "not a number": lambda form: replace(form, add=form.add * float("nan")),
-    "rows mixed up": lambda form: replace(form, add=form.add.roll(1, 0)),
-    "mask ignored": lambda form: replace(form, add=torch.zeros_like(form.add)),
-    "one unit forgotten": lambda form: replace(form, add=form.add * unit_mask(form.add)),
+ROW_SPOILS = {
+    "scaled": lambda rows: rows * 1.001,
+    "not a number": lambda rows: rows * float("nan"),
+    "rows mixed up": lambda rows: rows.roll(1, 0),
+    "mask ignored": torch.zeros_like,
+    "one unit forgotten": lambda rows: rows * unit_mask(rows),
 }
 
 
@@ -80,11 +79,17 @@ def test_a_wrong_head_is_caught(name, spoil, monkeypatch):
     assert_equals_twin(taxonomy, twin(name), 1e-10)
 
 
-@pytest.mark.parametrize("spoil", FORM_SPOILS)
+@pytest.mark.parametrize("spoil", ROW_SPOILS)
 @pytest.mark.parametrize("name", ["mlp", "residual", "conv_pool_linear", "transformer"])
 def test_a_wrong_running_sum_is_caught(name, spoil, monkeypatch):
     recognise = choice.recognise
-    monkeypatch.setattr(choice, "recognise", lambda *args: FORM_SPOILS[spoil](recognise(*args)))
+
+    def wrong(*args):
+        form = recognise(*args)
+        first, *others = form.sums
+        return replace(form, sums=(replace(first, add=ROW_SPOILS[spoil](first.add)), *others))
+
+    monkeypatch.setattr(choice, "recognise", wrong)
     taxonomy, notes = analyze_toy(same(name))
     assert taxonomy.data.attrs["plan"] == "suffix"
     (note,) = notes
@@ -151,7 +156,7 @@ def test_a_head_that_fails_in_any_way_leaves_the_definition(monkeypatch, error):
     def fail(*args):
         raise error("")
 
-    monkeypatch.setattr(Exported, "head", fail)
+    monkeypatch.setattr(choice, "head_after", fail)
     taxonomy, notes = analyze_toy(same("mlp"))
     assert taxonomy.data.attrs["plan"] == "full"
     assert len(notes) == 1

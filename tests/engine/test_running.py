@@ -20,7 +20,7 @@ from unitroles.curves import store
 from unitroles.curves.store import DiskStore, Stores
 from unitroles.engine import choice, suffix
 from unitroles.engine.additive import AdditivePlan
-from unitroles.engine.masks import Prefixes
+from unitroles.engine.masks import AllButOne, Prefixes
 from unitroles.engine.plan import FullPlan
 from unitroles.engine.suffix import SuffixPlan
 from unitroles.engine.sums import Sums
@@ -86,12 +86,13 @@ def test_means_leave_a_full_plan_its_reason():
 
 def test_a_wrong_removal_of_single_units_is_caught(monkeypatch):
     toy = one_copy("mlp", torch.float64)
-    without = Sums.without_each
-    monkeypatch.setattr(
-        Sums,
-        "without_each",
-        lambda self, units: ((part, 3 * z) for part, z in without(self, units)),
-    )
+    run = Sums.run
+
+    def wrong(self, masks):
+        times = 3 if isinstance(masks, AllButOne) else 1
+        return ((part, times * logits) for part, logits in run(self, masks))
+
+    monkeypatch.setattr(Sums, "run", wrong)
     found, notes = observe(ur.single_unit_ablation, toy.model, toy.train, layer=layer_of(toy))
     assert found.attrs["plan"] == "suffix"
     assert notes[0].startswith("plan suffix, not additive: ")

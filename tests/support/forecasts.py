@@ -60,10 +60,10 @@ def parts(model: nn.Module, plan: Any) -> dict[str, nn.Module]:
     if not plan.keeps_rows:
         return {"model": model}
     if plan.name == "suffix":
-        return {"model": model, "head": plan.head.after}
+        return {"model": model, "head": plan.after}
     norm = plan.form.norm
     tail = plan.form.tail if norm is None else norm.finish
-    return {"model": model, "head": plan.suffix.head.after, "tail": tail}
+    return {"model": model, "head": plan.suffix.after, "tail": tail}
 
 
 def counter(rows: Counter[str], name: str) -> Callable[[nn.Module, Any], None]:

@@ -11,8 +11,7 @@ from unitroles.curves.collect import Collected, Kept
 from unitroles.curves.scores import SampleScore, ScoreSums
 from unitroles.curves.store import Store
 from unitroles.engine.audit import MASKED, RETRIEVED, ROW, Audit, reads_data
-from unitroles.engine.choice import Choice
-from unitroles.engine.fallbacks import remedies
+from unitroles.engine.choice import Choice, remedies
 from unitroles.engine.plan import FullPlan, Plan
 from unitroles.engine.suffix import SuffixPlan
 from unitroles.errors import InputError, PlanWarning

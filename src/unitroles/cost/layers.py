@@ -19,7 +19,7 @@ from unitroles.errors import InputError
 from unitroles.graph.extract import CannotCut
 from unitroles.graph.flops import Operations
 from unitroles.graph.ops import ROWS, is_norm, value_of
-from unitroles.heads.additive import can_fold, running_sum
+from unitroles.heads.additive import can_fold, running_sums
 from unitroles.heads.head import Head, head_after
 from unitroles.model.borrow import device_of, untouched, unwrapped
 from unitroles.model.candidates import Recommended, candidates, recommend
@@ -162,10 +162,10 @@ def _full(site: Site, reason: str) -> _Cost:
 def _cost(head: Head, labels: int, count: Operations, whole: int) -> _Cost:
     after, kept = count.of(head.after) / whole, _kept(head)
     try:
-        form = running_sum(head)
+        form = running_sums(head)
     except CannotCut as error:
         return _Cost("suffix", suffix_reason(str(error)), 1 + (head.units + 1 + 1) * after, kept)
-    units, features, width = form.add.shape
+    units, features, width = form.sums[0].add.shape
     tail, folded = count.of(form.tail) / whole, can_fold(form)
     normed = folded and any(map(is_norm, form.tail.graph.nodes))
     if folded:

@@ -24,8 +24,7 @@ from unitroles.curves.scores import (
 from unitroles.curves.store import Store, Stores, joined
 from unitroles.data.samples import Batch, Samples
 from unitroles.engine.audit import Audit, Guard, drawn, lengths
-from unitroles.engine.fallbacks import in_full
-from unitroles.engine.plan import Plan, Rows
+from unitroles.engine.plan import Plan, Rows, in_full
 from unitroles.errors import InputError, PlanWarning
 from unitroles.model.calls import Place
 from unitroles.model.forward import Precision, batch_size, blamed, rows_of, tensors

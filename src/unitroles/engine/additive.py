@@ -83,17 +83,13 @@ class AdditivePlan:
 
     def run(self, kept: Any, masks: Masks, least: int = 1) -> Iterator[tuple[slice, Logits]]:
         match masks:
-            case Prefixes():
-                return self._sums(kept).prefixes(masks.order, masks.points)
-            case AllButOne():
-                return self._sums(kept).without_each(masks.ablated)
-            case Tree():
-                return self._sums(kept).branches(masks)
+            case Prefixes() | AllButOne() | Tree():
+                return self._sums(kept).run(masks)
         return self.suffix.run(kept, masks, least)
 
     def _sums(self, kept: Rows) -> Sums:
-        (edge,), (ablated,), around = self.suffix.unpack(kept)
-        return Sums.of(self.form, edge, ablated, around, self.suffix.head.repeats)
+        masked, around = self.suffix.unpack(kept)
+        return Sums.of(self.form, masked, around, self.suffix.head.repeats)
 
     def ablated(
         self, baseline: Float[Tensor, " units"] | None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from unitroles.engine.additive import AdditivePlan
 from unitroles.engine.audit import Audit
 from unitroles.engine.check import Definition, SelfCheck, define, self_check
-from unitroles.engine.plan import FullPlan, Plan
+from unitroles.engine.plan import FullPlan, Plan, in_full
 from unitroles.engine.suffix import SuffixPlan
 from unitroles.graph.extract import CannotCut
 from unitroles.heads.additive import recognise
+from unitroles.heads.fast import fast
 from unitroles.heads.head import Head, head_after
 from unitroles.model.forward import HALF, Precision
 from unitroles.model.hooks import run_body
@@ -92,20 +93,25 @@ def _cheapest(head: Head, definition: Definition, budget: int) -> Choice | str:
     """Additive or suffix with its check, or why neither may be used."""
     model, site, inputs = definition.model, definition.site, definition.seen.inputs
     suffix = suffix_plan(model, site, head, inputs, budget, definition.precision)
-    plans: list[Plan] = []
-    rounds = bool(HALF & {site.dtype, definition.seen.logits.dtype})
-    try:
-        found = additive_plan(suffix, definition.seen.logits.shape[1])
-        plans.append(replace(found, reason=found.reason + _IN_FLOAT32 * rounds))
-    except CannotCut as error:
-        suffix = replace(suffix, reason=suffix_reason(str(error)))
-    except Exception as error:  # whatever else the sum stumbles over, masked copies still run
-        suffix = replace(suffix, reason=suffix_reason(first_line(error)))
-    suffix = replace(suffix, reason=suffix.reason + _IN_FLOAT32 * rounds)
-    return _first_that_agrees([*plans, suffix], definition)
+    rounds = _IN_FLOAT32 * bool(HALF & {site.dtype, definition.seen.logits.dtype})
+
+    def plans() -> Iterator[Plan]:
+        why = ""
+        try:
+            found = additive_plan(suffix, definition.seen.logits.shape[1])
+        except CannotCut as error:
+            why = str(error)
+        except Exception as error:  # whatever else the sum stumbles over, masked copies still run
+            why = first_line(error)
+        else:
+            yield replace(found, reason=found.reason + rounds)
+        reason = suffix_reason(why) if why else suffix.reason
+        yield replace(suffix, after=fast(head.after), reason=reason + rounds)
+
+    return _first_that_agrees(plans(), definition)
 
 
-def _first_that_agrees(plans: Sequence[Plan], definition: Definition) -> Choice | str:
+def _first_that_agrees(plans: Iterable[Plan], definition: Definition) -> Choice | str:
     """The first plan that equals the definition, or why there is none."""
     failed: list[str] = []
     for plan in plans:
@@ -128,7 +134,7 @@ def suffix_plan(
 ) -> SuffixPlan:
     """The suffix plan of a head, with what a few samples give."""
     reason = "masked copies run through what comes after the layer"
-    plan = SuffixPlan(model, site, head, budget, ((), inputs), reason)
+    plan = SuffixPlan(model, site, head, head.after, budget, ((), inputs), reason)
     with precision.on():
         found = tuple(value.clone() for value in run_body(model, plan.places, inputs))
     return replace(plan, probe=(found, inputs))
@@ -183,6 +189,13 @@ def recheck(choice: Choice, baseline: Float[Tensor, " units"], precision: Precis
     if isinstance(found, str):
         return _full(definition, f"with mean activations {found}")
     return found
+
+
+def remedies(plan: Plan, precision: Precision) -> list[FullPlan | SuffixPlan]:
+    """One sample in a call: from what is kept of it, then by whole forwards."""
+    suffix = plan.suffix if isinstance(plan, AdditivePlan) else plan
+    kept = [replace(suffix, alone=True)] if isinstance(suffix, SuffixPlan) else []
+    return [*kept, replace(in_full(plan, precision), alone=True)]
 
 
 def _effect(site: Site, check: SelfCheck) -> list[str]:

@@ -155,6 +155,11 @@ class FullPlan:
         return (replace(self, baseline=baseline),)
 
 
+def in_full(plan: Plan, precision: Precision) -> FullPlan:
+    """The full plan, for batches of another form than a plan was made for."""
+    return FullPlan(plan.model, plan.site, "", plan.baseline, precision, alone=plan.alone)
+
+
 def one_by_one(
     run: Callable[[Any, Masks], Iterator[tuple[slice, Logits]]], kept: Any, masks: Masks
 ) -> Iterator[tuple[slice, Logits]]:

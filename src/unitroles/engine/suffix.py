@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from unitroles.engine.masks import Masks, Tree
 from unitroles.engine.plan import Rows, one_by_one
-from unitroles.engine.sums import repeat
+from unitroles.engine.sums import Masked, repeat
 from unitroles.graph.extract import input_dtypes
+from unitroles.heads.fast import laid_out
 from unitroles.heads.head import Head
 from unitroles.model.calls import Place
 from unitroles.model.forward import Logits, flat, form_of
@@ -43,6 +44,7 @@ class SuffixPlan:
 
     Parameters
     ----------
+    after : what follows the masks, as in `head` or faster.
     budget : bytes for masked copies.
     probe : the values at `places` for a few samples, and the inputs they came from, whose form is
         the one that the head was exported for.
@@ -52,6 +54,7 @@ class SuffixPlan:
     model: nn.Module
     site: Site
     head: Head
+    after: fx.GraphModule
     budget: int
     probe: tuple[tuple[Tensor, ...], Any]
     reason: str
@@ -127,10 +130,8 @@ class SuffixPlan:
         ablated = tuple(value[:1] for value in self._ablated(output, live))
         return self.head.before(output, *live), ablated
 
-    def unpack(
-        self, kept: Sequence[Tensor]
-    ) -> tuple[Sequence[Tensor], Sequence[Tensor], list[Tensor]]:
-        """Edge values, edge values of an ablated layer, and values around."""
+    def unpack(self, kept: Sequence[Tensor]) -> tuple[list[Masked], list[Tensor]]:
+        """The edge values with those of an ablated layer, and values around."""
         edges, same = self.head.edges, self.head.same_ablated
         ablated = self._probed[1] if same else kept[edges : 2 * edges]
         rows = iter(kept[edges if same else 2 * edges :])
@@ -138,7 +139,9 @@ class SuffixPlan:
             next(rows) if per_row else value
             for value, per_row in zip(self.around(), self.head.repeats, strict=True)
         ]
-        return kept[:edges], ablated, around
+        # As the ops after them like images to lie in memory: copies take over the order.
+        edge, off = ([*map(laid_out, values)] for values in (kept[:edges], ablated))
+        return [*map(Masked, self.head.owners, edge, off)], around
 
     def around(self) -> tuple[Tensor, ...]:
         """The values that flow around the layer for the samples of the probe."""
@@ -148,19 +151,16 @@ class SuffixPlan:
         return one_by_one(self._run, kept, masks) if self.alone else self._run(kept, masks, least)
 
     def _run(self, kept: Any, masks: Masks, least: int = 1) -> Iterator[tuple[slice, Logits]]:
-        edge, ablated, around = self.unpack(kept)
-        bytes_each = sum(value.numel() * value.element_size() for value in edge)
+        masked, around = self.unpack(kept)
+        bytes_each = sum(one.edge.numel() * one.edge.element_size() for one in masked)
         step = max(least, self._copies_bytes // bytes_each)
         for part in slices(len(masks), step):
-            retrieved = masks.retrieved_in(part).to(edge[0].device)
+            retrieved = masks.retrieved_in(part)
+            copies = [one.under(retrieved) for one in masked]
             many = len(retrieved)
-            copies = [
-                torch.where(owners.spread(retrieved), value, off).flatten(0, 1)
-                for owners, value, off in zip(self.head.owners, edge, ablated, strict=True)
-            ]
             pairs = zip(around, self.head.repeats, strict=True)
             rest = [repeat(value, many) if per_row else value for value, per_row in pairs]
-            yield part, self.head.after(*copies, *rest).unflatten(0, (many, -1))
+            yield part, self.after(*copies, *rest).unflatten(0, (many, -1))
 
     def ablated(self, baseline: Float[Tensor, " units"] | None) -> tuple[SuffixPlan, ...]:
         return (replace(self, baseline=baseline),)

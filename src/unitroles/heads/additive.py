@@ -1,12 +1,13 @@
-"""Heads that are one running sum over the units, recognised in a graph.
+"""Heads that begin with running sums over the units, recognised in a graph.
 
-Where the first op that mixes units is linear, its result with the first n units retrieved is
+Where an op that mixes units is linear, its result with the first n units retrieved is
 
     h_n = h_0 + sum over i <= n of (t_i(a_i) - t_i(0)) W_i,
 
-t_i being what acts on unit i alone: one running sum instead of n + 1 products. Where only affine
-ops follow, or one layer norm and then affine ops, they are folded into W, and the running sum is
-that of the logits themselves.
+t_i being what acts on unit i alone: one running sum instead of n + 1 products. W_i is a row of a
+matrix, or the kernel of a convolution for one of its channels. Units may reach several such ops and
+others too, as in a residual block. Where only affine ops follow a single sum, or one layer norm and
+then affine ops, they are folded into W, and the running sum is that of the logits themselves.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from unitroles.graph.ops import (
     op_of,
     value_of,
 )
+from unitroles.heads.fast import fast, without_norms
 from unitroles.heads.head import Head
 from unitroles.model.forward import HALF
 from unitroles.rewrite.precision import compute_in
@@ -56,26 +58,55 @@ class Norm:
 
 
 @dataclass(frozen=True)
-class Additive:
-    """A head as a running sum over units.
+class Window:
+    """The window of a convolution over positions: rows and columns of each."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Sum:
+    """A linear op in which units meet, as a running sum.
 
     Parameters
     ----------
-    features : for every unit the features of the mixing op's input that it owns; the number of
-        features itself stands for none.
-    axis : the axis of that input that counts features, the samples' axis being 0.
-    mix : (edge value) -> h, the first op that mixes units.
-    tail : (h, *around) -> logits.
-    add : what one unit of each feature adds to h, or to the logits where `folded`.
-    folded : whether `add` reaches through the tail to the logits.
-    norm : the normalisation on the way, or None.
+    edge : the place of the edge value that it takes.
+    features : for every unit the features of that value that it owns; the number of features itself
+        stands for none.
+    axis : the axis of that value that counts features, the samples' axis being 0.
+    mix : (edge value) -> h.
+    add : what one unit of each feature adds to h, or to the logits where the head is folded. Of a
+        convolution each feature counts once for every place in its window.
+    window : of a convolution over positions; else None.
     """
 
+    edge: int
     features: Int[Tensor, "units features"]
     axis: int
     mix: fx.GraphModule
-    tail: fx.GraphModule
     add: Float[Tensor, "units features outputs"]
+    window: Window | None = None
+
+
+@dataclass(frozen=True)
+class Additive:
+    """A head that begins with running sums over units.
+
+    Parameters
+    ----------
+    sums : at least one; where `folded` or with a norm, that of the logits and no other.
+    masked : the places of the edge values that the tail takes under their masks.
+    tail : (h of every sum, *masked edge values, *around) -> logits.
+    folded : whether the rows of the sum reach through the tail to the logits.
+    norm : the normalisation on the way, or None.
+    """
+
+    sums: tuple[Sum, ...]
+    masked: tuple[int, ...]
+    tail: fx.GraphModule
     folded: bool = False
     norm: Norm | None = None
 
@@ -91,42 +122,43 @@ def recognise(head: Head, around: tuple[Tensor, ...]) -> Additive:
     ------
     CannotCut : the head has no such form, and why.
     """
-    form = running_sum(head)
+    form = running_sums(head)
     if not can_fold(form):
-        return form
+        form = running_sums(replace(head, after=without_norms(head.after)))
+        return replace(form, tail=fast(form.tail))
     # Nothing here depends on the samples: one of each value around stands for all.
     pairs = zip(around, head.repeats, strict=True)
     return fold(form, tuple(value[:1] if per_row else value for value, per_row in pairs))
 
 
-def running_sum(head: Head) -> Additive:
-    """The sum of the first op that mixes units, nothing folded.
+def running_sums(head: Head) -> Additive:
+    """The sums of the first ops that mix units, nothing folded.
 
     Raises
     ------
-    CannotCut : there is no such op or it is not linear, and why.
+    CannotCut : none of these ops is linear, and why.
     """
-    edge, mix = _mixing_op(head)
-    direct = mix.op == "output" or (is_norm(mix) and mix.args[0] is edge and _whole_row(mix))
-    matrix, axis = _identity(head) if direct else _matrix(head.after, mix, edge)
-    owners = head.owners[0]
-    if owners.axis != axis and not (owners.axis is None and len(owners.shape) == 0):
-        raise CannotCut("the units are not spread over the features of the op that mixes them")
-    features = _features(owners.index, head.units)
-    if matrix.dtype in HALF:
-        raise CannotCut("units meet in a product of 16 bits, whose running sum would be rounded")
-    h = edge if direct else mix
-    around = _places(head.after)[1:]
-    form = Additive(
-        features=features,
-        axis=axis,
-        mix=extract(head.after, [edge], h),
-        tail=extract(head.after, [h, *around], _result(head.after)),
-        add=_rows(matrix, features),
-    )
-    if direct and not can_fold(form):
-        raise CannotCut("units meet in a norm before an op that is not linear")
-    return form
+    after = head.after
+    edges, around = _places(after)[: head.edges], _places(after)[head.edges :]
+    direct = _direct(head)
+    if direct is not None:
+        tail = extract(after, [edges[0], *around], _result(after))
+        form = Additive((direct,), (), tail)
+        if not can_fold(form):
+            raise CannotCut("units meet in a norm before an op that is not linear")
+        return form
+    sums: dict[fx.Node, Sum] = {}
+    masked: dict[int, str] = {}
+    for place, edge in enumerate(edges):
+        for user in _users(edge):
+            try:
+                sums[user] = _sum(head, place, user)
+            except CannotCut as error:
+                masked.setdefault(place, str(error))
+    if not sums:
+        raise CannotCut(next(iter(masked.values())))
+    tail = extract(after, [*sums, *(edges[i] for i in masked), *around], _result(after))
+    return Additive(tuple(sums.values()), tuple(masked), tail)
 
 
 def _places(module: fx.GraphModule) -> list[fx.Node]:
@@ -137,59 +169,86 @@ def _result(module: fx.GraphModule) -> fx.Node:
     return module.graph.output_node().all_input_nodes[0]
 
 
-def _mixing_op(head: Head) -> tuple[fx.Node, fx.Node]:
-    """The value that the units leave on, and the one op that takes it."""
-    if head.edges != 1:
-        raise CannotCut("units leave the layer on more than one way")
-    edge = _places(head.after)[0]
-    users = _users(edge)
-    if len(users) != 1:
-        raise CannotCut("the units reach more than one op that mixes them")
-    return edge, users[0]
-
-
 def _users(node: fx.Node) -> list[fx.Node]:
     """The ops that take more of a value than its number of rows."""
     return [user for user in node.users if user.target is not _aten.sym_size.int]
 
 
+def _direct(head: Head) -> Sum | None:
+    """The sum of units as they are, where they are the logits or meet in one norm."""
+    edge = _places(head.after)[0]
+    users = _users(edge)
+    if head.edges != 1 or len(users) != 1:
+        return None
+    (mix,) = users
+    normed = is_norm(mix) and mix.args[0] is edge and _whole_row(mix)
+    if mix.op != "output" and not normed:
+        return None
+    axes = [axis for axis, size in enumerate(head.owners[0].shape, 1) if size > 1]
+    if len(axes) > 1:
+        raise CannotCut("units meet in a norm over positions")
+    axis = axes[0] if axes else 1
+    matrix = torch.eye(head.owners[0].shape[axis - 1], dtype=head.dtype)
+    return _of_matrix(head, 0, edge, matrix, axis)
+
+
+def _sum(head: Head, place: int, mix: fx.Node) -> Sum:
+    """The running sum of a linear op with a fixed weight.
+
+    Raises
+    ------
+    CannotCut : it is none, or units are not spread over what it sums.
+    """
+    module, edge = head.after, _places(head.after)[place]
+    kind = str(mix.target).removeprefix("aten.").split(".")[0]
+    linear = op_of(mix).kind in (Kind.LINEAR, Kind.CONVOLUTION)
+    weight = args_of(mix)[1] if linear else None
+    if not isinstance(weight, fx.Node) or weight.op != "get_attr" or mix.args[0] is not edge:
+        raise CannotCut(f"units meet in an op that is not linear ({kind})")
+    value = getattr(module, str(weight.target))
+    if value.dtype in HALF:
+        raise CannotCut("units meet in a product of 16 bits, whose running sum would be rounded")
+    if op_of(mix).kind is Kind.LINEAR:
+        return _of_matrix(head, place, mix, value.t(), value_of(edge).ndim - 1)
+    if is_pointwise_convolution(mix):
+        return _of_matrix(head, place, mix, value.flatten(1).t(), 1)
+    if argument(mix, "groups") > 1 or value_of(edge).ndim != 4:
+        raise CannotCut("units meet in a convolution of several groups")
+    found = _of_matrix(head, place, mix, value.flatten(2).permute(1, 2, 0), 1)
+    rest = [argument(mix, name) for name in ("stride", "padding", "dilation")]
+    window = Window(*(tuple(sizes) for sizes in (value.shape[2:], *rest)))
+    return replace(found, window=window)
+
+
+def _of_matrix(
+    head: Head, place: int, h: fx.Node, rows: Float[Tensor, "features *taps outputs"], axis: int
+) -> Sum:
+    """The sum of what each feature gives.
+
+    Raises
+    ------
+    CannotCut : units are not spread over the features.
+    """
+    owners = head.owners[place]
+    if owners.axis != axis and not (owners.axis is None and len(owners.shape) == 0):
+        raise CannotCut("the units are not spread over the features of the op that mixes them")
+    features = _features(owners.index, head.units)
+    mix = extract(head.after, [_places(head.after)[place]], h)
+    return Sum(place, features, axis, mix, _rows(rows, features))
+
+
 def _rows(
-    weight: Float[Tensor, "inputs outputs"], features: Int[Tensor, "units features"]
+    weight: Float[Tensor, "inputs *taps outputs"], features: Int[Tensor, "units features"]
 ) -> Float[Tensor, "units features outputs"]:
     """The rows of a matrix by unit; zeros for the feature that stands for none."""
     in_turn = torch.arange(features.numel()).view(features.shape)
     if features.numel() == len(weight) and bool((features == in_turn).all()):
         rows = weight.unflatten(0, features.shape)  # may be large, and is not copied
-        return rows.contiguous() if features.shape[1] == 1 else rows
-    return torch.cat([weight, weight.new_zeros(1, weight.shape[1])])[features.to(weight.device)]
-
-
-def _identity(head: Head) -> tuple[Tensor, int]:
-    """Units that are summed as they are: they meet in a norm, or are the logits."""
-    axes = [axis for axis, size in enumerate(head.owners[0].shape, 1) if size > 1]
-    if len(axes) > 1:
-        raise CannotCut("units meet in a norm over positions")
-    axis = axes[0] if axes else 1
-    return torch.eye(head.owners[0].shape[axis - 1], dtype=head.dtype), axis
-
-
-def _matrix(
-    module: fx.GraphModule, mix: fx.Node, edge: fx.Node
-) -> tuple[Float[Tensor, "features outputs"], int]:
-    """The matrix of a linear op and the axis of its input that counts features."""
-    value = value_of(edge)
-    kind = str(mix.target).removeprefix("aten.").split(".")[0]
-    if mix.args[0] is not edge or mix.args.count(edge) != 1:
-        raise CannotCut(f"units meet in an op that is not linear ({kind})")
-    weight: Any = mix.args[1] if len(mix.args) > 1 else None
-    constant = isinstance(weight, fx.Node) and weight.op == "get_attr"
-    if op_of(mix).kind is Kind.LINEAR and constant:
-        return getattr(module, str(weight.target)).t(), value.ndim - 1
-    if op_of(mix).kind is Kind.CONVOLUTION and constant:
-        if not is_pointwise_convolution(mix):
-            raise CannotCut("units meet in a convolution over positions")
-        return getattr(module, str(weight.target)).flatten(1).t(), 1
-    raise CannotCut(f"units meet in an op that is not linear ({kind})")
+        rows = rows.contiguous() if features.shape[1] == 1 else rows
+    else:
+        none = weight.new_zeros(1, *weight.shape[1:])
+        rows = torch.cat([weight, none])[features.to(weight.device)]
+    return rows.flatten(1, -2)
 
 
 def _features(owner: Int[Tensor, " inputs"], units: int) -> Int[Tensor, "units features"]:
@@ -205,10 +264,13 @@ def _features(owner: Int[Tensor, " inputs"], units: int) -> Int[Tensor, "units f
 
 
 def can_fold(form: Additive) -> bool:
-    """Whether only affine ops and at most one norm follow a sum without positions."""
-    sizes = value_of(_places(form.mix)[0]).shape[1:]
+    """Whether only affine ops and at most one norm follow a single sum without positions."""
+    one = form.sums[0]
+    sizes = value_of(_places(one.mix)[0]).shape[1:]
     chain = _chain(form.tail)
-    if chain is None or any(size != 1 for place, size in enumerate(sizes, 1) if place != form.axis):
+    if len(form.sums) > 1 or form.masked or one.window is not None or chain is None:
+        return False
+    if any(size != 1 for place, size in enumerate(sizes, 1) if place != one.axis):
         return False
     norms = [node for node in chain if is_norm(node)]
     others = [node for node in chain if not is_norm(node)]
@@ -221,12 +283,12 @@ def can_fold(form: Additive) -> bool:
 
 def fold(form: Additive, around: tuple[Tensor, ...]) -> Additive:
     """The same form with what follows the sum taken into its rows."""
+    (one,) = form.sums
     tail = extract(form.tail, _places(form.tail), _result(form.tail))  # a copy, to be changed
-    rows = form.add.flatten(0, 1).to(torch.float64)
+    rows = one.add.flatten(0, 1).to(torch.float64)
     node = next((node for node in _chain(tail) or () if is_norm(node)), None)
     if node is None:
-        logits = _linear_part(tail, rows, around)
-        return replace(form, add=_by_unit(logits, form), folded=True)
+        return _folded(form, _linear_part(tail, rows, around))
     h, *others = _places(tail)
     _take_gain_out(node)
     start = extract(tail, [h, *others], args_of(node)[0])
@@ -235,13 +297,17 @@ def fold(form: Additive, around: tuple[Tensor, ...]) -> Additive:
     add = _linear_part(start, rows, around)
     if centered:
         add = add - add.mean(dim=1, keepdim=True)
-    norm = Norm(start, _by_unit(add, form), centered, _eps(node), finish)
-    logits = _linear_part(finish, add, around)
-    return replace(form, add=_by_unit(logits, form), folded=True, norm=norm)
+    norm = Norm(start, _by_unit(add, one), centered, _eps(node), finish)
+    return replace(_folded(form, _linear_part(finish, add, around)), norm=norm)
 
 
-def _by_unit(rows: Tensor, form: Additive) -> Tensor:
-    return rows.to(form.add.dtype).unflatten(0, form.add.shape[:2])
+def _folded(form: Additive, rows: Float[Tensor, "rows labels"]) -> Additive:
+    (one,) = form.sums
+    return replace(form, sums=(replace(one, add=_by_unit(rows, one)),), folded=True)
+
+
+def _by_unit(rows: Tensor, one: Sum) -> Tensor:
+    return rows.to(one.add.dtype).unflatten(0, one.add.shape[:2])
 
 
 def _chain(tail: fx.GraphModule) -> list[fx.Node] | None:
