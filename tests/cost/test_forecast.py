@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import networks
 import unitroles as ur
-from forcing import PLANS, best, forced, layer_of, quietly
+from forcing import PLANS, forced, layer_of, quietly
 from forecasts import both, layer, plan
 from unitroles.cli.app import main
 from unitroles.cost.forecast import Forecast
@@ -32,10 +32,6 @@ CASES = [("mlp", None), ("conv_bn_gap", None), ("residual_early", None), ("trans
 CASES += [("transformer", "blocks.1.gelu")]
 
 
-def expected(name: str, path: str | None, wanted: str) -> str:
-    return best(name, wanted) if path is None else wanted
-
-
 @pytest.mark.parametrize("batch", [7, 256])
 @pytest.mark.parametrize("wanted", PLANS)
 @pytest.mark.parametrize(("name", "path"), CASES)
@@ -43,7 +39,7 @@ def test_the_forecast_counts_what_the_analysis_runs(name, path, wanted, batch):
     with forced(wanted):
         found, taxonomy, seen = both(networks.toy(name), path, compute=ur.Compute(batch_size=batch))
     stored = taxonomy.provenance["plan"]
-    assert found.plan == stored["name"] == expected(name, path, wanted)
+    assert found.plan == stored["name"] == wanted
     assert found.reason == stored["reason"]
     assert (found.layer, found.units) == (taxonomy.layer, taxonomy.data.sizes["unit"])
     assert found.labels == taxonomy.data.sizes["label"]

@@ -6,11 +6,9 @@ import pytest
 import networks
 import unitroles as ur
 from forcing import (
-    NOT_ADDITIVE,
     PLANS,
     REFUSAL,
     analyze_toy,
-    best,
     force,
     forced,
     observe,
@@ -20,8 +18,7 @@ from twins import NAMES, PRECISIONS, analysis, assert_equals_twin, assert_same_b
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-# Every toy with every plan that it can get.
-CASES = [(n, p) for n in NAMES for p in PLANS if best(n, p) == p]
+CASES = [(n, p) for n in NAMES for p in PLANS]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -42,14 +39,6 @@ def test_every_plan_equals_the_twin(name, plan, precision):
     said = [f"plan full (N+1 runs of the whole model): {REFUSAL}"] if plan == "full" else []
     assert notes == said
     assert_equals_twin(taxonomy, twin(name, precision), PRECISIONS[precision][2])
-
-
-@pytest.mark.parametrize("name", sorted(NOT_ADDITIVE))
-def test_where_there_is_no_running_sum_it_is_said_why(name):
-    taxonomy, notes = analysis(name)
-    assert taxonomy.data.attrs["plan"] == "suffix"
-    assert "units meet in a convolution over positions" in taxonomy.provenance["plan"]["reason"]
-    assert notes == []
 
 
 @pytest.mark.parametrize(

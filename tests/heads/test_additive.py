@@ -109,20 +109,26 @@ ADDITIVE = {
     "sums at an einsum over channels": ["relu", "einsum over channels", "relu"],
     "mixed positions, then sums": ["tokens", "mixed positions", "relu", "linear", "relu"],
     "sums at rows of every position": ["tokens", "rows times a matrix", "relu"],
+    "sums in windows": ["3 x 3 convolution", "relu"],
+    "sums in windows with a stride": ["relu", "window with a stride", "relu"],
+    "sums in windows of two sides": ["window of two sides", "gelu"],
+    "sums in windows larger than the map": ["window larger than the map", "relu"],
+    "sums beside the units themselves": ["relu", "residual block"],
+    "two sums": ["block with a convolution beside", "residual block"],
+    "sums beside two other ways": ["squeeze and excite", "3 x 3 convolution", "relu"],
     "its own depthwise convolution": ["depthwise convolution", "relu", "mean over positions"],
 }
 REFUSED = {
     "softmax over units": (["mean over positions", "softmax"], "not linear"),
-    "convolution over positions": (["3 x 3 convolution", "relu"], "convolution over positions"),
-    "two units joined": (["plus itself, flipped"], "more than one way"),
-    "a gate made of all units": (["squeeze and excite"], "more than one way"),
+    "two units joined": (["plus itself, flipped"], "not linear .add"),
+    "a gate made of all units": (["running sum", "squeeze and excite"], "not linear .cumsum"),
     "an einsum with one number": (
         ["mean over positions", "einsum with one number for all"],
         "not linear .einsum",
     ),
     "an einsum that sums nothing": (["mean over positions", "einsum that sums nothing"], "einsum"),
     "an einsum over positions too": (["einsum over channels and positions"], "einsum"),
-    "groups": (["grouped convolution"], "convolution over positions"),
+    "groups": (["grouped convolution"], "convolution of several groups"),
 }
 
 

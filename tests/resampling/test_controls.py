@@ -7,7 +7,7 @@ import torch
 import networks
 import reference
 import unitroles as ur
-from forcing import analyze_toy, best, forced, one_copy
+from forcing import analyze_toy, forced, one_copy
 from unitroles import roles
 from unitroles.report import text
 from unitroles.stats.draws import random_scores
@@ -125,7 +125,7 @@ def test_a_temperature_beyond_those_that_are_tried_is_said(factor, said):
 @pytest.mark.parametrize("plan", ["suffix", "full"])
 def test_every_plan_gives_the_same_controls(name, plan):
     first = analyze_toy(one_copy(name, torch.float64), evidence=ONLY)[0].data
-    with forced(best(name, plan)):
+    with forced(plan):
         second = analyze_toy(networks.toy(name, torch.float64), evidence=ONLY)[0].data
     assert second.attrs["plan"] == plan
     measured = [n for n in first.data_vars if n.startswith(("control", "set", "intact", "temp"))]

@@ -9,7 +9,7 @@ import torch
 import networks
 import reference
 import unitroles as ur
-from forcing import analyze_toy, best, find, forced, layer_of, one_copy
+from forcing import analyze_toy, find, forced, layer_of, one_copy
 from unitroles.curves.collect import Kept
 from unitroles.data.samples import Samples
 from unitroles.engine.additive import AdditivePlan
@@ -147,7 +147,7 @@ def test_a_score_without_samples_is_that_of_the_side_in_each_pair(score):
 def test_every_plan_gives_the_same_evidence(name, plan):
     toy = networks.toy(name, torch.float64)
     first, _ = analyze_toy(one_copy(name, torch.float64), evidence=FEW)
-    with forced(best(name, plan)):
+    with forced(plan):
         second, _ = analyze_toy(toy, evidence=FEW)
     assert second.data.attrs["plan"] == plan
     for name in first.data:

@@ -114,43 +114,42 @@ FAMILIES = {
     "swin": Family(_swin),
 }
 
-_POSITIONS = "units meet in a convolution over positions"
-_MANY_WAYS = "units leave the layer on more than one way"
-_MANY_OPS = "the units reach more than one op that mixes them"
+_GROUPS = "units meet in a convolution of several groups"
+_ADD = "units meet in an op that is not linear (add)"
 _NORM = "units meet in an op that is not linear (layer_norm)"
 _ATTENTION = "units meet in an op that is not linear (transpose)"
 
 PLANS: dict[str, dict[str, Row]] = {
     "vgg11_bn": {
-        "features.2": Row(1, "suffix", _POSITIONS),
-        "features.13": Row(1, "suffix", _POSITIONS),
+        "features.2": Row(1, "additive"),
+        "features.13": Row(1, "additive"),
         "features.27": Row(1, "additive"),
         "classifier.1": Row(1, "additive"),
         "classifier.4": Row(1, "additive"),
     },
     "resnet18": {
-        "relu": Row(1, "suffix", _MANY_OPS),
-        "layer1.0.relu": Row(1, "suffix", _MANY_OPS),
-        "layer2.0.downsample.1": Row(1, "suffix", _MANY_OPS),
-        "layer3.0.bn1": Row(1, "suffix", _POSITIONS),
-        "layer4.1.conv1": Row(1, "suffix", _POSITIONS),
+        "relu": Row(1, "additive"),
+        "layer1.0.relu": Row(1, "additive"),
+        "layer2.0.downsample.1": Row(1, "additive"),
+        "layer3.0.bn1": Row(1, "additive"),
+        "layer4.1.conv1": Row(1, "additive"),
         "layer4.1.bn2": Row(1, "additive"),
         "layer4.1.relu": Row(1, "additive"),
         "avgpool": Row(1, "additive"),
     },
     "densenet": {
-        "features.relu0": Row(1, "suffix", _MANY_WAYS),
+        "features.relu0": Row(1, "additive"),
         "features.denseblock1.denselayer2.conv2": Row(1, "additive"),
-        "features.denseblock2.denselayer1.relu2": Row(1, "suffix", _POSITIONS),
+        "features.denseblock2.denselayer1.relu2": Row(1, "additive"),
         "features.transition2.relu": Row(1, "additive"),
         "features.norm5": Row(1, "additive"),
     },
     "mobilenet_v3_small": {
-        "features.0.2": Row(1, "suffix", _MANY_WAYS),
-        "features.1.block.0.2": Row(1, "suffix", _MANY_WAYS),
+        "features.0.2": Row(1, "additive"),
+        "features.1.block.0.2": Row(1, "additive"),
         "features.2.block.0.2": Row(1, "additive"),
         "features.2.block.1.0": Row(1, "additive"),
-        "features.4.block.1.2": Row(1, "suffix", _MANY_WAYS),
+        "features.4.block.1.2": Row(1, "additive"),
         "features.4.block.2.activation": Row(1, "additive"),
         "features.4.block.2.scale_activation": Row(1, "additive"),
         "features.4.block.2": Row(1, "additive"),
@@ -158,16 +157,16 @@ PLANS: dict[str, dict[str, Row]] = {
         "classifier.1": Row(1, "additive"),
     },
     "efficientnet_b0": {
-        "features.0.2": Row(1, "suffix", _MANY_WAYS),
-        "features.3.0.block.0.2": Row(1, "suffix", _MANY_WAYS),
+        "features.0.2": Row(1, "additive"),
+        "features.3.0.block.0.2": Row(1, "additive"),
         "features.4.1.block.2.activation": Row(1, "additive"),
-        "features.5.1.block.1.0": Row(1, "suffix", _MANY_WAYS),
+        "features.5.1.block.1.0": Row(1, "additive"),
         "features.6.0.block.2": Row(1, "additive"),
         "features.8.2": Row(1, "additive"),
     },
     "convnext_tiny": {
         "features.0.0": Row(1, "suffix", _NORM),
-        "features.0.1": Row(1, "suffix", _MANY_WAYS),
+        "features.0.1": Row(1, "suffix", _ADD),
         "features.1.0.block.0": Row(1, "suffix", _NORM),
         "features.1.2.block.4": Row(3, "additive"),
         "features.3.1.block.4": Row(3, "additive"),
@@ -177,23 +176,22 @@ PLANS: dict[str, dict[str, Row]] = {
         "classifier.0": Row(1, "additive"),
     },
     "inception_v3": {
-        "Conv2d_1a_3x3": Row(1, "suffix", _POSITIONS),
-        "Mixed_5c.branch5x5_1": Row(1, "suffix", _POSITIONS),
-        "Mixed_6b.branch_pool": Row(1, "suffix", _MANY_WAYS),
+        "Mixed_5c.branch5x5_1": Row(1, "additive"),
+        "Mixed_6b.branch_pool": Row(1, "additive"),
         "Mixed_7c.branch1x1": Row(1, "additive"),
         "Mixed_7c": Row(1, "additive"),
         "avgpool": Row(1, "additive"),
     },
     "googlenet": {
         "conv1": Row(1, "additive"),
-        "inception4a.branch2.0": Row(1, "suffix", _POSITIONS),
-        "inception5a": Row(1, "suffix", _MANY_WAYS),
+        "inception4a.branch2.0": Row(1, "additive"),
+        "inception5a": Row(1, "additive"),
         "inception5b.branch4.1": Row(1, "additive"),
         "inception5b": Row(1, "additive"),
         "dropout": Row(1, "additive"),
     },
     "shufflenet_v2_x0_5": {
-        "conv1.2": Row(1, "suffix", _MANY_WAYS),
+        "conv1.2": Row(1, "additive"),
         "stage3.1.branch2.2": Row(1, "additive"),
         "stage3.1.branch2.3": Row(1, "additive"),
         "stage4.3.branch2.7": Row(1, "additive"),
@@ -202,7 +200,7 @@ PLANS: dict[str, dict[str, Row]] = {
     },
     "squeezenet1_0": {
         "features.1": Row(1, "additive"),
-        "features.3.squeeze_activation": Row(1, "suffix", _MANY_OPS),
+        "features.3.squeeze_activation": Row(1, "additive"),
         "features.7.expand3x3_activation": Row(1, "additive"),
         "features.12.expand1x1_activation": Row(1, "additive"),
         "features.12": Row(1, "additive"),
@@ -215,16 +213,16 @@ PLANS: dict[str, dict[str, Row]] = {
         "layers.16": Row(1, "additive"),
     },
     "regnet_y_400mf": {
-        "stem.2": Row(1, "suffix", _MANY_OPS),
-        "trunk_output.block2.block2-1.f.a.2": Row(1, "suffix", _POSITIONS),
-        "trunk_output.block3.block3-2.f.b.2": Row(1, "suffix", _MANY_WAYS),
+        "stem.2": Row(1, "additive"),
+        "trunk_output.block2.block2-1.f.a.2": Row(1, "suffix", _GROUPS),
+        "trunk_output.block3.block3-2.f.b.2": Row(1, "additive"),
         "trunk_output.block3.block3-2.f.se.activation": Row(1, "additive"),
         "trunk_output.block3.block3-2.f.se": Row(1, "additive"),
         "trunk_output.block4.block4-5.f.c.1": Row(1, "additive"),
         "trunk_output.block4.block4-5.activation": Row(1, "additive"),
     },
     "vit": {
-        "conv_proj": Row(1, "suffix", _MANY_OPS),
+        "conv_proj": Row(1, "suffix", _NORM),
         "encoder.layers.encoder_layer_0.mlp.1": Row(2, "additive"),
         "encoder.layers.encoder_layer_1.ln_1": Row(2, "suffix", _ATTENTION),
         "encoder.layers.encoder_layer_1.mlp.1": Row(2, "additive"),
@@ -233,9 +231,9 @@ PLANS: dict[str, dict[str, Row]] = {
         "encoder.ln": Row(2, "additive"),
     },
     "swin": {
-        "features.0": Row(3, "suffix", _MANY_OPS),
+        "features.0": Row(3, "suffix", _NORM),
         "features.1.0.mlp.1": Row(3, "additive"),
-        "features.1.1.attn": Row(3, "suffix", _MANY_OPS),
+        "features.1.1.attn": Row(3, "suffix", _NORM),
         "features.2.norm": Row(3, "additive"),
         "features.3.0.mlp.1": Row(3, "additive"),
         "features.3.1.mlp.1": Row(3, "additive"),

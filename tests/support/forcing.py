@@ -23,8 +23,6 @@ from unitroles.wording import NUMBERING
 PLANS = ("additive", "suffix", "full")
 REFUSAL = "refused by the test"
 BATCH = ur.Compute(batch_size=16)
-NOT_ADDITIVE = {"residual_early"}
-"""The toys whose units meet in a convolution over positions: no running sum."""
 
 
 def refuse(*args: Any, **options: Any) -> Any:
@@ -45,11 +43,6 @@ def forced(plan: str) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         force(patch, plan)
         yield
-
-
-def best(name: str, plan: str = "additive") -> str:
-    """The plan that a toy gets where none better than `plan` may be chosen."""
-    return "suffix" if name in NOT_ADDITIVE and plan == "additive" else plan
 
 
 def observe(function: Callable[..., Any], *args: Any, **options: Any) -> tuple[Any, list[str]]:

@@ -93,6 +93,33 @@ def _conv(kernel: int, groups: int, stride: int = 1):
     return _maps(make)
 
 
+def _window(kernel: tuple[int, int], stride: int, padding: tuple[int, int], dilation: int):
+    """A convolution of any window, with a norm after it."""
+
+    def make(shape: tuple[int, ...]) -> nn.Module | None:
+        sizes = zip(shape[1:], kernel, padding, strict=True)
+        if any(size + 2 * pad < dilation * (k - 1) + 1 for size, k, pad in sizes):
+            return None
+        conv = nn.Conv2d(shape[0], 4, kernel, stride, padding, dilation)
+        return Wrapped(nn.Sequential(conv, _norm(nn.BatchNorm2d, 4)))
+
+    return _maps(make)
+
+
+class _Block(nn.Module):
+    """Two convolutions in a row, and one beside them."""
+
+    def __init__(self, width: int, short: bool) -> None:
+        super().__init__()
+        self.first, self.second = (nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
+        self.norm = _norm(nn.BatchNorm2d, width)
+        self.beside = nn.Identity() if short else nn.Conv2d(width, width, 1, bias=False)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        inner = torch.relu(self.norm(self.first(x)))
+        return torch.relu(self.second(inner) + self.beside(x))
+
+
 def _depthwise(shape: tuple[int, ...]) -> nn.Module:
     return Wrapped(nn.Conv2d(shape[0], shape[0], 3, padding=1, groups=shape[0]))
 
@@ -223,6 +250,11 @@ OPS = [
     Op("3 x 3 convolution", _conv(3, 1)),
     Op("convolution with a stride", _conv(1, 1, 2)),
     Op("grouped convolution", _conv(3, 2)),
+    Op("window with a stride", _window((3, 3), 2, (1, 1), 1)),
+    Op("window of two sides", _window((2, 3), 1, (0, 1), 2)),
+    Op("window larger than the map", _window((5, 5), 2, (2, 2), 1)),
+    Op("residual block", _maps(lambda shape: _Block(shape[0], True))),
+    Op("block with a convolution beside", _maps(lambda shape: _Block(shape[0], False))),
     Op("depthwise convolution", _maps(_depthwise)),
     Op("squeeze and excite", _maps(_squeeze_excite)),
     Op("twice", _always(lambda x: torch.cat([x, x], 1))),

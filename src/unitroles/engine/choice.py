@@ -105,8 +105,9 @@ def _cheapest(head: Head, definition: Definition, budget: int) -> Choice | str:
             why = first_line(error)
         else:
             yield replace(found, reason=found.reason + rounds)
-        reason = suffix_reason(why) if why else suffix.reason
-        yield replace(suffix, after=fast(head.after), reason=reason + rounds)
+        plain = replace(suffix, reason=(suffix_reason(why) if why else suffix.reason) + rounds)
+        yield replace(plain, after=fast(head.after))
+        yield plain  # rounds as the model does, where a network is all rounding
 
     return _first_that_agrees(plans(), definition)
 
