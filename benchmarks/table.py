@@ -17,12 +17,18 @@ PACKAGES = ("unitroles", "torch", "torchvision", "numpy", "captum")
 
 @dataclass(frozen=True)
 class Setting:
-    """What the command line asked for; `quick` sizes only show that everything runs."""
+    """What the command line asked for; `quick` sizes only show that everything runs.
+
+    Parameters
+    ----------
+    shared : a folder with data and weights that are no part of the project.
+    """
 
     quick: bool
     repeats: int
     threads: int
     cases: tuple[str, ...]
+    shared: Path
 
     def few(self, full: int, quick: int) -> int:
         """One of two sizes."""

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from benchmarks.speed.baselines import seconds
 from benchmarks.table import Setting, ratios, section, spread, table
 from unitroles.curves.loss import losses, margins
+from unitroles.engine.masks import Prefixes
+from unitroles.engine.parts import Amounts
 from unitroles.engine.sums import Sums, rows_per_tile
-from unitroles.heads.additive import Additive
+from unitroles.heads.additive import Additive, Sum
 
 _GOAL = 0.4
 _LABELS = 1000
@@ -86,7 +88,7 @@ def affine(case: KernelCase) -> Additive:
     """The head as the engine would recognise it."""
     features = torch.arange(len(case.weight))[:, None]
     nothing = torch.fx.symbolic_trace(nn.Identity())
-    return Additive(features, 1, nothing, nothing, case.weight[:, None], folded=True, norm=None)
+    return Additive((Sum(0, features, 1, nothing, case.weight[:, None]),), (), nothing, folded=True)
 
 
 def _tile(case: KernelCase) -> int:
@@ -98,9 +100,9 @@ def sweep(case: KernelCase) -> None:
     form, tile = affine(case), _tile(case)
     for first in range(0, len(case.values), tile):
         rows = slice(first, first + tile)
-        sums = Sums(form, case.values[rows, None, :, None], (), (), case.start[rows])
-        points = range(len(case.weight) + 1)
-        parts = sums.prefixes(case.order[rows], points)
+        amounts = Amounts(case.values[rows, None, :, None])
+        sums = Sums(form, (amounts,), (case.start[rows],))
+        parts = sums.run(Prefixes(case.order[rows], range(len(case.weight) + 1)))
         found = [margins(logits, case.labels[rows])[0] for _, logits in parts]
         losses(torch.cat(found))
 

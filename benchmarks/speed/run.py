@@ -14,12 +14,13 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.speed import adaptive, engine, kernel, memory, scaling, single_unit
+from benchmarks.speed import adaptive, engine, everyday, kernel, memory, scaling, single_unit
 from benchmarks.speed.cases import CASES
 from benchmarks.table import Setting, machine
 
 Say = Callable[[str], None]
 SECTIONS: dict[str, Callable[[Setting, Say], str]] = {
+    "everyday": everyday.report,
     "engine": engine.report,
     "single_unit": single_unit.report,
     "kernel": kernel.report,
@@ -27,6 +28,7 @@ SECTIONS: dict[str, Callable[[Setting, Say], str]] = {
     "scaling": scaling.report,
     "adaptive": adaptive.report,
 }
+SHARED = Path(__file__).resolve().parents[3] / "shared"
 _QUICK = "**QUICK smoke run: sizes are tiny and the numbers mean nothing.**"
 
 
@@ -39,6 +41,9 @@ def options() -> argparse.Namespace:
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument("--repeats", type=int, help="default 5; with --quick 1")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument(
+        "--shared", type=Path, default=SHARED, help="folder of shared data, weights and loops"
+    )
     parser.add_argument("--out", type=Path, help="write the document here too")
     return parser.parse_args()
 
@@ -68,7 +73,7 @@ def main() -> None:
     asked = options()
     torch.set_num_threads(asked.threads)
     repeats = asked.repeats or (1 if asked.quick else 5)
-    setting = Setting(asked.quick, repeats, asked.threads, tuple(asked.cases))
+    setting = Setting(asked.quick, repeats, asked.threads, tuple(asked.cases), asked.shared)
     text = document(setting, asked.sections)
     print(text, end="")
     if asked.out is not None:
