@@ -212,8 +212,14 @@ def _which(rows: Int[np.ndarray, " samples"]) -> str:
 
 
 def _own_labels(read: tuple[Any, Tensor]) -> Tensor:
-    """The labels alone: those of a batch may lie in one memory with its inputs."""
-    return read[1].clone()
+    """The labels alone: those of a batch may lie in one memory with its inputs.
+
+    NumPy has their memory: that of many small tensors would lie between inputs that come and go,
+    whose room could then not be used again.
+    """
+    labels = read[1]
+    own = torch.from_numpy(np.empty(labels.nbytes, dtype=np.uint8))
+    return own.view(labels.dtype).view(labels.shape).copy_(labels)
 
 
 def _split_batch(batch: Any, name: str) -> tuple[Any, Tensor]:
