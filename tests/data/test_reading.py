@@ -213,6 +213,17 @@ def test_labels_do_not_keep_the_memory_of_their_batch():
     assert samples.targets.untyped_storage().nbytes() == 4 * len(LABELS)
 
 
+@pytest.mark.parametrize("kind", ["bool", "uint8", "int64", "float16", "bfloat16", "float64"])
+@pytest.mark.parametrize("shape", [(), (3,), (2, 0)])
+def test_labels_of_every_kind_come_as_they_are(kind, shape):
+    wanted = torch.arange(10).reshape(-1, *[1] * len(shape)).expand(10, *shape) % 2
+    given = wanted.to(getattr(torch, kind))
+    found = as_samples(TensorDataset(inputs(), given), "train", any_labels=True, together=4)
+    kept = torch.int64 if kind == "uint8" else given.dtype
+    assert found.targets.dtype == kept
+    assert torch.equal(found.targets, given.to(kept))
+
+
 def test_a_look_for_augmentation_reads_batches_of_the_user():
     data = Alive()
     warn_if_changing(as_samples(DataLoader(data, 2, collate_fn=handed_on), "train"))

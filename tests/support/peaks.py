@@ -1,7 +1,7 @@
-"""Peak memory of an analysis in a process of its own: `python peaks.py CASE BUDGET ...`.
+"""Peak memory of analyses in a process of its own: `python peaks.py CASE BUDGET ...`, in MiB.
 
-The samples are made from their number when they are read, so that they take no memory; what a case
-grows by is counted from a process that has done the same with a few samples.
+The samples are made from their number when they are read, so that they take no memory. Counted is
+what the peak lies above the process that has done the same with a few samples.
 """
 
 import gc
@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,29 +50,42 @@ class Case:
 
     Parameters
     ----------
-    kept : bytes of what is kept of the samples, all layers and both splits.
-    fixed : MiB beside the budget: what one batch gives in all layers, and one tile under masks.
+    batch : samples in a forward.
+    sample : bytes of a sample in the model: its input, and what all modules give.
+    row : bytes of what is kept of a sample for one layer.
     """
 
     model: Callable[[], nn.Module]
     data: Drawn
     layers: tuple[str, ...]
-    kept: int
-    fixed: int
-    batch: int = 16
+    batch: int
+    sample: int
+    row: int
     evidence: ur.Evidence | None = None
     forecast: bool = False
 
-    def run(self, budget: int, samples: int) -> Any:
+    @property
+    def kept(self) -> int:
+        """Bytes of what is kept of all samples."""
+        return 2 * self.data.count * self.row * len(self.layers)
+
+    def most(self, budget: int) -> int:
+        """The budget and the fixed part beside it: batch and tile a few times over, masked copies
+        and losses of the tile, and what is small. All in bytes.
+        """
+        few = 4 * (self.batch * self.sample + 64 * self.row)
+        return budget + few + min(48 * MIB, budget) + 32 * MIB + 8 * MIB
+
+    def run(self, budget: int, samples: int) -> None:
         torch.manual_seed(0)
         splits = replace(self.data, count=samples), replace(self.data, count=samples)
         compute = ur.Compute(batch_size=self.batch, memory_budget=budget, audit=8)
         given = self.model(), *splits
         if self.forecast:
-            return ur.plan(*given, self.layers[0], compute=compute, evidence=self.evidence)
-        return ur.analyze_layers(
-            *given, self.layers, progress=False, compute=compute, evidence=self.evidence
-        )
+            ur.plan(*given, self.layers[0], compute=compute, evidence=self.evidence)
+        else:
+            more = {"progress": False, "compute": compute, "evidence": self.evidence}
+            ur.analyze_layers(*given, self.layers, **more)
 
 
 def convolutions(depth: int, side: int, width: int, labels: int = 2) -> nn.Module:
@@ -108,27 +120,23 @@ class Pooled(nn.Module):
 
 
 _EIGHT = tuple(str(2 * place + 1) for place in range(8))
-_ALL = ur.Evidence(floors=20, resplits=20, bootstrap="full", replicates=25)
+_IMAGES = Drawn(160, (1, 512, 512), 2)  # of 1 MiB, without a list of their labels
+_FULL = ur.Evidence(floors=10, resplits=10, bootstrap="full", replicates=10)
+_FEW = ur.Evidence(floors=2, resplits=2, replicates=20)
 CASES = {
     "large rows": Case(
-        lambda: convolutions(1, 64, 8), Listed(600, (1, 64, 64), 2), ("1",), 150 * MIB, 60, 8
+        lambda: convolutions(1, 64, 8), Listed(400, (1, 64, 64), 2), ("1",), 8, 2**18, 2**17
     ),
     "eight layers": Case(
-        lambda: convolutions(8, 32, 4), Listed(800, (1, 32, 32), 2), _EIGHT, 200 * MIB, 60, 8
+        lambda: convolutions(8, 32, 4), Listed(400, (1, 32, 32), 2), _EIGHT, 8, 2**18, 2**14
     ),
-    "forecast": Case(Pooled, Drawn(260, (1, 512, 512), 2), ("act",), 0, 40, 4, forecast=True),
-    "no list of labels": Case(Pooled, Drawn(260, (1, 512, 512), 2), ("act",), 0, 40, 4),
+    "no list of labels, forecast": Case(Pooled, _IMAGES, ("act",), 4, 2**20, 32, forecast=True),
+    "no list of labels": Case(Pooled, _IMAGES, ("act",), 4, 2**20, 32),
     "full bootstrap": Case(
-        lambda: wide(16, 96, 4, 8), Listed(6000, (16,), 4), ("1",), 0, 120, 256, _ALL
+        lambda: wide(16, 96, 4, 8), Listed(3000, (16,), 4), ("1",), 256, 1024, 384, _FULL
     ),
     "many classes": Case(
-        lambda: wide(16, 64, 300),
-        Listed(6000, (16,), 300),
-        ("1",),
-        0,
-        120,
-        256,
-        ur.Evidence(floors=5, resplits=5),
+        lambda: wide(16, 64, 150), Listed(1200, (16,), 150), ("1",), 256, 1200, 256, _FEW
     ),
 }
 
@@ -138,12 +146,12 @@ def status(name: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
-def growth(case: Case, budget: int, idle: int) -> dict[str, float]:
+def growth(case: Case, budget: int, idle: int) -> float:
     """MiB that the peak lies above the idle process."""
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak begins anew
-    case.run(budget, case.data.count)
-    return {"budget": budget / MIB, "growth": (status("VmHWM") - idle) / MIB}
+    case.run(budget * MIB, case.data.count)
+    return (status("VmHWM") - idle) / MIB
 
 
 def main(name: str, *budgets: str) -> None:
@@ -153,7 +161,7 @@ def main(name: str, *budgets: str) -> None:
     case.run(16 * MIB, 4 * case.data.labels)
     gc.collect()
     idle = status("VmRSS")
-    print(json.dumps([growth(case, int(float(budget) * MIB), idle) for budget in budgets]))
+    print(json.dumps([growth(case, int(budget), idle) for budget in budgets]))
 
 
 if __name__ == "__main__":

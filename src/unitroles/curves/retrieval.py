@@ -30,8 +30,8 @@ Observer = Callable[[Int[np.ndarray, " samples"], Float[Tensor, "masks samples"]
 """(places of some samples in their split, their losses) -> nothing."""
 
 
-# Losses of one tile under all masks, and what they are made of: so many bytes each.
-_TILE_LOSSES, _LOSS_BYTES = 64 * 2**20, 48
+# Losses of one tile under all masks, and what each is made of.
+_TILE_LOSSES, _LOSS_BYTES = 32 * 2**20, 24
 
 
 def samples_within(masks: int) -> int:
@@ -158,12 +158,21 @@ def tile_losses(
 
     with _described(tile, kept.samples), _float32(kept):
         found = pieces.run(evaluate, len(filled))
-    numbers, right = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
+    numbers, right = found[0] if len(found) == 1 else _side_by_side(found)
+    del found
     values = kept.criterion.losses(numbers[:, : len(classes)])
+    del numbers
     wrong = ~torch.isfinite(values)
-    if bool(wrong[torch.from_numpy(~empty)].any()):
-        raise _not_finite(wrong, empty, kept, tile)
-    return torch.where(wrong, float("nan"), values), right[:, : len(classes)]
+    if bool(wrong.any()):
+        if bool(wrong[torch.from_numpy(~empty)].any()):
+            raise _not_finite(wrong, empty, kept, tile)
+        values = torch.where(wrong, float("nan"), values)
+    return values, right[:, : len(classes)]
+
+
+def _side_by_side(parts: Sequence[Answers]) -> Answers:
+    numbers, right = (torch.cat(some, dim=1) for some in zip(*parts, strict=True))
+    return numbers, right
 
 
 def _answers(

@@ -180,12 +180,9 @@ class Stores:
                 self.disk += taken
             del self.opened[place]
 
-    def take(self, needed: int) -> bool:
-        """Take so many bytes of memory for as long as the call runs; False where it has less."""
-        if needed > self.memory:
-            return False
+    def take(self, needed: int) -> None:
+        """Take so many bytes of memory, of which there are enough, for as long as the call runs."""
         self.memory -= needed
-        return True
 
     def place(self, needed: int) -> str:
         """Where so many bytes go; "recompute" where they fit nowhere."""

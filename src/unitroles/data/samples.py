@@ -135,7 +135,8 @@ class Samples:
 
     def read_labels(self) -> Tensor:
         """The labels that the samples give; their inputs are let go batch by batch."""
-        return torch.cat(list(map(_own_labels, self._read(self._some_together(self.rows)))))
+        found = list(map(_bytes_of_labels, self._read(self._some_together(self.rows))))
+        return torch.cat([_from_bytes(*own) for own in found])
 
     def _some_together(self, rows: Int[np.ndarray, " samples"]) -> list[np.ndarray]:
         return np.array_split(rows, -(-len(rows) // self.together))
@@ -211,15 +212,21 @@ def _which(rows: Int[np.ndarray, " samples"]) -> str:
     return f"sample {first}" if first == last else f"samples {first} to {last}"
 
 
-def _own_labels(read: tuple[Any, Tensor]) -> Tensor:
-    """The labels alone: those of a batch may lie in one memory with its inputs.
+def _bytes_of_labels(read: tuple[Any, Tensor]) -> tuple[np.ndarray, torch.dtype, torch.Size]:
+    """The labels alone, without the memory that they may share with the inputs.
 
-    NumPy has their memory: that of many small tensors would lie between inputs that come and go,
-    whose room could then not be used again.
+    No tensors: many small ones would lie between inputs that come and go, whose room could then
+    not be used again.
     """
     labels = read[1]
-    own = torch.from_numpy(np.empty(labels.nbytes, dtype=np.uint8))
-    return own.view(labels.dtype).view(labels.shape).copy_(labels)
+    own = labels.contiguous().flatten().view(torch.uint8).numpy().copy()
+    return own, labels.dtype, labels.shape
+
+
+def _from_bytes(own: np.ndarray, dtype: torch.dtype, shape: torch.Size) -> Tensor:
+    labels = torch.empty(shape, dtype=dtype)
+    labels.flatten().view(torch.uint8).numpy()[:] = own
+    return labels
 
 
 def _split_batch(batch: Any, name: str) -> tuple[Any, Tensor]:

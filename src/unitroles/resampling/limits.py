@@ -72,8 +72,8 @@ def take_memory(
 ) -> None:
     """Take what evidence holds, before the rows of samples come; refuse what there is no room for.
 
-    A quarter of the memory at most is for what stays while all draws are done, another for what
-    comes and goes: the losses of a class, then replicates that are done together.
+    That is a quarter of the memory at most for what stays while all draws are done, and a quarter
+    for what comes and goes: the losses of a class, then replicates that are done together.
 
     Raises
     ------
@@ -96,12 +96,10 @@ def take_memory(
             f"replicates, {size(curves)}, with the weights of samples more than a quarter of the "
             "memory_budget; give a larger one, a coarser resolution, or fewer replicates"
         )
-    comes_and_goes = memory if evidence.redoes else 0
     if evidence.bootstrap is not None:
         for name, counts in zip(DRAWN_FROM[:2], samples, strict=True):
-            most = int(counts.max())
-            require_losses_fit(name, most, masks, evidence.draws, memory)
-            comes_and_goes = max(comes_and_goes, losses_bytes(most, masks, evidence.draws))
+            require_losses_fit(name, int(counts.max()), masks, evidence.draws, memory)
+    comes_and_goes = memory if evidence.redoes or evidence.bootstrap is not None else 0
     stores.take(weights + curves + comes_and_goes)
 
 
