@@ -96,7 +96,7 @@ def test_replicates_together_take_what_is_said(monkeypatch):
         lambda run, draws, done: seen.append(len(draws)) or redone(run, draws, done),
     )
     asked = ur.Evidence(floors=8, resplits=0, bootstrap=None, controls=False)
-    each = draw_bytes(4, 3, UNITS, UNITS + 1, LABELS)
+    each = draw_bytes(4, 3, UNITS, UNITS + 1, LABELS) + 2 * 3 * SAMPLES
     for many in (8, 3, 1):
         seen.clear()
         analyzed(asked, 4 * each * many)

@@ -121,7 +121,7 @@ class Pooled(nn.Module):
 
 _EIGHT = tuple(str(2 * place + 1) for place in range(8))
 _IMAGES = Drawn(160, (1, 512, 512), 2)  # of 1 MiB, without a list of their labels
-_FULL = ur.Evidence(floors=10, resplits=10, bootstrap="full", replicates=10)
+_FULL = ur.Evidence(floors=0, resplits=0, bootstrap="full", replicates=40, controls=False)
 _FEW = ur.Evidence(floors=2, resplits=2, replicates=20)
 CASES = {
     "large rows": Case(
@@ -133,7 +133,7 @@ CASES = {
     "no list of labels, forecast": Case(Pooled, _IMAGES, ("act",), 4, 2**20, 32, forecast=True),
     "no list of labels": Case(Pooled, _IMAGES, ("act",), 4, 2**20, 32),
     "full bootstrap": Case(
-        lambda: wide(16, 96, 4, 8), Listed(3000, (16,), 4), ("1",), 256, 1024, 384, _FULL
+        lambda: wide(16, 96, 2, 8), Listed(6000, (16,), 2), ("1",), 256, 1024, 384, _FULL
     ),
     "many classes": Case(
         lambda: wide(16, 64, 150), Listed(1200, (16,), 150), ("1",), 256, 1200, 256, _FEW
