@@ -205,12 +205,19 @@ def test_a_column_is_read_in_the_batches_of_the_user_and_holds_no_inputs():
 
 
 def test_labels_do_not_keep_the_memory_of_their_batch():
-    def beside(batch):
-        rows = torch.stack([torch.cat([x, torch.tensor([float(y)])]) for x, y in batch])
-        return rows[:, :-1], rows[:, -1]
+    """Which they share with the inputs; NumPy's array lives as long as that."""
+    memory, held = [], []
 
-    samples = as_samples(DataLoader(Pairs(), 10, collate_fn=beside), "train", any_labels=True)
-    assert samples.targets.untyped_storage().nbytes() == 4 * len(LABELS)
+    def beside(batch):
+        held.append(sum(one() is not None for one in memory))
+        own = np.concatenate([*(x.numpy() for x, _ in batch), [np.float32(y) for _, y in batch]])
+        memory.append(weakref.ref(own))
+        flat = torch.from_numpy(own)
+        return flat[: -len(batch)].view(len(batch), -1), flat[-len(batch) :]
+
+    samples = as_samples(DataLoader(Pairs(), 2, collate_fn=beside), "train", any_labels=True)
+    assert samples.targets.tolist() == LABELS.tolist()
+    assert held == [0] * 5
 
 
 @pytest.mark.parametrize("kind", ["bool", "uint8", "int64", "float16", "bfloat16", "float64"])

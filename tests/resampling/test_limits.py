@@ -5,10 +5,11 @@ import pytest
 
 import networks
 import unitroles as ur
-from forcing import layer_of, quietly
+from forcing import forced, layer_of, quietly
+from unitroles.curves import retrieval
 from unitroles.curves.store import Stores
 from unitroles.resampling import evidence as measured
-from unitroles.resampling import recompute
+from unitroles.resampling import recompute, subsets
 from unitroles.resampling.limits import draw_bytes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -104,3 +105,32 @@ def test_replicates_together_take_what_is_said(monkeypatch):
     seen.clear()
     analyzed(asked, 2 * each)
     assert max(seen) == 1
+
+
+@pytest.mark.parametrize("plan", ["additive", "suffix"])
+@pytest.mark.parametrize("kind", [None, "full", "full, no sets shared"])
+def test_a_tile_has_no_more_losses_than_are_said(plan, kind, monkeypatch):
+    """Of curves, adaptive ones too, and of draws that share their sets or do not."""
+    asked = None if kind is None else ASKED["full"]
+    if kind == "full, no sets shared":
+        job = recompute.Job
+        monkeypatch.setattr(recompute, "Job", lambda *given: job(*given[:3], shared=False))
+    method = ur.Method(resolution="adaptive" if kind is None else "exact")
+    most, held, losses = 5 * (UNITS + 1), [], retrieval.tile_losses
+
+    def watched(kept, tile, classes, empty, run, pieces):
+        held.append((len(tile.places), len(empty)))
+        return losses(kept, tile, classes, empty, run, pieces)
+
+    monkeypatch.setattr(retrieval, "tile_losses", watched)
+    monkeypatch.setattr(subsets, "tile_losses", watched)
+    with forced(plan):
+        whole = analyzed(asked, method=method).data
+        assert max(samples * masks for samples, masks in held) > most
+        held.clear()
+        monkeypatch.setattr(retrieval, "_TILE_LOSSES", most * retrieval._LOSS_BYTES)
+        pieces = analyzed(asked, method=method).data
+    assert all(samples == 1 or samples * masks <= most for samples, masks in held)
+    for name, values in whole.items():
+        if values.dtype.kind in "fiu":
+            np.testing.assert_allclose(pieces[name], values, atol=1e-6, err_msg=name)
