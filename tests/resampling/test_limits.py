@@ -1,5 +1,7 @@
 """What evidence holds is taken out of the budget before the rows of samples are placed."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 
@@ -107,14 +109,21 @@ def test_replicates_together_take_what_is_said(monkeypatch):
     assert max(seen) == 1
 
 
+@dataclass(frozen=True)
+class Apart(subsets.Job):
+    """Every use runs its own masks, whatever that costs."""
+
+    def __post_init__(self):
+        object.__setattr__(self, "shared", False)
+
+
 @pytest.mark.parametrize("plan", ["additive", "suffix"])
 @pytest.mark.parametrize("kind", [None, "full", "full, no sets shared"])
 def test_a_tile_has_no_more_losses_than_are_said(plan, kind, monkeypatch):
     """Of curves, adaptive ones too, and of draws that share their sets or do not."""
     asked = None if kind is None else ASKED["full"]
     if kind == "full, no sets shared":
-        job = recompute.Job
-        monkeypatch.setattr(recompute, "Job", lambda *given: job(*given[:3], shared=False))
+        monkeypatch.setattr(recompute, "Job", Apart)
     method = ur.Method(resolution="adaptive" if kind is None else "exact")
     most, held, losses = 5 * (UNITS + 1), [], retrieval.tile_losses
 
