@@ -15,6 +15,7 @@ from forcing import (
     quietly,
 )
 from twins import assert_equals_twin, assert_same_bits, same, twin
+from unitroles.curves.collect import Kept
 from unitroles.curves.store import DiskStore, MemoryStore, Stores, joined
 from unitroles.engine.additive import AdditivePlan
 from unitroles.engine.suffix import SuffixPlan
@@ -180,6 +181,39 @@ def test_a_layer_s_rows_go_when_its_curves_and_evidence_are_done(where, asked, m
     assert counts == (3 * each, 2 * each, each, 0, 0)
     free = memory if where == "memory" else disk
     assert free[0] < free[1] < free[2] < free[3] == free[4]
+
+
+@pytest.mark.parametrize("plan", ["additive", "suffix"])
+def test_a_later_layer_gets_the_room_that_an_earlier_one_leaves(plan, monkeypatch):
+    """Rows of the first that fill the memory; those of the other come there when it is done."""
+    seen, tiles, layers = [], Kept.tiles, ["0", "1"]
+
+    def watched(self):
+        seen.append((self.plan.site.path, self.store and self.store.where))
+        return tiles(self)
+
+    def found(budget):
+        toy, compute = same("mlp"), ur.Compute(batch_size=5, memory_budget=budget)
+        given = toy.model, toy.train, toy.test, layers
+        seen.clear()
+        with forced(plan):
+            done = quietly(ur.analyze_layers, *given, progress=False, compute=compute)
+        return done, list(dict.fromkeys(seen))
+
+    monkeypatch.setattr(Kept, "tiles", watched)
+    whole, where = found("2GiB")
+    assert where == [("0", "memory"), ("1", "memory")]
+    toy = same("mlp")
+    with forced(plan):
+        room = ur.plan(toy.model, toy.train, toy.test, layer="0").bytes_cached
+    monkeypatch.setattr("unitroles.curves.store._DISK_SHARE", 0)
+    runs, again = [], Kept._again
+    monkeypatch.setattr(Kept, "_again", lambda self, p: runs.append(1) or again(self, p))
+    tight, where = found(room)
+    assert where == [("0", "memory"), ("1", "memory")]
+    assert len(runs) == 2  # once for each split of the later layer
+    for layer in layers:
+        assert_same_bits(tight[layer], whole[layer])
 
 
 def test_what_is_given_up_makes_room_for_others(tmp_path, monkeypatch):

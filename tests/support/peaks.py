@@ -128,7 +128,7 @@ CASES = {
         lambda: convolutions(1, 64, 8), Listed(400, (1, 64, 64), 2), ("1",), 8, 2**18, 2**17
     ),
     "eight layers": Case(
-        lambda: convolutions(8, 32, 4), Listed(400, (1, 32, 32), 2), _EIGHT, 8, 2**18, 2**14
+        lambda: convolutions(8, 32, 4), Listed(320, (1, 32, 32), 2), _EIGHT, 8, 2**18, 2**14
     ),
     "no list of labels, forecast": Case(Pooled, _IMAGES, ("act",), 4, 2**20, 32, forecast=True),
     "no list of labels": Case(Pooled, _IMAGES, ("act",), 4, 2**20, 32),
@@ -136,7 +136,7 @@ CASES = {
         lambda: wide(16, 96, 2, 8), Listed(6000, (16,), 2), ("1",), 256, 1024, 384, _FULL
     ),
     "many classes": Case(
-        lambda: wide(16, 64, 150), Listed(1200, (16,), 150), ("1",), 256, 1200, 256, _FEW
+        lambda: wide(16, 64, 100), Listed(1000, (16,), 100), ("1",), 256, 1200, 256, _FEW
     ),
 }
 

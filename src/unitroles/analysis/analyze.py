@@ -133,6 +133,8 @@ def _layer(
 ) -> tuple[Measured, list[float], Found]:
     """Curves and evidence of one layer; all that they need beside the samples goes with them."""
     evidence = ready.request.evidence
+    for one in kept:
+        one.find_room(ready.stores)
     measurement = None if evidence is None else _measurement(ready, evidence, score, kept)
     measured, overall = _sweep(ready, score, kept, measurement)
     seconds = ready.clock.stop("sweep")

@@ -103,6 +103,15 @@ class Kept:
             some[start : start + self.size] = False
         return np.flatnonzero(some) if self.rows else np.arange(0)
 
+    def find_room(self, stores: Stores) -> None:
+        """Store rows that had no room in the pass, where others have left some since."""
+        if self.store is not None or not self.rows:
+            return
+        self.store = stores.open(len(self.samples), self.plan.example)
+        if self.store is not None:
+            for rows in self._again(self.places):
+                self.store.add(rows)
+
     def tiles(self) -> Iterator[Tile]:
         """All samples, some at a time; neither tiles nor bits depend on where the rows are."""
         if not self.plan.keeps_rows:
