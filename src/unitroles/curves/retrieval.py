@@ -158,7 +158,10 @@ def tile_losses(
 
     with _described(tile, kept.samples), _float32(kept):
         found = pieces.run(evaluate, len(filled))
-    numbers, right = found[0] if len(found) == 1 else _side_by_side(found)
+    if len(found) == 1:  # not even for a moment twice
+        ((numbers, right),) = found
+    else:
+        numbers, right = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
     del found
     values = kept.criterion.losses(numbers[:, : len(classes)])
     del numbers
@@ -168,11 +171,6 @@ def tile_losses(
             raise _not_finite(wrong, empty, kept, tile)
         values = torch.where(wrong, float("nan"), values)
     return values, right[:, : len(classes)]
-
-
-def _side_by_side(parts: Sequence[Answers]) -> Answers:
-    numbers, right = (torch.cat(some, dim=1) for some in zip(*parts, strict=True))
-    return numbers, right
 
 
 def _answers(
