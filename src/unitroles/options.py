@@ -156,9 +156,13 @@ class Compute:
     ----------
     device : a torch device; else where the model is: for the command line, the CPU.
     batch_size : samples per forward.
-    memory_budget : memory for what is kept of the samples: "500MB", "2GiB" or bytes; what does not
-        fit goes to the folder for temporary files. Beside it the masks of some samples at a time
-        take up to a few hundred MiB, whatever the number of samples.
+    memory_budget : memory for all that a call keeps, of all layers and both splits, and for what
+        evidence holds (up to half of it): "500MB", "2GiB" or bytes. What is kept of the samples and
+        does not fit goes to the folder for temporary files, or is computed again where that has no
+        room either. A fixed part comes beside it, whatever the number of samples: the model; one
+        batch, with what the model and the analysed layers give for it, a few times over; one tile
+        of samples under masks, at most 64 MiB of what is kept of them a few times over, with up to
+        80 MiB of masked copies and losses; tables as large as the result, and one draw of evidence.
     autocast : precision of the matrix products up to the layer: "bfloat16" or "float16"; else the
         model's own. What comes after the layer runs in float32.
     channels_last : have the channels of images and convolution weights last in memory.

@@ -371,7 +371,7 @@ def test_a_dry_run_prints_the_forecast_and_writes_nothing(out, here, capsys):
 )
 @pytest.mark.parametrize("order", ["per_split", "train"])
 def test_what_evidence_holds_is_counted(asked, order, monkeypatch):
-    """Weights as they are drawn, the losses of the largest class, the scores of all samples."""
+    """Weights as they are drawn, the losses of the largest class, scores of all samples, curves."""
     toy, drawn = networks.toy("mlp"), {}
     for name in ("halves", "resplits", "reweighted"):
 
@@ -390,10 +390,20 @@ def test_what_evidence_holds_is_counted(asked, order, monkeypatch):
         return found
 
     def weighed(self, label, losses, places):
-        drawn["losses"] = max(drawn.get("losses", 0), losses.nbytes)
+        weights = 8 * len(losses) * asked.draws
+        drawn["losses"] = max(drawn.get("losses", 0), losses.nbytes + weights)
         return weigh(self, label, losses, places)
 
     weigh = intervals.LossObserver._weigh
+
+    def blocks(measurement, name, draws):
+        for block in redone(measurement, name, draws):
+            if name == "bootstrap":
+                drawn["curves"] = drawn.get("curves", 0) + block.curve.nbytes
+            yield block
+
+    redone = measured._redone
+    monkeypatch.setattr(measured, "_redone", blocks)
     monkeypatch.setattr(resample, "_by_pair", apart)
     monkeypatch.setattr(intervals.LossObserver, "_weigh", weighed)
     remember = collect._remember
@@ -409,7 +419,8 @@ def test_what_evidence_holds_is_counted(asked, order, monkeypatch):
     quietly(ur.analyze, *given, method=method, evidence=asked)
     halves = drawn.get("halves", 0) + drawn.get("apart", 0)
     weights = drawn.get("reweighted", 0) + max(halves, drawn.get("resplits", 0))
-    assert found.evidence_bytes == weights + drawn.get("losses", 0) + sum(scores)
+    stays = weights + drawn.get("curves", 0)
+    assert found.evidence_bytes == stays + drawn.get("losses", 0) + sum(scores)
     said = lines(found)["evidence"]
     assert said.endswith(f"holds {size(found.evidence_bytes)}") == bool(found.evidence_bytes)
     assert said.startswith("from the same ablation runs; ") == (not found.evidence_sweeps)

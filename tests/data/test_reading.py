@@ -1,6 +1,8 @@
 """What counts as data, which samples are analysed, and what is refused with which words."""
 
 import os
+import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -164,6 +166,88 @@ def test_a_targets_list_spares_reading_every_input():
     assert (plain.reads, listed.reads) == (10, 4)  # so many are compared with the list
 
 
+class Alive(Pairs):
+    """Counts how many of its inputs are held while the next one is read."""
+
+    def __init__(self, named=False):
+        super().__init__()
+        self.named, self.given, self.held = named, [], 0
+
+    def __getitem__(self, row):
+        self.held = max(self.held, sum(one() is not None for one in self.given))
+        x, y = self.inputs[row].clone(), int(self.labels[row])
+        self.given.append(weakref.ref(x))
+        return {"x": x, "label": y, "group": y % 2} if self.named else (x, y)
+
+
+def handed_on(batch):
+    """A collate function that gives the inputs themselves, and labels beside them in memory."""
+    if isinstance(batch[0], dict):
+        return {name: [one[name] for one in batch] for name in batch[0]}
+    return [x for x, _ in batch], torch.tensor([y for _, y in batch])
+
+
+@pytest.mark.parametrize(("of_loader", "asked"), [(None, 3), (3, 256), (8, 3), (1, 5)])
+def test_labels_are_read_in_the_batches_of_the_user_and_hold_no_inputs(of_loader, asked):
+    data = Alive()
+    given = data if of_loader is None else DataLoader(data, of_loader, collate_fn=handed_on)
+    samples = as_samples(given, "train", together=asked)
+    assert samples.labels.tolist() == LABELS.tolist()
+    assert data.held == min(asked, of_loader or asked) - 1
+
+
+def test_a_column_is_read_in_the_batches_of_the_user_and_holds_no_inputs():
+    data = Alive(named=True)
+    samples = as_samples(DataLoader(data, 4), "train", together=3)
+    data.held, collate = 0, replace(samples, collate=handed_on)
+    assert collate.column("group") == [int(y) % 2 for y in LABELS]
+    assert data.held == 2
+
+
+def test_labels_do_not_keep_the_memory_of_their_batch():
+    """Which they share with the inputs; NumPy's array lives as long as that."""
+    memory, held = [], []
+
+    def beside(batch):
+        held.append(sum(one() is not None for one in memory))
+        own = np.concatenate([*(x.numpy() for x, _ in batch), [np.float32(y) for _, y in batch]])
+        memory.append(weakref.ref(own))
+        flat = torch.from_numpy(own)
+        return flat[: -len(batch)].view(len(batch), -1), flat[-len(batch) :]
+
+    samples = as_samples(DataLoader(Pairs(), 2, collate_fn=beside), "train", any_labels=True)
+    assert samples.targets.tolist() == LABELS.tolist()
+    assert held == [0] * 5
+
+
+@pytest.mark.parametrize("kind", ["bool", "uint8", "int64", "float16", "bfloat16", "float64"])
+@pytest.mark.parametrize("shape", [(), (3,), (2, 0)])
+def test_labels_of_every_kind_come_as_they_are(kind, shape):
+    wanted = torch.arange(10).reshape(-1, *[1] * len(shape)).expand(10, *shape) % 2
+    given = wanted.to(getattr(torch, kind))
+    found = as_samples(TensorDataset(inputs(), given), "train", any_labels=True, together=4)
+    kept = torch.int64 if kind == "uint8" else given.dtype
+    assert found.targets.dtype == kept
+    assert torch.equal(found.targets, given.to(kept))
+
+
+def test_a_look_for_augmentation_reads_batches_of_the_user():
+    data = Alive()
+    warn_if_changing(as_samples(DataLoader(data, 2, collate_fn=handed_on), "train"))
+    assert data.held == 3  # of both reads
+    with pytest.warns(ur.DataWarning, match="train sample 7 differs between two reads"):
+        warn_if_changing(as_samples(DataLoader(Noisy(first=7), 2), "train"))
+
+
+def test_a_batch_size_reaches_the_labels(monkeypatch):
+    seen, read = [], Samples.read_labels
+    monkeypatch.setattr(
+        Samples, "read_labels", lambda self: seen.append(self.together) or read(self)
+    )
+    analyze(Pairs(), Pairs(), compute=ur.Compute(batch_size=4))
+    assert seen == [4, 4]
+
+
 def test_targets_that_are_transformed_are_not_trusted():
     data = Pairs(targets=[9] * 10, target_transform=str)
     assert as_samples(data, "train").labels.tolist() == LABELS.tolist()
@@ -241,7 +325,7 @@ class Strange(Exception):
     ],
 )
 def test_errors_of_reading_name_the_sample(error, said, workers):
-    loader = DataLoader(Opened(error=error), num_workers=workers)
+    loader = DataLoader(Opened(error=error), batch_size=10, num_workers=workers)
     with pytest.raises(ur.InputError, match=said) as caught:
         as_samples(loader, "test")
     assert "worker process" not in str(caught.value)
@@ -253,9 +337,11 @@ def lost(worker: int) -> None:
 
 
 def test_a_worker_that_is_lost_is_one_sentence():
-    loader = DataLoader(Pairs(), num_workers=1, worker_init_fn=lost)
-    with pytest.raises(ur.InputError, match="a worker of the train DataLoader was lost .* 0 to 9"):
-        as_samples(loader, "train")
+    for size, which in ((10, "samples 0 to 9"), (1, "sample 0")):
+        loader = DataLoader(Pairs(), size, num_workers=1, worker_init_fn=lost)
+        said = f"a worker of the train DataLoader was lost while it read {which} "
+        with pytest.raises(ur.InputError, match=said):
+            as_samples(loader, "train")
 
 
 @pytest.mark.parametrize("size", [1, 3, 10, 16])

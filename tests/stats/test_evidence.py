@@ -143,6 +143,23 @@ def test_more_samples_narrow_the_interval(seed):
     assert spreads[0] > spreads[-1]
 
 
+def test_many_points_and_masks_are_worked_on_some_at_a_time():
+    """As many as come in three pieces, against all at once."""
+    rng = np.random.default_rng(0)
+    order = np.stack([rng.permutation(5), rng.permutation(5)])
+    point = rng.integers(0, 6, (2, 10, 15))
+    found = proportions_at(order, point)
+    for place in np.ndindex(10, 15):
+        first, second = (set(o[: p[place]]) for o, p in zip(order, point, strict=True))
+        wanted = [len(first & second), len(first - second), len(second - first)]
+        np.testing.assert_allclose(found[place][:3], np.array(wanted) / 5)
+    losses = rng.random((9, 150))
+    error = weigh(losses, np.ones((2, 9), dtype=np.uint8), np.arange(150), 1e-6, 0.9).paired_error
+    lowest = losses[:, losses.mean(axis=0)[1:].argmin() + 1]
+    wanted = [np.std(column - lowest, ddof=1) / 3 for column in losses.T]
+    np.testing.assert_allclose(error, wanted, atol=1e-12)
+
+
 def test_p_counts_the_draws_that_reach_what_was_observed():
     drawn = np.array([[0.1], [0.2], [0.2], [0.3]])
     assert permutation_p(np.array([0.2]), drawn) == pytest.approx(4 / 5)

@@ -111,23 +111,13 @@ def analyze_layers(  # noqa: PLR0913
     data = {"train": train, "test": test}
     request = Request(model, data, layers, class_names, method, sample, compute, evidence, progress)
     with prepared(request) as ready:
-        clock, evidence = ready.clock, request.evidence
-        ready = with_baseline(ready)
-        ready, scores, kept = _one_pass(ready)
-        clock.stop("body")
+        ready, scores, kept = _one_pass(with_baseline(ready))
+        ready.clock.stop("body")
         results = []
         for place, score in enumerate(scores):
-            mine = (kept[place][0], kept[place][1])
-            measurement = None if evidence is None else _measurement(ready, evidence, score, mine)
-            measured, overall = _sweep(ready, score, mine, measurement)
-            seconds = clock.stop("sweep")
-            found: Found = ({}, {})
-            if measurement is not None:
-                report = partial(_announce, seconds) if request.progress else None
-                point, accuracy = measured.turning_point, measured.accuracy
-                found = findings(measurement, measured.order, point, accuracy, report)
-                clock.stop("evidence")
-            results.append((measured, overall, found))
+            results.append(_layer(ready, score, (kept[place][0], kept[place][1])))
+            left = kept[place + 1 :]  # what was kept for this one is let go
+            ready.stores.keep([store for both in left for one in both for store in one.stores])
         _warn_of_numbering(ready, results[0][0])
         common = ready.record()
     return TaxonomySet(
@@ -136,6 +126,25 @@ def analyze_layers(  # noqa: PLR0913
             for choice, result in zip(ready.choices, results, strict=True)
         }
     )
+
+
+def _layer(
+    ready: Ready, score: np.ndarray, kept: tuple[Kept, Kept]
+) -> tuple[Measured, list[float], Found]:
+    """Curves and evidence of one layer; all that they need beside the samples goes with them."""
+    evidence = ready.request.evidence
+    for one in kept:
+        one.find_room(ready.stores)
+    measurement = None if evidence is None else _measurement(ready, evidence, score, kept)
+    measured, overall = _sweep(ready, score, kept, measurement)
+    seconds = ready.clock.stop("sweep")
+    if measurement is None:
+        return measured, overall, ({}, {})
+    report = partial(_announce, seconds) if ready.request.progress else None
+    point, accuracy = measured.turning_point, measured.accuracy
+    found = findings(measurement, measured.order, point, accuracy, report)
+    ready.clock.stop("evidence")
+    return measured, overall, found
 
 
 def _warn_of_numbering(ready: Ready, measured: Measured) -> None:

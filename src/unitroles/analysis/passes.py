@@ -102,7 +102,7 @@ class _Attempts:
     def stores(self) -> list[Store]:
         """What the accepted pass keeps of the samples."""
         kept = [] if self.found is None else self.found.kept
-        return [store for one in kept for store in (one.store, one.scores) if store is not None]
+        return [store for one in kept for store in one.stores]
 
     def take(self, found: Sequence[Collected]) -> None:
         """Accept what the pass over all splits gave, or turn to the next plan."""
@@ -111,7 +111,7 @@ class _Attempts:
         if audit.coupled:
             plan = self.plan
             full = FullPlan(plan.model, plan.site, COUPLED, plan.baseline, kept[0].precision)
-            kept = [replace(one, plan=full, store=None, foreign=[], places=[]) for one in kept]
+            kept = [replace(one, plan=full, store=None, foreign=[], rows=0) for one in kept]
             self.choice = replace(self.choice, plan=full)
             self.notes.append(f"plan full (N+1 runs of the whole model): {COUPLED}")
         elif audit.failed is not None:

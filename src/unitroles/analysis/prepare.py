@@ -60,7 +60,7 @@ from unitroles.model.output import logits_alone
 from unitroles.model.trace import Call, NotReached, Site, Trace, trace
 from unitroles.options import Layer
 from unitroles.progress import Track, track
-from unitroles.resampling.limits import require_halves, require_memory
+from unitroles.resampling.limits import require_halves, take_memory
 from unitroles.stats.grid import expected
 
 
@@ -211,7 +211,7 @@ def prepared(request: Request) -> Iterator[Ready]:
         )
         require_halves(request.evidence, ready.counts)
         plans = [choice.plan for choice in choices]
-        require_memory(request.evidence, request.method, ready.counts, plans, compute.bytes)
+        take_memory(request.evidence, request.method, ready.counts, plans, ready.stores)
         clock.stop("prepare")
         yield ready
 

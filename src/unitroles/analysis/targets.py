@@ -36,7 +36,8 @@ def classed(request: Request) -> tuple[list[Samples], list[str] | None]:
     """All splits with the classes of their samples, and the names of the classes."""
     group_by, class_names = request.sample.group_by, request.class_names
     free = request.method.loss is not None and group_by is not None
-    sides = [as_samples(given, name, free) for name, given in request.data.items()]
+    together = request.compute.batch_size
+    sides = [as_samples(given, name, free, together) for name, given in request.data.items()]
     _require_same_names(sides)
     if group_by is None:
         return sides, _names(sides[0].class_names if class_names is None else class_names)

@@ -15,15 +15,11 @@ from unitroles.analysis.prepare import Ready, prepared
 from unitroles.analysis.request import Request
 from unitroles.annotations import checked
 from unitroles.cost.rates import measured_rates
-from unitroles.curves.collect import SCORE_TILE
 from unitroles.curves.scores import sample_score
 from unitroles.curves.store import Stores, row_bytes
 from unitroles.model.hooks import SomeRows
 from unitroles.options import Compute, Evidence, Layer, Method, Sample
-from unitroles.resampling.limits import (
-    losses_bytes,
-    weights_of,
-)
+from unitroles.resampling.limits import curves_of, losses_bytes, weights_of
 from unitroles.stats.draws import half_size
 from unitroles.wording import printable, size
 
@@ -63,8 +59,9 @@ class Forecast:
         but for plan "full", sets with which several orders begin run once for all of them.
     evidence_seconds : for so many; without weighing losses for intervals with a fixed ranking.
     evidence_bytes : what evidence holds, in memory or, of the scores, on the disk: scores and
-        weights of all samples, losses of one class; replicates that are done together take no more
-        than a quarter of the memory budget beside.
+        weights of all samples, losses of one class with weights, and for a full bootstrap the
+        curves of all replicates; once the losses are gone, replicates that are done together take
+        no more than a quarter of the memory budget.
     """
 
     layer: str
@@ -265,11 +262,13 @@ def _sweeps(ready: Ready, evidence: Evidence) -> float:
 
 
 def _held(ready: Ready, evidence: Evidence, scored: bool) -> int:
-    """Bytes of the scores of all samples, of their weights, and of the losses of one class."""
+    """Bytes of the scores and weights of all samples, losses of one class, replicates' curves."""
     samples, most = int(ready.counts.sum()), int(ready.counts.max())
     scores = 4 * samples * ready.sites[0].units * scored
-    losses = losses_bytes(most, ready.points) * (evidence.bootstrap is not None)
-    return weights_of(evidence, ready.request.method, samples) + scores + losses
+    losses = losses_bytes(most, ready.points, evidence.draws)
+    losses *= evidence.bootstrap is not None
+    curves = curves_of(evidence, len(ready.labels), ready.points)
+    return weights_of(evidence, ready.request.method, samples) + curves + scores + losses
 
 
 def _cached(ready: Ready, scored: bool) -> tuple[tuple[str, str], int]:
@@ -281,11 +280,12 @@ def _cached(ready: Ready, scored: bool) -> tuple[tuple[str, str], int]:
     if not chosen.keeps_rows:
         return ("none", "none"), 0
     rows, where, kept = chosen.example, [], 0
-    with Stores(ready.request.compute.bytes) as stores:
+    # Evidence has taken already what it needs beside.
+    with Stores(ready.stores.memory, ready.stores.disk) as stores:
         for samples in ready.splits:
             if scored:
-                stores.open(len(samples), [torch.zeros(1, ready.sites[0].units)], SCORE_TILE)
-            store = stores.open(len(samples), rows, chosen.tile)
+                stores.open(len(samples), [torch.zeros(1, ready.sites[0].units)])
+            store = stores.open(len(samples), rows)
             where.append("recompute" if store is None else store.where)
             kept += 0 if store is None else len(samples) * row_bytes(rows)
     return (where[0], where[1]), kept

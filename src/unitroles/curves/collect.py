@@ -53,6 +53,14 @@ class Tile:
         rows = tuple(value.index_select(0, index.to(value.device)) for value in self.kept)
         return Tile(self.plan, self.places[chosen], rows)
 
+    def pieces(self, size: int) -> Iterator[Tile]:
+        """Its samples in pieces of some size, of which the last may be smaller."""
+        if len(self.places) <= size:
+            yield self
+            return
+        for part in slices(len(self.places), size):
+            yield Tile(self.plan, self.places[part], self.rows(part))
+
 
 @dataclass
 class Kept:
@@ -67,7 +75,7 @@ class Kept:
     store : the rows; None = they are computed again whenever they are asked for.
     criterion : what outputs are compared with labels by.
     foreign : first sample of the batches of another form, which are run in full.
-    places : which samples have rows, in their order.
+    rows : how many samples have rows; those of the other batches, in their order.
     scores : the scores of every sample (samples, units), where they were asked for.
     """
 
@@ -78,15 +86,37 @@ class Kept:
     criterion: Criterion = CROSS_ENTROPY
     store: Store | None = None
     foreign: list[int] = field(default_factory=list)
-    places: list[np.ndarray] = field(default_factory=list)
+    rows: int = 0
     scores: Store | None = None
+
+    @property
+    def stores(self) -> list[Store]:
+        """What is kept in memory or on the disk."""
+        return [store for store in (self.store, self.scores) if store is not None]
+
+    @property
+    def places(self) -> Int[np.ndarray, " samples"]:
+        """The samples that have rows."""
+        some = np.ones(len(self.samples), dtype=bool)
+        for start in self.foreign:
+            some[start : start + self.size] = False
+        return np.flatnonzero(some) if self.rows else np.arange(0)
+
+    def find_room(self, stores: Stores) -> None:
+        """Store rows that had no room in the pass, where others have left some since."""
+        if self.store is not None or not self.rows:
+            return
+        self.store = stores.open(len(self.samples), self.plan.example)
+        if self.store is not None:
+            for rows in self._again(self.places):
+                self.store.add(rows)
 
     def tiles(self) -> Iterator[Tile]:
         """All samples, some at a time; neither tiles nor bits depend on where the rows are."""
         if not self.plan.keeps_rows:
             yield from self._whole(np.arange(len(self.samples)), self.plan)
             return
-        places, done = np.concatenate([np.arange(0), *self.places]), 0
+        places, done = self.places, 0
         for rows in self._again(places) if self.store is None else self.store.tiles(self.plan.tile):
             count = len(rows[0])
             # Copies: the last bit of a product depends on where in memory its rows begin.
@@ -198,16 +228,19 @@ class Pass:
         if idle and not self.audit:
             return [Collected(*found, Audit()) for found in zip(sums, kept, strict=True)]
         pieces = _pieces(plans)
-        for start, batch in zip(range(0, len(samples), size), samples.batches(size), strict=True):
+
+        def add(start: int, batch: Batch) -> int:
+            """Of a function's own, so that no batch is held while the next one is read."""
             inputs = self.precision.place(batch.inputs)
 
-            def run(part: slice, inputs: Any = inputs) -> tuple[list[Given], Any]:
+            def run(part: slice) -> tuple[list[Given], Any]:
                 some = inputs if part == slice(0, size) else rows_of(inputs, part)
                 return body(plans, some, self.precision, self.audit is not None)
 
             with blamed(batch.described(samples.name)):
                 parts, logits = zip(*pieces.run(run, size), strict=True)
                 found = [_together(layer) for layer in zip(*parts, strict=True)]
+                del parts
                 if self.audit is not None:
                     clean = torch.cat(logits)[: batch.count]
                     self._compare(guards, found, inputs, clean, chosen.of(start, batch))
@@ -219,7 +252,10 @@ class Pass:
                     if each:
                         _remember(kept[layer], values, self.stores)
                 _add(kept[layer], given.kept, start, batch.count, self.stores)
-            done(batch.count)
+            return batch.count
+
+        for count in map(add, range(0, len(samples), size), samples.batches(size)):
+            done(count)
         audits = [guard.finish() for guard in guards]
         return [Collected(*found) for found in zip(sums, kept, audits, strict=True)]
 
@@ -345,9 +381,9 @@ def _add(kept: Kept, rows: Rows | None, start: int, count: int, stores: Stores) 
         kept.foreign.append(start)
         return
     mine = tuple(value[:count] for value in rows)
-    if not kept.places:
-        kept.store = stores.open(len(kept.samples), mine, kept.plan.tile)
-    kept.places.append(np.arange(start, start + count))
+    if not kept.rows:
+        kept.store = stores.open(len(kept.samples), mine)
+    kept.rows += count
     if kept.store is not None:
         kept.store.add(mine)
 
@@ -360,7 +396,7 @@ def _remember(kept: Kept, values: Tensor, stores: Stores) -> None:
     InputError : they fit neither into memory nor on the disk.
     """
     if kept.scores is None:
-        kept.scores = stores.open(len(kept.samples), [values], SCORE_TILE)
+        kept.scores = stores.open(len(kept.samples), [values])
     if kept.scores is None:
         needed = len(kept.samples) * values.shape[1] * values.element_size() / 2**30
         raise InputError(

@@ -30,6 +30,15 @@ Observer = Callable[[Int[np.ndarray, " samples"], Float[Tensor, "masks samples"]
 """(places of some samples in their split, their losses) -> nothing."""
 
 
+# Losses of one tile under all masks, and what each is made of.
+_TILE_LOSSES, _LOSS_BYTES = 32 * 2**20, 24
+
+
+def samples_within(masks: int) -> int:
+    """The samples that run together under so many masks, of which every loss is held."""
+    return max(1, _TILE_LOSSES // (_LOSS_BYTES * max(masks, 1)))
+
+
 def ignore(places: Int[np.ndarray, " samples"], losses: Float[Tensor, "masks samples"]) -> None:
     """An observer that does not look."""
 
@@ -90,7 +99,7 @@ def mask_sums(
     correct = torch.zeros(len(labels), len(empty), dtype=torch.float64)
     own = np.searchsorted(labels, kept.samples.labels)
     pieces = Pieces("the runs with masks")
-    for tile in _tiles(kept, own, apart):
+    for tile in _tiles(kept, own, apart, samples_within(len(empty))):
         classes = torch.from_numpy(own[tile.places])
         values, right = tile_losses(kept, tile, classes, empty, run, pieces)
         loss.index_add_(0, classes, values.T)
@@ -105,14 +114,19 @@ def mask_sums(
     return CurveSums(loss.numpy(), correct.numpy(), count)
 
 
-def _tiles(kept: Kept, classes: Int[np.ndarray, " samples"], apart: bool) -> Iterator[Tile]:
+def _tiles(
+    kept: Kept, classes: Int[np.ndarray, " samples"], apart: bool, most: int
+) -> Iterator[Tile]:
     """All samples, those of each class by themselves if `apart`; some batches must stay whole."""
     for tile in kept.tiles():
-        if not apart or tile.plan.whole_batches:
+        if tile.plan.whole_batches:
             yield tile
-            continue
-        mine = classes[tile.places]
-        yield from (tile.some(np.flatnonzero(mine == label)) for label in np.unique(mine))
+        elif not apart:
+            yield from tile.pieces(most)
+        else:
+            mine = classes[tile.places]
+            for label in np.unique(mine):
+                yield from tile.some(np.flatnonzero(mine == label)).pieces(most)
 
 
 def tile_losses(
@@ -144,12 +158,19 @@ def tile_losses(
 
     with _described(tile, kept.samples), _float32(kept):
         found = pieces.run(evaluate, len(filled))
-    numbers, right = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
+    if len(found) == 1:  # not even for a moment twice
+        ((numbers, right),) = found
+    else:
+        numbers, right = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
+    del found
     values = kept.criterion.losses(numbers[:, : len(classes)])
+    del numbers
     wrong = ~torch.isfinite(values)
-    if bool(wrong[torch.from_numpy(~empty)].any()):
-        raise _not_finite(wrong, empty, kept, tile)
-    return torch.where(wrong, float("nan"), values), right[:, : len(classes)]
+    if bool(wrong.any()):
+        if bool(wrong[torch.from_numpy(~empty)].any()):
+            raise _not_finite(wrong, empty, kept, tile)
+        values = torch.where(wrong, float("nan"), values)
+    return values, right[:, : len(classes)]
 
 
 def _answers(

@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from unitroles.engine.plan import Rows
 from unitroles.errors import InputError
 from unitroles.files import Scratch
+from unitroles.model.memory import slices
 
-SHARD_BYTES = 64 * 2**20
 # Of the free disk; the rest belongs to others.
 _DISK_SHARE = 0.5
 
@@ -67,9 +65,8 @@ class MemoryStore:
         self._filled += count
 
     def tiles(self, size: int) -> Iterator[Rows]:
-        for start in range(0, self._filled, size):
-            stop = min(start + size, self._filled)
-            yield tuple(block[start:stop] for block in self._blocks)
+        for part in slices(self._filled, size):
+            yield tuple(block[part] for block in self._blocks)
 
     def close(self) -> None:
         self._blocks.clear()
@@ -77,60 +74,69 @@ class MemoryStore:
 
 @dataclass
 class DiskStore:
-    """Rows in safetensors files in a folder of their own, which `close` removes.
+    """Rows in one file per value, in a folder of their own, which `close` removes.
 
-    Parameters
-    ----------
-    tile : a file holds a multiple of so many rows, so that tiles do not depend on the files.
+    Rows are written as they come: none waits in memory.
     """
 
-    tile: int
     where: str = "disk"
     _folder: Scratch | None = None
-    _waiting: list[Rows] = field(default_factory=list)
-    _files: list[Path] = field(default_factory=list)
+    _form: list[tuple[torch.Size, torch.dtype]] = field(default_factory=list)
+    _filled: int = 0
 
     def add(self, rows: Rows) -> None:
-        self._waiting.append(tuple(value.cpu() for value in rows))
-        waiting = sum(len(rows[0]) for rows in self._waiting)
-        full = max(1, SHARD_BYTES // max(row_bytes(rows) * self.tile, 1)) * self.tile
-        if waiting >= full:
-            blocks = joined(self._waiting)
-            for start in range(0, waiting - waiting % full, full):
-                self._write(tuple(block[start : start + full] for block in blocks))
-            rest = waiting - waiting % full
-            self._waiting = [tuple(block[rest:].clone() for block in blocks)] * (rest < waiting)
-
-    def _write(self, blocks: Rows) -> None:
         try:
             if self._folder is None:
                 self._folder = Scratch()
-            file = self._folder.path / f"{len(self._files):06d}.safetensors"
-            # Copies: blocks that share memory are refused.
-            copies = [block.clone(memory_format=torch.contiguous_format) for block in blocks]
-            save_file({f"{i:03d}": block for i, block in enumerate(copies)}, file)
-        except (OSError, SafetensorError) as error:
+            for place, value in enumerate(rows):
+                with self._file(place).open("ab") as file:
+                    file.write(_as_bytes(value.cpu().contiguous()))
+        except OSError as error:
             raise InputError(
                 f"what is kept of the samples cannot be written to {tempfile.gettempdir()}: "
                 f"{error}; free some room there, name another folder in the environment variable "
                 "TMPDIR, or give a larger memory_budget"
             ) from error
-        self._files.append(file)
+        self._form = [(value.shape[1:], value.dtype) for value in rows]
+        self._filled += len(rows[0])
 
     def tiles(self, size: int) -> Iterator[Rows]:
-        if self._waiting:
-            self._write(joined(self._waiting))
-            self._waiting = []
-        for file in self._files:
-            blocks = [value for _, value in sorted(load_file(file).items())]
-            for start in range(0, len(blocks[0]), size):
-                yield tuple(block[start : start + size] for block in blocks)
+        for part in slices(self._filled, size):
+            yield tuple(self._read(place, part) for place in range(len(self._form)))
+
+    def _read(self, place: int, part: slice) -> Tensor:
+        shape, dtype = self._form[place]
+        rows = torch.empty(part.stop - part.start, *shape, dtype=dtype)
+        content = _as_bytes(rows)
+        try:
+            with self._file(place).open("rb", buffering=0) as file:
+                file.seek(part.start * (content.nbytes // len(rows)))
+                while content.nbytes:
+                    count = file.readinto(content)
+                    if not count:
+                        raise OSError("the file ends too early")
+                    content = content[count:]
+        except OSError as error:
+            raise InputError(
+                f"what was kept of the samples cannot be read back from {tempfile.gettempdir()}: "
+                f"{error}; leave its folder unitroles-... there as it is while this runs, name "
+                "another one in the environment variable TMPDIR, or give a larger memory_budget"
+            ) from error
+        return rows
+
+    def _file(self, place: int) -> Path:
+        assert self._folder is not None
+        return self._folder.path / f"{place:03d}"
 
     def close(self) -> None:
         if self._folder is not None:
             self._folder.close()
-        self._waiting.clear()
-        self._files.clear()
+        self._folder, self._filled = None, 0
+
+
+def _as_bytes(value: Tensor) -> memoryview:
+    """The memory of a tensor of any dtype."""
+    return value.detach().flatten().view(torch.uint8).numpy().data
 
 
 def _free_disk() -> int:
@@ -140,10 +146,14 @@ def _free_disk() -> int:
 
 @dataclass
 class Stores:
-    """Memory and disk still free for rows; where a store goes is decided when its size is known.
+    """The memory budget of one call, and the disk still free beside it.
+
+    Whatever is kept for longer than a batch or a tile asks here: rows and scores by `open`, and
+    what is not rows by `take`. Where a store goes is decided when its size is known.
 
     Parameters
     ----------
+    memory, disk : bytes that nobody has taken.
     opened : the stores, with the bytes that each has taken.
     """
 
@@ -170,13 +180,17 @@ class Stores:
                 self.disk += taken
             del self.opened[place]
 
+    def take(self, needed: int) -> None:
+        """Take so many bytes of memory, of which there are enough, for as long as the call runs."""
+        self.memory -= needed
+
     def place(self, needed: int) -> str:
         """Where so many bytes go; "recompute" where they fit nowhere."""
         if needed <= self.memory:
             return "memory"
         return "disk" if needed <= self.disk else "recompute"
 
-    def open(self, samples: int, rows: Sequence[Tensor], tile: int) -> Store | None:
+    def open(self, samples: int, rows: Sequence[Tensor]) -> Store | None:
         """A store for so many rows of the kind of `rows`; None = they are computed again."""
         needed = samples * row_bytes(rows)
         where = self.place(needed)
@@ -186,6 +200,6 @@ class Stores:
             self.memory -= needed
         else:
             self.disk -= needed
-        store = MemoryStore(samples) if where == "memory" else DiskStore(tile)
+        store = MemoryStore(samples) if where == "memory" else DiskStore()
         self.opened.append((store, needed))
         return store

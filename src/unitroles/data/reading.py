@@ -20,12 +20,12 @@ from torch.utils.data import (
 )
 
 from unitroles.data.arrays import Arrays, as_labels, is_pair, paired, plain_leaves
-from unitroles.data.samples import LABELS, Samples, differ
+from unitroles.data.samples import LABELS, Batch, Samples, differ
 from unitroles.errors import DataWarning, InputError
 from unitroles.model.forward import leaves
 
 
-def as_samples(data: Any, name: str, any_labels: bool = False) -> Samples:
+def as_samples(data: Any, name: str, any_labels: bool = False, together: int = 64) -> Samples:
     """Read what a user calls a split.
 
     Parameters
@@ -34,6 +34,8 @@ def as_samples(data: Any, name: str, any_labels: bool = False) -> Samples:
         pandas, xarray, h5py) or lists; arrays in files are read batch by batch.
     name : "train" or "test", for messages.
     any_labels : they need not be class numbers; the samples are then of no class yet.
+    together : how many are read at once for their labels, where no list of these is there; no more
+        than the DataLoader reads.
 
     Raises
     ------
@@ -41,7 +43,7 @@ def as_samples(data: Any, name: str, any_labels: bool = False) -> Samples:
     """
     collate, workers, starting = _collate, 0, {}
     if isinstance(data, DataLoader):
-        _check_loader(data, name)
+        together = min(together, _read_at_once(data, name))
         starting = {option: getattr(data, option) for option in _STARTING}
         collate, workers, data = data.collate_fn, data.num_workers, data.dataset
         collate = _collate if collate is default_collate else collate
@@ -61,6 +63,7 @@ def as_samples(data: Any, name: str, any_labels: bool = False) -> Samples:
     samples = Samples(
         *(name, data, rows, rows, torch.from_numpy(rows), collate, workers, names),
         starting=starting,
+        together=together,
     )
     targets = _read_labels(samples)
     if len(targets) != len(data):
@@ -108,18 +111,26 @@ def _classed(samples: Samples) -> Samples:
     return replace(samples, labels=targets.numpy(), targets=targets)
 
 
-def _check_loader(loader: DataLoader, name: str) -> None:
+def _read_at_once(loader: DataLoader, name: str) -> int:
+    """The samples in a batch of a DataLoader.
+
+    Raises
+    ------
+    InputError : it does not give every sample once.
+    """
     batches = loader.batch_sampler
     # A batch sampler of one's own has its sampler inside; the loader's is another, not used.
-    sampler = batches.sampler if type(batches) is BatchSampler else None
+    plain = batches if type(batches) is BatchSampler else None
+    sampler = None if plain is None else plain.sampler
     streams = isinstance(loader.dataset, IterableDataset)
-    if streams or not _takes_each_once(sampler, loader.dataset):
+    if plain is None or streams or not _takes_each_once(sampler, loader.dataset):
         own = batches if sampler is None else sampler
         kind = type(loader.dataset if streams or own is None else own).__name__
         raise InputError(
             f"the {name} DataLoader draws its samples in its own way ({kind}), every sample must "
             "count once; give its data set, or a DataLoader without a sampler"
         )
+    return plain.batch_size
 
 
 def _takes_each_once(sampler: Any, data: Any) -> bool:
@@ -149,7 +160,7 @@ def _read_labels(samples: Samples) -> Tensor:
     listed = _listed_labels(samples)
     if listed is not None:
         few = np.linspace(0, len(samples) - 1, min(_TRIED, len(samples))).astype(np.int64)
-        ((_, tried),) = samples._read([few])
+        tried = samples.take(few).read_labels()
         if not differ(tried, listed[torch.from_numpy(few)]).any():
             return listed
         warnings.warn(
@@ -158,8 +169,7 @@ def _read_labels(samples: Samples) -> Tensor:
             DataWarning,
             stacklevel=4,
         )
-    chunks = np.array_split(samples.rows, -(-len(samples) // 256))
-    return torch.cat([labels for _, labels in samples._read(chunks)])
+    return samples.read_labels()
 
 
 _TRIED = 4
@@ -194,10 +204,9 @@ def warn_if_changing(samples: Samples) -> None:
     DataWarning : two reads of one sample differ.
     """
     few = np.linspace(0, len(samples) - 1, min(STABILITY_CHECK, len(samples))).astype(np.int64)
-    first, second = (next(samples.take(few).batches(len(few))) for _ in range(2))
-    changed = torch.zeros(len(few), dtype=torch.bool)
-    for (_, one), (_, two) in zip(leaves(first.inputs), leaves(second.inputs), strict=True):
-        changed |= differ(one, two).cpu() if isinstance(one, Tensor) else bool(one != two)
+    size = min(samples.together, len(few))
+    first, second = (samples.take(few).batches(size) for _ in range(2))
+    changed = torch.cat(list(map(_changed, first, second)))
     if changed.any():
         warnings.warn(
             f"{samples.name} sample {few[int(changed.nonzero()[0])]} differs between two reads: "
@@ -206,3 +215,14 @@ def warn_if_changing(samples: Samples) -> None:
             DataWarning,
             stacklevel=3,
         )
+
+
+def _changed(first: Batch, second: Batch) -> Tensor:
+    """Which samples of a batch have other inputs when they are read again."""
+    changed = torch.zeros(first.count, dtype=torch.bool)
+    for (_, one), (_, two) in zip(leaves(first.inputs), leaves(second.inputs), strict=True):
+        if isinstance(one, Tensor):
+            changed |= differ(one, two)[: first.count].cpu()
+        else:
+            changed |= bool(one != two)
+    return changed

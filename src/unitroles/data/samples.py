@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -50,9 +52,10 @@ class Samples:
     labels : their classes, or their groups where another column than the label groups them.
     targets : what the loss compares the model's output with: the labels in the data.
     collate, workers : how samples become a batch, as in the user's DataLoader.
-    starting : how its workers start: further options of `torch.utils.data.DataLoader`.
     class_names : names by label where the data set knows them.
     fit : what is done with the inputs of a batch before the model takes them.
+    starting : how its workers start: further options of `torch.utils.data.DataLoader`.
+    together : how many are read at once where only labels, or another column, are wanted of them.
     """
 
     name: str
@@ -65,6 +68,7 @@ class Samples:
     class_names: tuple[str, ...] | None = None
     fit: Callable[[Any], Any] | None = None
     starting: Mapping[str, Any] = field(default_factory=dict)
+    together: int = 64
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -83,19 +87,23 @@ class Samples:
         starts = range(0, len(self), size)
         chunks = [self.rows[start : start + size] for start in starts]
         padded = [np.append(c, np.repeat(c[:1], size - len(c))) for c in chunks]
-        for chunk, start, (inputs, targets) in zip(chunks, starts, self._read(padded), strict=True):
-            count = len(chunk)
-            changed = differ(targets[:count], self.targets[start : start + count])
-            if changed.any():
-                place = int(changed.nonzero()[0])
-                now, before = (v[place].tolist() for v in (targets, self.targets[start:]))
-                raise InputError(
-                    f"the label of {self.name} sample {chunk[place]} changed between two reads, "
-                    f"from {before} to {now}; give a data set that returns the same samples every "
-                    "time, as its list of labels (.targets) has them, where there is one"
-                )
-            labels = torch.from_numpy(self.labels[start : start + count])
-            yield Batch(inputs if self.fit is None else self.fit(inputs), labels, chunk, count)
+        yield from map(self._batch, starts, chunks, self._read(padded))
+
+    def _batch(
+        self, start: int, rows: Int[np.ndarray, " samples"], read: tuple[Any, Tensor]
+    ) -> Batch:
+        (inputs, targets), count = read, len(rows)
+        changed = differ(targets[:count], self.targets[start : start + count])
+        if changed.any():
+            place = int(changed.nonzero()[0])
+            now, before = (v[place].tolist() for v in (targets, self.targets[start:]))
+            raise InputError(
+                f"the label of {self.name} sample {rows[place]} changed between two reads, "
+                f"from {before} to {now}; give a data set that returns the same samples every "
+                "time, as its list of labels (.targets) has them, where there is one"
+            )
+        labels = torch.from_numpy(self.labels[start : start + count])
+        return Batch(inputs if self.fit is None else self.fit(inputs), labels, rows, count)
 
     def column(self, name: str) -> list[Any]:
         """A column beside the label, sample by sample, in the order of `source`.
@@ -110,30 +118,38 @@ class Samples:
         values = getattr(source, name, None)
         if isinstance(values, (list, tuple, np.ndarray, Tensor)) and len(values) == len(source):
             return list(values.tolist() if isinstance(values, (np.ndarray, Tensor)) else values)
-        found: list[Any] = []
-        everything = np.arange(len(source))
-        for batch in self._batches(np.array_split(everything, -(-len(source) // 256))):
-            if not isinstance(batch, Mapping) or name not in batch:
-                has = f"columns {sorted(map(str, batch))}" if isinstance(batch, Mapping) else "none"
-                raise InputError(
-                    f"the {self.name} samples have no column {name!r} to group by ({has}); name "
-                    "one that the samples or their data set have, or give the groups as arrays: "
-                    "Sample(group_by={'train': ..., 'test': ...})"
-                )
-            values = batch[name]
-            found += values.tolist() if isinstance(values, (np.ndarray, Tensor)) else list(values)
-        return found
+        of_batch = partial(self._column_of, name=name)
+        batches = self._batches(self._some_together(np.arange(len(source))))
+        return list(chain.from_iterable(map(of_batch, batches)))
+
+    def _column_of(self, batch: Any, name: str) -> list[Any]:
+        if not isinstance(batch, Mapping) or name not in batch:
+            has = f"columns {sorted(map(str, batch))}" if isinstance(batch, Mapping) else "none"
+            raise InputError(
+                f"the {self.name} samples have no column {name!r} to group by ({has}); name "
+                "one that the samples or their data set have, or give the groups as arrays: "
+                "Sample(group_by={'train': ..., 'test': ...})"
+            )
+        values = batch[name]
+        return values.tolist() if isinstance(values, (np.ndarray, Tensor)) else list(values)
+
+    def read_labels(self) -> Tensor:
+        """The labels that the samples give; their inputs are let go batch by batch."""
+        found = list(map(_bytes_of_labels, self._read(self._some_together(self.rows))))
+        return torch.cat([_from_bytes(*own) for own in found])
+
+    def _some_together(self, rows: Int[np.ndarray, " samples"]) -> list[np.ndarray]:
+        return np.array_split(rows, -(-len(rows) // self.together))
 
     def _read(self, chunks: Sequence[np.ndarray]) -> Iterator[tuple[Any, Tensor]]:
         if isinstance(self.source, Arrays):
             for chunk in chunks:
                 yield self.source[chunk]
             return
-        for batch in self._batches(chunks):
-            yield _split_batch(batch, self.name)
+        yield from map(partial(_split_batch, name=self.name), self._batches(chunks))
 
     def _batches(self, chunks: Sequence[np.ndarray]) -> Iterator[Any]:
-        """These samples as the collate function puts them into batches.
+        """These samples as the collate function puts them into batches; none is held here.
 
         Raises
         ------
@@ -150,7 +166,9 @@ class Samples:
         try:
             for batch in loader:
                 next(rest)
-                yield batch
+                given = [batch]
+                del batch
+                yield given.pop()
         except Exception as error:
             if isinstance(error, InputError) and not self.workers:
                 raise  # it says already what is wrong, and a worker's is wrapped in a traceback
@@ -162,9 +180,8 @@ class Samples:
         reason = said[-1] if self.workers and said else first_line(error)
         if "exited unexpectedly" in str(error) or "timed out" in str(error):
             return InputError(
-                f"a worker of the {self.name} DataLoader was lost while it read one of the samples "
-                f"{chunk.min()} to {chunk.max()} ({first_line(error)}); give a DataLoader without "
-                "workers, or more time or memory"
+                f"a worker of the {self.name} DataLoader was lost while it read {_which(chunk)} "
+                f"({first_line(error)}); give a DataLoader without workers, or more time or memory"
             )
         for row in chunk.tolist():
             try:
@@ -177,9 +194,8 @@ class Samples:
                     f"{self.name} sample {row} cannot be read ({why}); repair or remove it"
                 )
         return InputError(
-            f"the {self.name} samples cannot be put into one batch: {reason} (samples "
-            f"{chunk.min()} to {chunk.max()}); give tensors of one shape, or a DataLoader with the "
-            "collate function used in training"
+            f"the {self.name} samples cannot be put into one batch: {reason} ({_which(chunk)}); "
+            "give tensors of one shape, or a DataLoader with the collate function used in training"
         )
 
 
@@ -189,6 +205,28 @@ def differ(one: Tensor, other: Tensor) -> Tensor:
         return torch.ones(len(other), dtype=torch.bool)
     changed = (one != other) & ~((one != one) & (other != other))
     return changed[..., None].flatten(1).any(dim=1)
+
+
+def _which(rows: Int[np.ndarray, " samples"]) -> str:
+    first, last = rows.min(), rows.max()
+    return f"sample {first}" if first == last else f"samples {first} to {last}"
+
+
+def _bytes_of_labels(read: tuple[Any, Tensor]) -> tuple[np.ndarray, torch.dtype, torch.Size]:
+    """The labels alone, without the memory that they may share with the inputs.
+
+    No tensors: many small ones would lie between inputs that come and go, whose room could then
+    not be used again.
+    """
+    labels = read[1]
+    own = labels.contiguous().flatten().view(torch.uint8).numpy().copy()
+    return own, labels.dtype, labels.shape
+
+
+def _from_bytes(own: np.ndarray, dtype: torch.dtype, shape: torch.Size) -> Tensor:
+    labels = torch.empty(shape, dtype=dtype)
+    labels.flatten().view(torch.uint8).numpy()[:] = own
+    return labels
 
 
 def _split_batch(batch: Any, name: str) -> tuple[Any, Tensor]:

@@ -89,9 +89,8 @@ def start(layer_run: LayerRun, evidence: Evidence, bars: Track) -> Measurement:
         return Measurement(layer_run, evidence, bars, ())
     for kept in layer_run.kept:
         if kept.foreign:  # they come last, when the other samples of many classes are waiting
-            require_losses_fit(
-                kept.samples.name, len(kept.samples), len(layer_run.points), layer_run.memory
-            )
+            needed = len(kept.samples), len(layer_run.points), evidence.draws
+            require_losses_fit(kept.samples.name, *needed, layer_run.memory)
     rows = [kept.samples.rows for kept in layer_run.kept]
     shape = (len(layer_run.labels), evidence.draws, evidence.seed)
     draws = reweighted(layer_run.classes, rows, *shape)
@@ -193,18 +192,29 @@ def _full(
     if report is not None:
         whole = layer_run.kept[0].plan.whole_batches
         report(len(draws) if whole else work(layer_run, draws) / layer_run.samples)
-    blocks = list(_redone(measurement, "bootstrap", draws))
-    role = np.concatenate([block.role[:, 0] for block in blocks])
-    curve = np.concatenate([block.curve[:, 0] for block in blocks])
-    points, units = layer_run.points, layer_run.units
-    low, high = (widened(bound, points, units) for bound in interval(curve, level))
-    chance = np.stack([(role == value).mean(axis=0) for value in ROLES], axis=-1)
+    points, units, labels = layer_run.points, layer_run.units, len(layer_run.labels)
+    # Of all replicates only the curves are held, once: intervals need all of them.
+    curve, done = np.empty((len(draws), 2, labels, len(points))), 0
+    chance = np.zeros((labels, units, len(ROLES)))
+    found = []
+    for block in _redone(measurement, "bootstrap", draws):
+        role = block.role[:, 0]
+        curve[done : done + len(role)] = block.curve[:, 0]
+        done += len(role)
+        for place, value in enumerate(ROLES):
+            chance[..., place] += (role == value).sum(axis=0)
+        found.append(
+            (block.point[:, 0], block.regret[:, 0], role_proportions(role), std_over_units(role))
+        )
+    point, regret, share, spread = map(np.concatenate, zip(*found, strict=True))
+    bounds = np.stack([interval(curve[:, :, k], level) for k in range(labels)], axis=2)
+    low, high = (widened(bound, points, units) for bound in bounds)
     return {
         "loss_low": low,
         "loss_high": high,
-        "turning_point_replicate": np.concatenate([block.point[:, 0] for block in blocks]),
-        "regret_replicate": np.concatenate([block.regret[:, 0] for block in blocks]),
-        "proportion_replicate": role_proportions(role),
-        "std_over_units_replicate": std_over_units(role),
-        "role_probability": chance.astype(np.float32),
+        "turning_point_replicate": point,
+        "regret_replicate": regret,
+        "proportion_replicate": share,
+        "std_over_units_replicate": spread,
+        "role_probability": (chance / len(draws)).astype(np.float32),
     }

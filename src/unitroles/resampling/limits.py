@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Int
 
 from unitroles.curves.scores import sample_score
+from unitroles.curves.store import Stores
 from unitroles.engine.plan import Plan
 from unitroles.errors import InputError
 from unitroles.options import Evidence, Method
@@ -52,46 +53,68 @@ def weights_of(evidence: Evidence, method: Method, samples: int) -> int:
     return held_bytes(samples, evidence.floors, evidence.resplits, evidence.draws, alike)
 
 
+def curves_of(evidence: Evidence, labels: int, masks: int) -> int:
+    """Bytes of the curves of all replicates, whose intervals are taken when all are there."""
+    return 8 * 2 * labels * masks * evidence.draws * (evidence.bootstrap == "full")
+
+
 def resampling_memory(budget: int) -> int:
-    """The bytes that weights, the losses of a class, and replicates may take each: a quarter."""
+    """The bytes that weights and curves, the losses of a class, and replicates may take each."""
     return budget // 4
 
 
-def require_memory(
+def take_memory(
     evidence: Evidence | None,
     method: Method,
     samples: Int[np.ndarray, "split label"],
     plans: Sequence[Plan],
-    budget: int,
+    stores: Stores,
 ) -> None:
-    """Refuse more draws, or larger classes, than there is memory for.
+    """Take what evidence holds, before the rows of samples come; refuse what there is no room for.
+
+    That is a quarter of the memory at most for what stays while all draws are done, and a quarter
+    for what comes and goes: the losses of a class, then replicates that are done together.
 
     Raises
     ------
-    InputError : and what to do.
+    InputError : there are more draws, or larger classes, than there is memory for, and what to do.
     """
     if evidence is None:
         return
-    memory, total = resampling_memory(budget), int(samples.sum())
-    needed = weights_of(evidence, method, total)
-    if needed > memory:
+    memory, total, labels = resampling_memory(stores.memory), int(samples.sum()), samples.shape[1]
+    masks = max(expected(p.site.units, p.resolution(method.resolution)) for p in plans)
+    weights, curves = weights_of(evidence, method, total), curves_of(evidence, labels, masks)
+    if weights > memory:
         raise InputError(
             f"evidence holds how often each of {total:,} samples counts in every draw, "
-            f"{size(needed)}, more than a quarter of the memory_budget; give a larger one, fewer "
+            f"{size(weights)}, more than a quarter of the memory_budget; give a larger one, fewer "
             "samples by max_per_class, or fewer floors, resplits and replicates"
         )
+    if weights + curves > memory:
+        raise InputError(
+            f"bootstrap 'full' holds the curves of {labels:,} classes in {evidence.draws} "
+            f"replicates, {size(curves)}, with the weights of samples more than a quarter of the "
+            "memory_budget; give a larger one, a coarser resolution, or fewer replicates"
+        )
     if evidence.bootstrap is not None:
-        masks = max(expected(p.site.units, p.resolution(method.resolution)) for p in plans)
         for name, counts in zip(DRAWN_FROM[:2], samples, strict=True):
-            require_losses_fit(name, int(counts.max()), masks, memory)
+            require_losses_fit(name, int(counts.max()), masks, evidence.draws, memory)
+    comes_and_goes = memory if evidence.redoes or evidence.bootstrap is not None else 0
+    stores.take(weights + curves + comes_and_goes)
 
 
-def losses_bytes(samples: int, masks: int) -> int:
-    """Of the losses of one class, held until all of its samples have come."""
-    return 8 * samples * masks
+def draw_bytes(parts: int, pairs: int, units: int, masks: int, labels: int) -> int:
+    """Of the scores, copies of the orders and curves of one replicate, and of a tree of a class."""
+    each = parts * (3 * units + masks) + 2 * pairs * units
+    return 8 * (labels * each + 8 * parts * units)
 
 
-def require_losses_fit(name: str, samples: int, masks: int, memory: int) -> None:
+def losses_bytes(samples: int, masks: int, replicates: int) -> int:
+    """Of the losses of one class, held until all of its samples have come, and their weights."""
+    return 8 * samples * (masks + replicates)
+
+
+def require_losses_fit(name: str, samples: int, masks: int, replicates: int, memory: int) -> None:
     """Refuse samples whose losses do not fit into the memory.
 
     Parameters
@@ -102,7 +125,7 @@ def require_losses_fit(name: str, samples: int, masks: int, memory: int) -> None
     ------
     InputError : and what to do.
     """
-    needed = losses_bytes(samples, masks)
+    needed = losses_bytes(samples, masks, replicates)
     if needed > memory:
         raise InputError(
             f"bootstrap holds the losses of a class's samples at all n, {size(needed)} for {name}"

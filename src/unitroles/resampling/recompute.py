@@ -14,6 +14,7 @@ from torch import Tensor
 from unitroles.curves.collect import SCORE_TILE, Kept
 from unitroles.engine.masks import Masks, Own, Prefixes, Sets, Tree
 from unitroles.model.memory import slices
+from unitroles.resampling.limits import draw_bytes
 from unitroles.resampling.subsets import Job, Subsets
 from unitroles.roles import active_set, assign_roles, order_units, ranked, turning_point
 from unitroles.stats.draws import Draws, Weights
@@ -117,9 +118,10 @@ def _by_pair(draws: Draws, layer_run: LayerRun) -> Draws:
 
 def _together(layer_run: LayerRun, draws: Draws) -> int:
     """The number of replicates that fit into the memory: scores, copies of the orders, curves."""
-    parts, units = draws.weights[0].shape[1], layer_run.units
-    each = parts * (3 * units + len(layer_run.points)) + 2 * len(draws.pairs) * units
-    return max(1, layer_run.memory // (8 * len(layer_run.labels) * each))
+    parts, pairs, labels = draws.weights[0].shape[1], len(draws.pairs), len(layer_run.labels)
+    each = draw_bytes(parts, pairs, layer_run.units, len(layer_run.points), labels)
+    swapped = 2 * pairs * layer_run.samples  # of the weights by pair
+    return max(1, layer_run.memory // (each + swapped))
 
 
 def _redone(layer_run: LayerRun, draws: Draws, done: Callable[[int], None]) -> Redone:
@@ -220,7 +222,7 @@ def _curves(
     def job(label: int, used: Int[np.ndarray, " uses"]) -> Job:
         tree, columns = Tree.of(table[used, label], points)
         # Of few uses of many samples each would run sets that it does not need.
-        mine = subsets.weights[used][:, subsets.classes == label]
+        mine = subsets.weights[:, subsets.classes == label][used]
         shared = mine.any(axis=0).sum() * len(tree)
         return Job(tree, columns, used, bool(shared <= np.count_nonzero(mine) * len(points)))
 

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from unitroles.curves.collect import Kept, Tile
-from unitroles.curves.retrieval import tile_losses
+from unitroles.curves.retrieval import samples_within, tile_losses
 from unitroles.curves.store import joined
 from unitroles.engine.masks import Masks
 from unitroles.engine.plan import Plan
@@ -93,7 +93,11 @@ class Subsets:
         def of_class(label: int) -> Job:
             return job(label, np.flatnonzero(self.weights[:, self.classes == label].any(axis=1)))
 
-        for tile in self._by_class(lambda label: self.kept.plan.rows(of_class(label).masks)):
+        def rows_of(label: int) -> int:
+            masks = of_class(label).masks
+            return min(self.kept.plan.rows(masks), samples_within(len(masks)))
+
+        for tile in self._by_class(rows_of):
             if tile.plan.whole_batches:
                 for use in np.flatnonzero(self.weights[:, tile.places].any(axis=1)):
                     add(tile, np.full(len(tile.places), use))
@@ -102,7 +106,7 @@ class Subsets:
             mine = of_class(label)
             if not mine.shared:  # a copy of each sample for every use of it
                 use, place = np.nonzero(self.weights[:, tile.places])
-                for part in slices(len(use), tile.plan.tile):
+                for part in slices(len(use), min(tile.plan.tile, samples_within(len(empty)))):
                     add(tile.some(place[part]), use[part])
                 continue
             times = self.weights[:, tile.places][mine.used].astype(np.float64)
@@ -134,7 +138,7 @@ class Subsets:
                 waiting.append(tile.some(np.flatnonzero(wanted[tile.places] & (own == label))))
                 last, size = label, rows_of(label)
                 if sum(len(part.places) for part in waiting) >= size:
-                    pieces = _cut(_joined(waiting), size)
+                    pieces = list(_joined(waiting).pieces(size))
                     waiting = [pieces.pop()] if len(pieces[-1].places) < size else []
                     yield from pieces
         if waiting:
@@ -145,11 +149,3 @@ def _joined(some: Sequence[Tile]) -> Tile:
     """Samples of one class as one tile."""
     places = np.concatenate([part.places for part in some])
     return Tile(some[0].plan, places, joined([part.kept for part in some]))
-
-
-def _cut(tile: Tile, size: int) -> list[Tile]:
-    """Its samples in pieces of some size, of which the last may be smaller."""
-    return [
-        Tile(tile.plan, tile.places[part], tile.rows(part))
-        for part in slices(len(tile.places), size)
-    ]

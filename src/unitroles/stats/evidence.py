@@ -33,6 +33,10 @@ Drawn = Shaped[np.ndarray, "replicate *rest"]
 Points = Int[np.ndarray, "split *rest"]
 
 
+# Curves, or points of them, that are worked on at a time.
+_TOGETHER = 64
+
+
 # Shares are multiples of 1 / (labels x units); a mean of them may end in another last bit.
 TIES = 1e-12
 
@@ -200,8 +204,10 @@ def _paired_error(
 ) -> Float[np.ndarray, " masks"]:
     if len(losses) < 2:
         return np.full(losses.shape[1], np.nan)
-    difference = losses - losses[:, place : place + 1]
-    return difference.std(axis=0, ddof=1) / np.sqrt(len(losses))
+    own, masks = losses[:, place : place + 1], losses.shape[1]
+    some = [losses[:, start : start + _TOGETHER] for start in range(0, masks, _TOGETHER)]
+    spread = [(values - own).std(axis=0, ddof=1) for values in some]
+    return np.concatenate(spread) / np.sqrt(len(losses))
 
 
 def proportions_at(
@@ -210,19 +216,21 @@ def proportions_at(
     """Proportions of one class at other turning points, with a fixed ranking."""
     first, second = positions(order)
     units = len(first)
-    core = _both(first, second)[point[0], point[1]]
+    core = _both(first, second, point)
     over, new = point[0] - core, point[1] - core
     return np.stack([core, over, new, units - core - over - new], axis=-1) / units
 
 
 def _both(
-    first: Int[np.ndarray, " unit"], second: Int[np.ndarray, " unit"]
-) -> Int[np.ndarray, "n n"]:
-    """The number of units among the first a of one order and the first b of the other."""
-    size = len(first) + 1
-    table = np.zeros((size, size), dtype=np.int32)
-    table[first + 1, second + 1] = 1
-    return table.cumsum(axis=0, dtype=np.int32).cumsum(axis=1, dtype=np.int32)
+    first: Int[np.ndarray, " unit"], second: Int[np.ndarray, " unit"], point: Points
+) -> Int[np.ndarray, "*rest"]:
+    """The number of units among the first of one order and among the first of the other."""
+    flat = point.reshape(2, -1)
+    found = np.zeros(flat.shape[1], dtype=np.int64)
+    for start in range(0, len(found), _TOGETHER):
+        a, b = flat[:, start : start + _TOGETHER, None]
+        found[start : start + _TOGETHER] = ((first < a) & (second < b)).sum(axis=1)
+    return found.reshape(point.shape[1:])
 
 
 def proportion_coverage(
