@@ -79,7 +79,7 @@ def test_the_exact_grid_leaves_nothing_out(units):
     assert expected(units, "exact") == units + 1
 
 
-@given(st.integers(1, 600))
+@pytest.mark.parametrize("units", [1, 2, 5, 9, *range(11, 23), 60, 599])
 def test_few_units_are_evaluated_exactly_and_others_within_the_share(units):
     few = units <= 12
     assert effective(units, "adaptive") == ("exact" if few else "adaptive")
@@ -147,6 +147,14 @@ def test_the_worst_class_is_looked_at_first_and_the_share_is_of_all():
     together = np.isfinite(settled(np.stack([smooth, rough]), [1, 1])).mean(axis=1)
     alone = np.isfinite(settled(rough[None], [1])).mean()
     assert together[0] < 0.5 < alone <= SHARE < 0.85 < together[1]
+
+
+def test_a_loss_that_is_none_without_units_counts_as_evaluated():
+    curves = drawn(3, 2, 64, 9.0) + 3
+    seen = settled(curves, [1, 2])
+    assert np.isfinite(seen).mean() > SHARE - 0.05  # the share is used up
+    curves[:, 0] = np.nan
+    np.testing.assert_array_equal(settled(curves, [1, 2])[:, 1:], seen[:, 1:])
 
 
 def test_an_interval_too_long_for_what_is_left_gets_its_middle():
