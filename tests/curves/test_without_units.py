@@ -39,10 +39,10 @@ class Cosine(nn.Module):
 class Bare(nn.Module):
     """The units' own length, without a layer between."""
 
-    def __init__(self):
+    def __init__(self, units: int = UNITS):
         super().__init__()
-        self.body = nn.Sequential(nn.Linear(6, UNITS), nn.Tanh())
-        self.last = nn.Linear(UNITS, CLASSES)
+        self.body = nn.Sequential(nn.Linear(6, units), nn.Tanh())
+        self.last = nn.Linear(units, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
         f = self.body(x)
@@ -124,16 +124,20 @@ def test_a_mean_gives_the_fully_ablated_layer_a_loss():
 
 @pytest.mark.parametrize("resolution", ["adaptive", 4])
 def test_points_left_out_stay_apart_from_the_loss_that_is_none(resolution):
-    whole, _ = analyzed(build(Bare), "suffix")
-    coarse, _ = analyzed(build(Bare), "suffix", method=ur.Method(resolution=resolution))
+    units = 40  # of fewer than 13 adaptive curves are exact
+    whole, _ = analyzed(build(Bare, units=units), "suffix")
+    method = ur.Method(resolution=resolution)
+    coarse, _ = analyzed(build(Bare, units=units), "suffix", method=method)
     known = np.isfinite(coarse.data.loss.values)
     assert known.any(axis=-1).all()
     assert not known[..., 0].any()
     np.testing.assert_allclose(coarse.data.loss.values[known], whole.data.loss.values[known])
-    share = np.mean(known | (np.arange(UNITS + 1) == 0))  # there it was evaluated too
-    assert f"({100 * share:.0f} % of the curves' points evaluated)" in text.report(coarse)
+    share = np.mean(known | (np.arange(units + 1) == 0))  # there it was evaluated too
+    assert share < 0.8
+    assert f"({100 * share:.0f} % of the curves' points evaluated;" in text.report(coarse)
     if resolution == "adaptive":
-        assert (coarse.data.turning_point.values == whole.data.turning_point.values).all()
+        low = [np.nanmin(found.data.loss.values[..., 1:], axis=-1) for found in (coarse, whole)]
+        assert 0 <= (low[0] - low[1]).max() < 0.02
 
 
 @pytest.mark.parametrize("bootstrap", ["full", "fixed_ranking"])

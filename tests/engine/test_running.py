@@ -224,7 +224,7 @@ def test_memory_that_runs_out_with_one_sample_is_an_error():
 @pytest.mark.usefixtures("uncompared")
 def test_a_forecast_counts_the_passes_of_a_grid_and_one_refinement(monkeypatch):
     monkeypatch.setattr("unitroles.curves.store._DISK_SHARE", 0)
-    toy = networks.toy("mlp")
+    toy = networks.wide("wide_mlp")
     with forced("suffix"):
         compute, method = ur.Compute(memory_budget=1), ur.Method(resolution="adaptive")
         found, taxonomy, seen = both(toy, compute=compute, method=method)

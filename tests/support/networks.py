@@ -272,6 +272,33 @@ def toy(name: str, dtype: torch.dtype = torch.float32, logit_scale: float = 1.0)
     return replace(kept, model=model, train=train, test=test)
 
 
+WIDE = {
+    "wide_mlp": lambda: nn.Sequential(
+        *(nn.Linear(10, 40), nn.Tanh(), nn.Linear(40, 12), nn.Tanh(), nn.Linear(12, 4))
+    ),
+    "wide_conv": lambda: nn.Sequential(
+        *(nn.Conv2d(1, 26, 3, padding=1), nn.ReLU(), nn.Conv2d(26, 6, 3, padding=1), nn.ReLU()),
+        *(nn.Flatten(), nn.Linear(6 * 36, 4)),
+    ),
+}
+"""With enough units at "1" that adaptive curves leave some out, and a tail behind them."""
+
+
+@cache
+def wide(name: str, dtype: torch.dtype = torch.float64) -> Toy:
+    """Random weights, with logits so large that curves go up and down; unequal classes."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(5)
+        model = WIDE[name]().to(dtype).eval()
+        shape = (10,) if name == "wide_mlp" else IMAGE
+        splits = [
+            (torch.randn(22, *shape, dtype=dtype), torch.arange(22) % 8 % 4) for _ in range(2)
+        ]
+    with torch.no_grad():
+        model[-1].weight.mul_(3.0)
+    return Toy(name, model, "1", 1, -1, *splits)
+
+
 def robust(
     loss: np.ndarray, score: np.ndarray, margin: float = 1e-5, tolerance: float = 1e-6
 ) -> bool:

@@ -19,6 +19,7 @@ from unitroles.curves.collect import Kept
 from unitroles.curves.retrieval import CurveSums, adaptive_curve, at_points, ignore, rof_curve
 from unitroles.curves.scores import mean_scores, sample_score
 from unitroles.engine.choice import Choice
+from unitroles.engine.plan import Plan
 from unitroles.options import Compute, Evidence, Layer, Method, Sample
 from unitroles.progress import announce
 from unitroles.resampling.evidence import Found, Measurement, findings, start
@@ -28,7 +29,7 @@ from unitroles.results.dataset import CROSS_ENTROPY, Measured, dataset
 from unitroles.results.members import TaxonomySet
 from unitroles.results.taxonomy import Taxonomy
 from unitroles.roles import order_units, turning_point
-from unitroles.stats.grid import grid
+from unitroles.stats.grid import effective, grid
 
 
 @checked
@@ -223,13 +224,13 @@ def _curves(
 ) -> list[CurveSums]:
     """The curves of every class on both splits, at the n that the resolution asks for."""
     method, labels, plan = ready.request.method, ready.labels, kept[0].plan
-    name, resolution = f"retrieval {plan.site.path}", plan.resolution(method.resolution)
+    name, resolution = f"retrieval {plan.site.path}", _resolution(plan, method)
     points = grid(plan.site.units, resolution)
     if resolution == "adaptive":
 
         def curve(i: int) -> CurveSums:
             bar = partial(ready.bars, name, len(ready.splits[i]))
-            return adaptive_curve(kept[i], labels, order[i], points, method.tolerance, bar)
+            return adaptive_curve(kept[i], labels, order[i], points, bar)
 
         return [curve(i) for i in range(len(kept))]
     done, curves = ready.bars(name, sum(map(len, ready.splits))), []
@@ -237,6 +238,11 @@ def _curves(
         observer = ignore if measurement is None else measurement.observer(i)
         curves.append(rof_curve(mine, labels, order[i], done, points, observer))
     return curves
+
+
+def _resolution(plan: Plan, method: Method) -> str | int:
+    """At which n the curves of a layer are evaluated."""
+    return effective(plan.site.units, plan.resolution(method.resolution))
 
 
 def _taxonomy(
@@ -256,7 +262,7 @@ def _taxonomy(
             "plan": plan.name,
             "tolerance": method.tolerance,
             "loss": CROSS_ENTROPY if method.loss is None else name_of(method.loss),
-            "resolution": plan.resolution(method.resolution),
+            "resolution": _resolution(plan, method),
             "train_accuracy": overall[0],
             "test_accuracy": overall[1],
         },

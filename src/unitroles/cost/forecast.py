@@ -21,6 +21,7 @@ from unitroles.model.hooks import SomeRows
 from unitroles.options import Compute, Evidence, Layer, Method, Sample
 from unitroles.resampling.limits import curves_of, losses_bytes, weights_of
 from unitroles.stats.draws import half_size
+from unitroles.stats.grid import effective
 from unitroles.wording import printable, size
 
 _WHERE = ("none", "memory", "disk", "recompute")
@@ -168,9 +169,9 @@ def plan(  # noqa: PLR0913
     """Forecast what `analyze` would do with the same arguments, by its checks and a short probe.
 
     Counts and bytes are exact as long as all samples have the shape of the first, but for the
-    resolution "adaptive", of which the grid and one refinement are counted; seconds are estimates,
-    without the time of a disk. The plan is that for ablated units that give zero. Nothing is kept,
-    and the model comes back as it was.
+    resolution "adaptive", of which the grid and two of its intervals are counted; seconds are
+    estimates, without the time of a disk. The plan is that for ablated units that give zero.
+    Nothing is kept, and the model comes back as it was.
 
     Parameters
     ----------
@@ -302,7 +303,8 @@ def _samples_run(ready: Ready, caches: Sequence[str], scored: bool) -> tuple[int
     if not chosen.keeps_rows:
         return sum(padded), sum(padded) * scored + means
     # The curves and the swapped sets each need the rows that were not kept.
-    curves = 2 if chosen.resolution(ready.request.method.resolution) == "adaptive" else 1
+    asked = chosen.resolution(ready.request.method.resolution)
+    curves = 2 if effective(chosen.site.units, asked) == "adaptive" else 1
     again = [1 + (curves + 1) * (where == "recompute") for where in caches]
     body = means + sum(count * times for count, times in zip(padded, again, strict=True))
     return sum(map(len, ready.splits)), body

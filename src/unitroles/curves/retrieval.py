@@ -304,27 +304,29 @@ def adaptive_curve(
     labels: Int[np.ndarray, " label"],
     order: Int[np.ndarray, "label position"],
     points: Int[np.ndarray, " masks"],
-    tolerance: float,
     bar: Callable[[], Callable[[int], None]],
 ) -> CurveSums:
-    """E(n) on a coarse grid, then at all n around the minimum, until the turning point is settled.
+    """E(n) on a coarse grid, then at the n of `refinement`: two passes over what was kept.
 
     Parameters
     ----------
     points : the grid.
-    tolerance : nats, of the turning point.
-    bar : a new progress bar for every round.
+    bar : a new progress bar for each pass.
     """
     sums = rof_curve(kept, labels, order, bar(), points)
-    while True:
-        wanted = np.stack([refinement(curve, points, tolerance) for curve in sums.mean_loss])
-        if not wanted.any():
-            return sums
-        more = [np.flatnonzero(row) for row in wanted]
-        found = _by_class(kept, labels, order, more, bar())
-        for place, mine in enumerate(more):
-            sums.loss[place, mine] = found.loss[place, : len(mine)]
-            sums.correct[place, mine] = found.correct[place, : len(mine)]
+    curves, one = sums.mean_loss, np.ones(1, dtype=np.int64)
+    if kept.plan.whole_batches:  # all classes run for the masks of each
+        wanted = np.concatenate([refinement(curve[None], one) for curve in curves])
+    else:
+        wanted = refinement(curves, sums.count)
+    if not wanted.any():
+        return sums
+    more = [np.flatnonzero(row) for row in wanted]
+    found = _by_class(kept, labels, order, more, bar())
+    for place, mine in enumerate(more):
+        sums.loss[place, mine] = found.loss[place, : len(mine)]
+        sums.correct[place, mine] = found.correct[place, : len(mine)]
+    return sums
 
 
 def _by_class(

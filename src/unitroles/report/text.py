@@ -126,7 +126,12 @@ def _beside_defaults(taxonomy: Taxonomy) -> str:
     evaluated[..., 0] = True  # also where the loss there is not a number
     share = 100 * evaluated.mean()
     steps = resolution if resolution == "adaptive" else f"every {resolution} units"
-    return f"{text}, resolution {steps} ({share:.0f} % of the curves' points evaluated)"
+    found = taxonomy.minima()
+    deep = f"{found.hidden.max():.2g} {taxonomy.loss_units}" if "hidden" in found else ""
+    return (
+        f"{text}, resolution {steps} ({share:.0f} % of the curves' points evaluated"
+        f"{f'; at the others a loss may lie up to about {deep} below the minimum' * bool(deep)})"
+    )
 
 
 def _samples(taxonomy: Taxonomy, split: str) -> str:

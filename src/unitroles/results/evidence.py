@@ -24,6 +24,7 @@ from unitroles.stats.evidence import (
     interval,
     permutation_p,
 )
+from unitroles.stats.grid import hidden
 from unitroles.stats.minima import basin, one_error_point
 from unitroles.wording import range_of
 
@@ -186,6 +187,8 @@ def minima(data: xr.Dataset, delta: float, level: float) -> pd.DataFrame:
     point = data.turning_point.values
     low, high, width = basin(data.loss.values, point, delta)
     columns = {"turning_point": point, "low": low, "high": high, "width": width}
+    if np.isnan(data.loss.values[..., 1:]).any():
+        columns["hidden"] = np.apply_along_axis(hidden, -1, data.loss.values)
     if "paired_error" in data:
         columns["one_error"] = _one_error(data)
     if "turning_point_replicate" in data:

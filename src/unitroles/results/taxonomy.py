@@ -199,7 +199,9 @@ class Taxonomy:
         """The sharpness of the minimum of every curve, one row per split x label.
 
         `low` and `high`: the run of n around n0 in which E(n) <= E(n0) + `delta`; `width`: how many
-        evaluated n >= 1 have that; `status`: the curve in plain words. With bootstrap `one_error`:
+        evaluated n >= 1 have that; `status`: the curve in plain words. Where n were left out,
+        `hidden`: how far below the lowest loss found one may lie at one of them, an estimate that
+        is exceeded now and then (see `unitroles.stats.grid.hidden`). With bootstrap `one_error`:
         the smallest n whose loss lies above E(n0) by no more than one standard error, that of the
         paired difference over as many samples as the smaller split has of the class; and
         `turning_point_low` and `turning_point_high`, the interval of n0.
