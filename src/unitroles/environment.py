@@ -1,4 +1,4 @@
-"""The process as a whole: its environment and temporary folder, left as they were; its collector."""
+"""The process: environment and temporary folder, left as they were; the garbage collector."""
 
 from __future__ import annotations
 
