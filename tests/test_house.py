@@ -410,6 +410,35 @@ def test_importing_the_package_is_light_and_silent() -> None:
     assert set(modules) & NOT_AT_IMPORT == set()
 
 
+FIRST_CALLS = {
+    "ur.Compute": {"torch", "numpy", "pandas", "xarray", "h5netcdf", "scipy"},
+    "ur.Taxonomy, ur.load": {"torch", "h5netcdf", "h5py", "scipy"},
+    "ur.plan(*given, layer='1')": {"pandas", "xarray", "h5netcdf", "h5py", "scipy"},
+    "ur.analyze(*given, layer='1', progress=False)": {"h5netcdf", "h5py", "scipy"},
+}
+"""What a first call in a process leaves to the calls that need it: each takes its time."""
+
+
+@pytest.mark.parametrize("call", FIRST_CALLS)
+def test_a_first_call_loads_no_more_than_it_needs(call: str) -> None:
+    code = f"import sys\nsys.path.insert(0, {str(SRC)!r})\nimport unitroles as ur\n"
+    if "given" in call:
+        code += (
+            "import torch\ntorch.manual_seed(0)\n"
+            "x, y = torch.randn(20, 4), torch.arange(20) % 2\n"
+            "layers = torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2)\n"
+            "given = torch.nn.Sequential(*layers), (x, y), (x, y)\n"
+        )
+    code += f"{call}\nprint(*sys.modules)"
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    modules = set(run.stdout.split())
+    assert "unitroles" in modules
+    assert modules & (FIRST_CALLS[call] | NOT_AT_IMPORT) == set()
+
+
 @pytest.mark.parametrize("file", TEXT_NAMES)
 def test_no_file_is_longer_than_the_cap(file: str) -> None:
     assert len((SRC / file).read_text(encoding="utf-8").splitlines()) <= MOST_LINES

@@ -72,7 +72,10 @@ def __getattr__(name: str) -> Any:
     # Importing torch takes seconds; the command line's --help and --version do without.
     if name not in _HOME:
         raise AttributeError(f"module 'unitroles' has no attribute {name!r}")
-    value = getattr(import_module(f"unitroles.{_HOME[name]}"), name)
+    from unitroles.environment import collector_resting
+
+    with collector_resting():
+        value = getattr(import_module(f"unitroles.{_HOME[name]}"), name)
     globals()[name] = value
     return value
 

@@ -1,7 +1,8 @@
-"""The environment and the temporary folder of the process, left as they were."""
+"""The process: environment and temporary folder, left as they were; the garbage collector."""
 
 from __future__ import annotations
 
+import gc
 import getpass
 import os
 import tempfile
@@ -34,3 +35,24 @@ def no_compiler_cache() -> Iterator[None]:
 def _is_pytorchs(folder: str) -> bool:
     place, name = os.path.split(folder)
     return place == os.path.abspath(tempfile.gettempdir()) and name.startswith(_NAME)
+
+
+@contextmanager
+def collector_resting() -> Iterator[None]:
+    """No pass of the garbage collector while modules are imported or a model is exported.
+
+    PyTorch's exporter is a million objects that stay; the collector would go through all of them
+    again and again as they are made, which costs as much time as their import. They are old when
+    the block ends, as they would be after those passes.
+    """
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        if not gc.get_freeze_count():  # what somebody froze stays frozen
+            gc.freeze()
+            gc.unfreeze()
+        gc.enable()

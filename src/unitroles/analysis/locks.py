@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from unitroles.environment import no_compiler_cache
+from unitroles.environment import collector_resting, no_compiler_cache
 
 _turn = threading.RLock()
 
@@ -22,6 +22,9 @@ def one_at_a_time() -> Iterator[None]:
     What PyTorch's exporter leaves in the environment is taken back.
     """
     with _turn, no_compiler_cache():
+        with collector_resting():
+            # The first operation that is watched would import it.
+            import torch._dynamo  # noqa: F401
         yield
 
 

@@ -6,7 +6,8 @@ import operator
 from collections.abc import Collection, Sequence
 
 import torch
-from torch import fx
+from torch import fx, nn
+from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.fx.node import map_arg
 
 from unitroles.graph.ops import is_tap, value_of
@@ -46,8 +47,17 @@ def extract(
         else:
             copies[node] = graph.node_copy(node, copies.__getitem__)
     graph.output(map_arg(results, copies.__getitem__))
-    graph.eliminate_dead_code()
-    return fx.GraphModule(module, graph)
+    if not rows.users:
+        graph.erase_node(rows)  # all else is there because it is used
+    return lazily(module, graph)
+
+
+def lazily(holder: nn.Module, graph: fx.Graph) -> fx.GraphModule:
+    """A graph with what it reads of `holder`; its code is written when it first runs.
+
+    Most graphs are made to be changed or cut again, and never run.
+    """
+    return _LazyGraphModule(holder, graph)
 
 
 def input_dtypes(module: fx.GraphModule) -> list[torch.dtype]:

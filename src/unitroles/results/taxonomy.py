@@ -16,7 +16,7 @@ from unitroles import roles
 from unitroles.annotations import check_fields, checked
 from unitroles.errors import InputError, unknown
 from unitroles.files import write_whole
-from unitroles.results import evidence, signs, storage, tables
+from unitroles.results import evidence, signs, tables
 from unitroles.roles import Role
 from unitroles.stats.minima import NEVER_FALLS
 
@@ -345,6 +345,8 @@ class Taxonomy:
         ------
         InputError : the file cannot be written, or something in `data` cannot be kept as it is.
         """
+        from unitroles.results import storage  # NetCDF and HDF5, for files alone
+
         write_whole({Path(path): storage.to_bytes(self.data)})
         return Path(path)
 
@@ -360,6 +362,8 @@ def load(path: str | os.PathLike[str]) -> Taxonomy:
     ------
     InputError : the file is absent, was changed after it was written, or holds something else.
     """
+    from unitroles.results import storage
+
     file = Path(path)
     try:
         there = file.exists()

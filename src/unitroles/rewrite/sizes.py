@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
+from unitroles.environment import collector_resting
 from unitroles.graph.extract import CannotCut
 from unitroles.model.forward import repeated
 
@@ -41,7 +42,7 @@ def program(module: nn.Module, inputs: tuple[Any, ...]) -> torch.export.Exported
     # Not when this module is imported: PyTorch then makes a folder, which an analysis takes back.
     from torch._dynamo.exc import UserError, UserErrorType
 
-    with _DirectDistances():
+    with collector_resting(), _DirectDistances():
         try:
             return _open(module, inputs)
         except UserError as error:
