@@ -160,7 +160,8 @@ class Compute:
     Parameters
     ----------
     device : a torch device; else where the model is: for the command line, the CPU.
-    batch_size : samples per forward.
+    batch_size : samples per forward; else by a rule from the size of the largest value in one: on
+        the CPU as many as stay in its caches, 8 to 256; on other devices 256.
     memory_budget : memory for all that a call keeps, of all layers and both splits, and for what
         evidence holds (up to half of it): "500MB", "2GiB" or bytes. What is kept of the samples and
         does not fit goes to the folder for temporary files, or is computed again where that has no
@@ -177,7 +178,7 @@ class Compute:
     """
 
     device: str | None = None
-    batch_size: int = 256
+    batch_size: int | None = None
     memory_budget: int | str = "2GiB"
     autocast: str | None = None
     channels_last: bool = False
@@ -193,7 +194,8 @@ class Compute:
         else:
             _whole("audit", self.audit, 0)
         _one_of("autocast", self.autocast, (None, "bfloat16", "float16"))
-        _whole("batch_size", self.batch_size, 1)
+        if self.batch_size is not None:
+            _whole("batch_size", self.batch_size, 1)
         if self.bytes < 1:
             raise InputError(f"memory_budget must be positive, not {self.memory_budget!r}")
 

@@ -444,7 +444,8 @@ def test_provenance_says_how_the_result_came_about(named):
     assert options["method"]["score"] == "activation_l1"
     assert options["method"]["tolerance"] == 1e-6
     assert options["sample"]["seed"] == 0
-    assert options["compute"]["batch_size"] == 256
+    assert options["compute"]["batch_size"] is None
+    assert record["samples_per_forward"] == 256
     assert record["plan"]["name"] == named.data.attrs["plan"]
     assert record["plan"]["reason"].startswith("what the units meet in is a running sum")
     assert record["self_check"]["difference"] <= record["self_check"]["tolerance"]

@@ -85,7 +85,7 @@ RIGHT = {
     "axis": {"None"}, "tolerance": {"5", "10**30", "2.5"}, "loss": {"None"},
     "resolution": {"5", "10**30"}, "classes": {"None"}, "max_per_class": {"None", "5", "10**30"},
     "equalize": {"True", "a flag of NumPy"}, "group_by": {"None"}, "seed": {"5", "10**30"},
-    "device": {"None"}, "batch_size": {"5", "10**30"}, "memory_budget": {"5", "10**30"},
+    "device": {"None"}, "batch_size": {"None", "5", "10**30"}, "memory_budget": {"5", "10**30"},
     "autocast": {"None"}, "channels_last": {"True", "a flag of NumPy"}, "floors": {"5"},
     "resplits": {"5"}, "bootstrap": {"None"}, "replicates": {"None", "5"},
     "controls": {"True", "a flag of NumPy"}, "output": {"None"}, "call": {"None"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -54,8 +55,10 @@ from unitroles.model.forward import (
     forward,
     logits_of,
     require_rows,
+    tensors,
 )
 from unitroles.model.hooks import SomeRows, reaches
+from unitroles.model.memory import samples_per_forward
 from unitroles.model.output import logits_alone
 from unitroles.model.trace import Call, NotReached, Site, Trace, trace
 from unitroles.options import Layer
@@ -80,6 +83,7 @@ class Ready:
     choices : the plan of every layer.
     calls : every module call of one forward.
     precision : of the model's forwards.
+    batch : samples per forward.
     stores : memory and disk for what is kept of the samples.
     bars : progress.
     notes : the texts of our warnings, filled when the block ends.
@@ -96,6 +100,7 @@ class Ready:
     choices: tuple[Choice, ...]
     calls: list[Call]
     precision: Precision
+    batch: int
     stores: Stores
     bars: Track
     notes: list[str]
@@ -128,15 +133,16 @@ class Ready:
     ) -> list[Collected]:
         """The pass over a split, for every layer; see `Pass`."""
         plans = [choice.plan for choice in self.choices]
-        size, seed = self.request.compute.batch_size, self.request.sample.seed
-        body = Pass(plans, self.precision, size, self.stores, self.criterion, audit, seed)
+        seed = self.request.sample.seed
+        body = Pass(plans, self.precision, self.batch, self.stores, self.criterion, audit, seed)
         return body.collect(samples, self.labels, rank_by, done, each)
 
     def record(self) -> dict[str, Any]:
         """Options, versions, machine and seconds; warnings are there when the block ends."""
         found = record(self.model, self.request)
         self.clock.stop("prepare")
-        return {**found, **self.clock.record(), "warnings": self.notes}
+        told = {"samples_per_forward": self.batch, "warnings": self.notes}
+        return {**found, **self.clock.record(), **told}
 
 
 @contextmanager
@@ -185,10 +191,11 @@ def prepared(request: Request) -> Iterator[Ready]:
         splits, labels = choose(sides, request.sample, names)
         for samples in splits:
             warn_if_changing(samples)
+        batch = compute.batch_size or samples_per_forward(largest_value(seen), precision.device)
         exported = exported_or_reason(model, sites, seen.inputs)
         choices = choose_plans(model, sites, seen, compute.bytes, precision, exported)
         if not all(choice.check.conclusive for choice in choices):
-            more = _more(model, sides[0], seen, compute.batch_size, precision)
+            more = _more(model, sides[0], seen, batch, precision)
             if more is not None:
                 choices = choose_plans(model, sites, more, compute.bytes, precision, exported)
         _warn_of(choices)
@@ -204,6 +211,7 @@ def prepared(request: Request) -> Iterator[Ready]:
             choices=tuple(choices),
             calls=seen.calls,
             precision=precision,
+            batch=batch,
             stores=stack.enter_context(Stores(compute.bytes)),
             bars=bars,
             notes=notes,
@@ -214,6 +222,17 @@ def prepared(request: Request) -> Iterator[Ready]:
         take_memory(request.evidence, request.method, ready.counts, plans, ready.stores)
         clock.stop("prepare")
         yield ready
+
+
+def largest_value(seen: Trace) -> int:
+    """Bytes of the largest value of one sample that a module gives or the model takes."""
+    given = [value[:1].nbytes for value in tensors(seen.inputs)]
+    made = [
+        math.prod(call.shape[1:]) * call.dtype.itemsize
+        for call in seen.calls
+        if call.shape is not None and call.dtype is not None
+    ]
+    return max([*given, *made], default=0)
 
 
 def _require_one_each(sites: Sequence[Site]) -> None:

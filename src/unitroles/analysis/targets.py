@@ -26,6 +26,7 @@ from unitroles.model.trace import Trace
 from unitroles.wording import NUMBERING, count_of, is_whole, names_of
 
 PROBE_SAMPLES, MORE_SAMPLES, LOOKED_AT = 2, 32, 256
+_LABELS_TOGETHER = 32
 MISSED, FINE = 0.02, 0.5
 """Recall that is about zero, and one that is not; fractions."""
 LEAST_OF_CLASS, LEAST_SAMPLES = 20, 30
@@ -36,7 +37,7 @@ def classed(request: Request) -> tuple[list[Samples], list[str] | None]:
     """All splits with the classes of their samples, and the names of the classes."""
     group_by, class_names = request.sample.group_by, request.class_names
     free = request.method.loss is not None and group_by is not None
-    together = request.compute.batch_size
+    together = request.compute.batch_size or _LABELS_TOGETHER
     sides = [as_samples(given, name, free, together) for name, given in request.data.items()]
     _require_same_names(sides)
     if group_by is None:

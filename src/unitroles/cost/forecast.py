@@ -297,7 +297,7 @@ def _samples_run(ready: Ready, caches: Sequence[str], scored: bool) -> tuple[int
 
     For plan "full" both come with the padding of the last batches.
     """
-    chosen, batch = ready.choices[0].plan, ready.request.compute.batch_size
+    chosen, batch = ready.choices[0].plan, ready.batch
     padded = [_padded(len(split), batch) for split in ready.splits]
     means = padded[0] * (ready.request.method.baseline == "mean")  # one more pass
     if not chosen.keeps_rows:

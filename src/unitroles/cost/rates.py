@@ -67,7 +67,7 @@ def measured_rates(ready: Ready, compared: int | None) -> Rates:
     def evaluated(rows: int) -> float:
         return _second(lambda: _evaluate(ready, _read(unworked, rows)))
 
-    rows, evaluation = _grown(evaluated, min(ready.request.compute.batch_size, len(samples)))
+    rows, evaluation = _grown(evaluated, min(ready.batch, len(samples)))
     read = _second(lambda: _read(unworked, rows))
     body = _second(
         lambda: _pass(ready, unworked.take(np.arange(rows)), None if compared is None else 0)

@@ -13,6 +13,8 @@ from unitroles.errors import InputError, PlanWarning
 
 T = TypeVar("T")
 
+_CACHE = 6 * 2**20
+_LEAST_TOGETHER, _FEW_TOGETHER, _MOST_TOGETHER = 8, 32, 256
 _SAID = ("out of memory", "not enough memory", "can't allocate memory")
 
 
@@ -29,6 +31,29 @@ def out_of_memory(what: str, rows: int) -> InputError:
         f"memory ran out in {what} with {many}; use a smaller model, another device or smaller "
         "inputs"
     )
+
+
+def samples_per_forward(largest: int, device: torch.device) -> int:
+    """As many samples as are run fastest together, by a rule that knows no clock.
+
+    Measured on one processor (docs/results/batches.md): a forward slows down where its largest
+    values leave the caches, and few samples read the weights too often.
+
+    Parameters
+    ----------
+    largest : bytes of the largest value of one sample.
+
+    >>> [samples_per_forward(size, torch.device("cpu")) for size in (4096, 2**16, 2**18, 3 * 2**20)]
+    [256, 64, 32, 8]
+    """
+    if device.type != "cpu":
+        return _MOST_TOGETHER
+    in_cache, in_reach = (_power_of_two(room // max(largest, 1)) for room in (_CACHE, 4 * _CACHE))
+    return min(max(in_cache, min(_FEW_TOGETHER, in_reach), _LEAST_TOGETHER), _MOST_TOGETHER)
+
+
+def _power_of_two(most: int) -> int:
+    return 1 << max(most.bit_length() - 1, 0)
 
 
 @dataclass
