@@ -2,15 +2,18 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from torch import nn
 
 import networks
 import reference
 import unitroles as ur
 from forcing import PLANS, analyze_toy, forced, observe, one_copy
 from unitroles import plots
+from unitroles.engine import additive
 from unitroles.engine.sums import Sums
 from unitroles.report import text
 from unitroles.roles import roles_at, turning_point
@@ -250,6 +253,7 @@ def test_a_running_sum_with_a_deep_tail_leaves_points_out(name, resolution, monk
         return tail(self, many, values)
 
     exact, _ = analyze_toy(toy)
+    monkeypatch.setattr(additive, "_WORTH_A_WALK", 0)
     monkeypatch.setattr(Sums, "_tail", counting)
     found, _ = analyze_toy(toy, method=ur.Method(resolution=resolution))
     assert found.data.attrs["plan"] == "additive"
@@ -257,6 +261,23 @@ def test_a_running_sum_with_a_deep_tail_leaves_points_out(name, resolution, monk
     # Beside these, the self-check runs a few masks on a few samples.
     curves = (np.isfinite(found.data.loss).sum("retrieved") * found.data.samples).sum().item()
     assert 0 <= sum(rows) - curves <= 20
+
+
+def test_nothing_is_left_out_where_a_small_tail_follows_the_sum():
+    """Where products of 8 x 8 follow a sum over 64 units, another walk takes longer than these."""
+
+    def resolution(width):
+        torch.manual_seed(0)
+        net = nn.Sequential(
+            nn.Linear(10, 64), nn.ReLU(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, width),
+            nn.ReLU(), nn.Linear(width, 4),
+        )  # fmt: skip
+        toy, method = networks.toy("mlp"), ur.Method(resolution="adaptive")
+        found, _ = observe(ur.analyze, net, toy.train, toy.test, layer="1", method=method)
+        return found.data.attrs["resolution"]
+
+    assert resolution(8) == "exact"
+    assert resolution(64) == "adaptive"
 
 
 @pytest.mark.parametrize("resolution", ["adaptive", 3])

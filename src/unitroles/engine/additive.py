@@ -14,6 +14,7 @@ from unitroles.engine.masks import AllButOne, Masks, Prefixes, Tree
 from unitroles.engine.plan import Rows
 from unitroles.engine.suffix import TILE_BYTES, SuffixPlan
 from unitroles.engine.sums import Sums, rows_per_tile
+from unitroles.graph.flops import Operations
 from unitroles.heads.additive import Additive
 from unitroles.model.calls import Place
 from unitroles.model.forward import Logits
@@ -21,6 +22,8 @@ from unitroles.model.trace import Site
 
 # Sums of one level of a tree; measured, larger and smaller ones are slower.
 _BRANCH_BYTES = 8 * 2**20
+# The tail in steps of the sum; at 10 nothing was saved, at 130 two thirds.
+_WORTH_A_WALK = 16
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,19 @@ class AdditivePlan:
         return self._sums(self.example)
 
     def resolution(self, asked: str | int) -> str | int:
-        return "exact" if self.form.folded else asked
+        cheap = self.form.folded or (asked == "adaptive" and not self._tail_pays)
+        return "exact" if cheap else asked
+
+    @cached_property
+    def _tail_pays(self) -> bool:
+        """Whether what follows the sums takes so long that leaving some of it out is worth a walk.
+
+        Another walk over the units for the n that are evaluated later costs as much as the first.
+        """
+        count, head = Operations(), self.suffix.head
+        sums = sum(count.of(one.mix) for one in self.form.sums)
+        step = sums / self.site.units
+        return count.of(head.after) - sums >= _WORTH_A_WALK * step
 
     def forwards(self, points: int) -> tuple[int, int]:
         if not self.form.folded:
