@@ -430,7 +430,8 @@ def test_a_wrong_running_sum_is_caught(function, monkeypatch):
 
     def wrong(*args):
         form = recognise(*args)
-        return replace(form, add=form.add * 1.01)
+        (one,) = form.sums
+        return replace(form, sums=(replace(one, add=one.add * 1.01),))
 
     monkeypatch.setattr(choice, "recognise", wrong)
     toy = same("mlp")

@@ -18,13 +18,14 @@ from unitroles.engine.choice import choose_plans
 from unitroles.graph.flops import Operations
 from unitroles.graph.ops import ROWS
 from unitroles.heads import additive
+from unitroles.heads.head import Head
 from unitroles.model.borrow import untouched
 from unitroles.model.candidates import candidates
 from unitroles.model.forward import Precision
 from unitroles.model.trace import find_site
 from unitroles.options import Layer
 from unitroles.report import text
-from unitroles.rewrite.export import export
+from unitroles.rewrite.export import Exported, export
 
 NAMES = sorted(networks.TOYS)
 survey = import_module("unitroles.cost.layers")
@@ -91,13 +92,14 @@ def convolutions() -> nn.Module:
     )
 
 
-def test_the_cost_of_masked_copies_counts_what_comes_after_the_moved_cut():
+def test_the_cost_of_sums_in_windows_counts_what_comes_after_the_moved_cut():
     found = rows(convolutions(), torch.randn(2, 1, 6, 6))
     first, second, third = 36 * 9 * 4, 9 * 9 * 4 * 6, 6 * 3
-    share = (second + third) / (first + second + third)
+    whole = first + second + third
     for layer in ("0", "1", "2"):
-        assert found[layer]["plan"] == "suffix"
-        assert found[layer].cost == pytest.approx(1 + (5 + 1) * share, abs=0.006)
+        assert found[layer]["plan"] == "additive"
+        sums = (second + 5 * third) / whole  # and the swapped sets
+        assert found[layer].cost == pytest.approx(1 + sums + (second + third) / whole, abs=0.006)
         assert found[layer].bytes_per_sample == 4 * 4 * 3 * 3  # after the pool
     for layer in ("3", "4", "5", "6"):
         assert found[layer]["plan"] == "additive"
@@ -122,9 +124,19 @@ class Depthwise(nn.Module):
 def test_what_keeps_units_apart_is_not_counted_for_every_mask():
     found = rows(Depthwise(), torch.randn(2, 1, 6, 6))
     stem, apart, mixing, out = 36 * 5, 36 * 9 * 5, 36 * 9 * 5 * 4, 4 * 3
-    share = (mixing + out) / (stem + apart + mixing + out)
+    whole = stem + apart + mixing + out
+    cost = 1 + (mixing + 6 * out + mixing + out) / whole
     for layer in ("stem", "act", "apart"):
-        assert found[layer].cost == pytest.approx(1 + (5 + 2) * share, abs=0.006)
+        assert found[layer].cost == pytest.approx(cost, abs=0.006)
+
+
+def test_the_cost_of_masked_copies_counts_all_that_follows():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 5), nn.Softmax(1), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3))
+    found = rows(net, torch.randn(2, 6))
+    share = (20 + 12) / (30 + 20 + 12)
+    assert found["0"]["plan"] == "suffix"
+    assert found["0"].cost == pytest.approx(1 + (5 + 2) * share, abs=0.006)
 
 
 def test_a_silent_layer_that_differs_by_sample_is_kept_too():
@@ -154,23 +166,18 @@ def test_a_model_that_cannot_be_exported_runs_whole_for_every_mask():
 
 
 def test_one_layer_that_cannot_be_cut_leaves_the_others_their_plans(monkeypatch):
-    head = survey.Head
-    real = type(export(*exportable())).head
+    real = survey.head_after
 
-    def refuse(self, place: int) -> head:
+    def refuse(exported: Exported, place: int) -> Head:
         if place == 0:
             raise RuntimeError("no such luck\nand more")
-        return real(self, place)
+        return real(exported, place)
 
-    monkeypatch.setattr("unitroles.rewrite.export.Exported.head", refuse)
+    monkeypatch.setattr(survey, "head_after", refuse)
     toy = networks.toy("mlp")
     found = rows(toy.model, toy.train[0][:2])
     assert (found["0"]["plan"], found["0"].reason) == ("full", "no such luck")
     assert {found[layer]["plan"] for layer in ("1", "2", "3")} == {"additive"}
-
-
-def exportable() -> tuple[nn.Module, list, Tensor]:
-    return nn.Linear(3, 2), [], torch.randn(2, 3)
 
 
 def test_one_export_serves_all_layers_and_nothing_is_folded(monkeypatch):
@@ -209,7 +216,8 @@ def test_operations_are_those_of_a_forward(name, batch):
 
 def table(width: int, monkeypatch) -> tuple[pd.DataFrame, list[str]]:
     monkeypatch.setenv("COLUMNS", str(width))
-    frame = ur.layers(convolutions(), torch.randn(2, 1, 6, 6))
+    softmax = nn.Sequential(convolutions()[:4], nn.Softmax(1), convolutions()[4:])
+    frame = ur.layers(softmax, torch.randn(2, 1, 6, 6))
     return frame, text.layer_table(frame).partition("\n\n")[0].splitlines()
 
 

@@ -155,7 +155,7 @@ def test_exactly_one_layer_is_recommended_and_taken_by_default():
 
 
 def test_the_cost_falls_towards_the_output_and_counts_the_masks(monkeypatch):
-    monkeypatch.setattr(layers, "running_sum", refuse)
+    monkeypatch.setattr(layers, "running_sums", refuse)
     toy = networks.toy("mlp")
     rows = table(toy.model, toy.train[0][:2])
     assert {row["plan"] for row in rows.values()} == {"suffix"}
@@ -171,7 +171,7 @@ def test_the_cost_falls_towards_the_output_and_counts_the_masks(monkeypatch):
 def test_a_running_sum_costs_less_than_masked_copies(name, monkeypatch):
     toy = networks.toy(name)
     sums = table(toy.model, toy.train[0][:2])
-    monkeypatch.setattr(layers, "running_sum", refuse)
+    monkeypatch.setattr(layers, "running_sums", refuse)
     copies = table(toy.model, toy.train[0][:2])
     assert {row["plan"] for row in copies.values()} == {"suffix"}
     additive = [layer for layer, row in sums.items() if row["plan"] == "additive"]
@@ -208,7 +208,7 @@ def resnet():
 
 def test_every_layer_of_a_resnet_is_listed_with_its_units(resnet):
     model, rows = resnet
-    assert {row["plan"] for row in rows.values()} == {"additive", "suffix"}
+    assert {row["plan"] for row in rows.values()} == {"additive"}
     assert {row["axis"] for row in rows.values()} == {1}
     for layer, row in rows.items():
         stage = layer.split(".")[0]
@@ -232,9 +232,7 @@ def test_the_recommended_layer_of_a_resnet_is_its_last_activation(resnet):
 def test_early_layers_of_a_resnet_cost_more(resnet):
     _, rows = resnet
     assert 1 <= rows["layer4.1.relu"]["cost"] < 1.1
-    assert rows["layer4.0.conv1"]["cost"] > 20 * rows["layer4.1.relu"]["cost"]
-    assert rows["layer4.1.relu"]["plan"] == "additive"
-    assert rows["layer4.0.conv1"]["plan"] == "suffix"
+    assert rows["layer3.0.conv1"]["cost"] > 20 * rows["layer4.1.relu"]["cost"]
 
 
 class LastChannels(nn.Module):

@@ -48,7 +48,7 @@ HEADS = {
     "len": ("additive", lambda net, x, f: net.last(f.view(len(f), UNITS))),
     "shape as a number": ("additive", lambda net, x, f: net.last(f.reshape(int(x.shape[0]), -1))),
     "twice the number": (
-        "suffix",
+        "additive",
         lambda net, x, f: net.last(f.view(2 * len(f), -1).relu().view(len(f), -1)),
     ),
     "zeros": ("additive", lambda net, x, f: net.last(f + torch.zeros(len(x), UNITS))),

@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy.special import erfcx
 
 # Tuned on all blocks of a ResNet-20 (CIFAR-10) alone, see benchmarks/speed/adaptive.py.
 SHARE = 0.7
@@ -152,6 +151,8 @@ def _promises(curve: Float[np.ndarray, " retrieved"]) -> tuple[_Number, _Interva
     By the reflection principle a walk from a to b goes below m with the probability
     exp(-2 (a - m) (b - m) / variance); its integral over m, from the floor to the lowest loss.
     """
+    from scipy.special import erfcx  # a first call that is exact need not wait for it
+
     first, last, a, b, variance, floor = _intervals(curve)
     low = np.nanmin(curve[1:])
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
