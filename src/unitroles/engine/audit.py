@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from unitroles.engine.check import allowed_and_noise, differences, largest
-from unitroles.engine.masks import Own, Prefixes
+from unitroles.engine.masks import Own, Prefixes, Sets
 from unitroles.engine.plan import Plan, Rows, in_full
 from unitroles.model.forward import Precision, batch_size, forward, rows_of, tensors
 from unitroles.model.hooks import run_masked
@@ -96,12 +96,10 @@ class Guard:
 
     def every(self, rows: Rows, logits: Float[Tensor, "samples labels"]) -> None:
         """Samples with all units retrieved: the plan's logits and the model's own."""
-        units = self.plan.site.units
-        order = torch.arange(units, device=logits.device)
+        masks = Sets(torch.ones(1, self.plan.site.units, dtype=torch.bool))
 
         def run(part: slice) -> Tensor:
             some = tuple(value[part] for value in rows)
-            masks = Prefixes(order.expand(len(some[0]), -1), [units])
             return torch.cat([found[0].clone() for _, found in self.plan.run(some, masks)])
 
         self._pieces.limit = min(self.plan.tile, self._pieces.limit or self.plan.tile)
