@@ -2,16 +2,14 @@
 
 Its rule and its constants (`unitroles.stats.grid`) were tuned on the ResNet-20 alone, on other
 images too; all other networks here judge it. Images and weights that are not part of the project
-are read from the folder of UNITROLES_DATA, or shared/data beside the repository.
+are read from the folder that `--shared` names.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import NamedTuple
@@ -29,8 +27,6 @@ from benchmarks.speed.cases import Data, Split
 from benchmarks.table import Setting, section, spread, table
 from unitroles.zoo.vgg import small_vgg
 
-_BESIDE = Path(__file__).resolve().parents[2] / "shared" / "data"
-_FOLDER = Path(os.environ.get("UNITROLES_DATA", _BESIDE))
 _BLOCKS = tuple(f"layer{stage}.{block}" for stage in (1, 2, 3) for block in range(3))
 _TRAIN, _QUICK = 900, 100
 _WORSE = 0.01
@@ -106,13 +102,14 @@ def _some(split: Split, each: int) -> Split:
 
 
 def _resnet20(setting: Setting) -> tuple[nn.Module, Data]:
-    data, each = cifar(_FOLDER), setting.few(6, 2)
-    return resnet20(_FOLDER).eval(), Data(_some(data.train, each), _some(data.test, each))
+    folder = setting.shared / "data"
+    data, each = cifar(folder), setting.few(6, 2)
+    return resnet20(folder).eval(), Data(_some(data.train, each), _some(data.test, each))
 
 
 def _resnet18(setting: Setting) -> tuple[nn.Module, Data]:
     """Barely trained, so that losses are high; no stride and no pooling before the first stage."""
-    data, each = cifar(_FOLDER), setting.few(6, 1)
+    data, each = cifar(setting.shared / "data"), setting.few(6, 1)
     torch.manual_seed(0)
     model = torchvision.models.resnet18(num_classes=10)
     model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
@@ -184,7 +181,7 @@ def report(setting: Setting, say: Callable[[str], None]) -> str:
     """One row per network; what is left out, and why."""
     rows, absent = [], []
     for net in _NETS:
-        lacking = [name for name in net.needs if not (_FOLDER / name).is_file()]
+        lacking = [name for name in net.needs if not (setting.shared / "data" / name).is_file()]
         if lacking:
             absent.append(f"{net.name}: there is no {lacking[0]} in the folder of UNITROLES_DATA.")
             continue
