@@ -183,7 +183,7 @@ def report(setting: Setting, say: Callable[[str], None]) -> str:
     for net in _NETS:
         lacking = [name for name in net.needs if not (setting.shared / "data" / name).is_file()]
         if lacking:
-            absent.append(f"{net.name}: there is no {lacking[0]} in the folder of UNITROLES_DATA.")
+            absent.append(f"{net.name}: there is no {lacking[0]} in the folder of shared files.")
             continue
         say(f"adaptive resolution: {net.name}")
         rows.append(_row(net, setting))

@@ -10,6 +10,7 @@ from torch import nn
 
 import heads
 from forcing import find
+from unitroles.graph.constants import Constants
 from unitroles.graph.extract import CannotCut
 from unitroles.heads import fast as module
 from unitroles.heads.fast import fast, without_norms
@@ -41,7 +42,7 @@ def assert_same(graph, values):
     before = [value.clone() for value in values]
     with torch.inference_mode():
         wanted = graph(*values)
-        quick = fast(graph)
+        quick = fast(graph, Constants())
         for given in (values, [last(value) for value in values]):
             found = quick(*given)
             assert found.shape == wanted.shape
@@ -157,7 +158,7 @@ def test_a_norm_that_others_see_the_input_of_stays():
 
     graph, values = graph_after(Net(Both()).eval(), "layer", torch.randn(3, 2, 4, 4))
     assert_same(graph, values)
-    assert any("batch_norm" in name for name in calls(without_norms(graph)))
+    assert any("batch_norm" in name for name in calls(without_norms(graph, Constants())))
 
 
 def test_what_others_need_is_not_written_over():
@@ -189,8 +190,8 @@ def test_a_graph_that_reads_memory_keeps_its_order():
 
     graph, values = graph_after(Net(Strided()).eval(), "layer", torch.randn(3, 2, 4, 4))
     with torch.inference_mode():
-        torch.testing.assert_close(fast(graph)(*values), graph(*values))
-    assert not any("contiguous" in name for name in calls(fast(graph)))
+        torch.testing.assert_close(fast(graph, Constants())(*values), graph(*values))
+    assert not any("contiguous" in name for name in calls(fast(graph, Constants())))
 
 
 def test_a_build_without_onednn_has_the_same_graph(monkeypatch):
@@ -200,3 +201,29 @@ def test_a_build_without_onednn_has_the_same_graph(monkeypatch):
     assert sum("mkldnn" in name for name in calls(assert_same(graph, values))) == 2
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert not any("mkldnn" in name for name in calls(assert_same(graph, values)))
+
+
+def test_layers_of_one_export_share_what_is_made_of_weights():
+    layers = [nn.Conv2d(6, 6, 3, padding=1), norm(6), nn.ReLU(), nn.Conv2d(6, 6, 1), nn.ReLU()]
+    net = nn.Sequential(
+        nn.Conv2d(2, 6, 1), nn.ReLU(), *layers, nn.Flatten(), nn.Linear(96, 3)
+    ).eval()
+    x = torch.randn(3, 2, 4, 4)
+    with untouched(net), torch.no_grad():
+        exported = export(net, [find(net, name, x) for name in ("0", "1")], x)
+        heads_of = [head_after(exported, place) for place in range(2)]
+        one, other = (fast(head.after, head.made) for head in heads_of)
+    made = [
+        {id(value) for name, value in graph.named_buffers() if "fast" in name}
+        for graph in (one, other)
+    ]
+    assert made[0] == made[1] != set()
+
+
+def test_another_weight_in_the_same_place_is_another_constant():
+    made = Constants()
+    found = [
+        made.of("sum", lambda weight: float(weight.sum()), torch.full((3,), float(i)))
+        for i in range(20)
+    ]
+    assert found == [3.0 * i for i in range(20)]

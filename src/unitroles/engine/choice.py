@@ -131,7 +131,7 @@ def _cheapest(head: Head, definition: Definition, budget: int) -> Choice | str:
         else:
             yield replace(found, reason=found.reason + rounds)
         plain = replace(suffix, reason=(suffix_reason(why) if why else suffix.reason) + rounds)
-        yield replace(plain, after=fast(head.after))
+        yield replace(plain, after=fast(head.after, head.made))
         yield plain  # rounds as the model does, where a network is all rounding
 
     return _first_that_agrees(plans(), definition)

@@ -124,8 +124,8 @@ def recognise(head: Head, around: tuple[Tensor, ...]) -> Additive:
     """
     form = running_sums(head)
     if not can_fold(form):
-        form = running_sums(replace(head, after=without_norms(head.after)))
-        return replace(form, tail=fast(form.tail))
+        form = running_sums(replace(head, after=without_norms(head.after, head.made)))
+        return replace(form, tail=fast(form.tail, head.made))
     # Nothing here depends on the samples: one of each value around stands for all.
     pairs = zip(around, head.repeats, strict=True)
     return fold(form, tuple(value[:1] if per_row else value for value, per_row in pairs))

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, fx
 
+from unitroles.graph.constants import Constants
 from unitroles.graph.extract import extract
 from unitroles.graph.ops import Kind, args_of, argument, op_of, value_of
 
@@ -32,27 +33,32 @@ _SHORT_ROW = 4
 _BY_PLACE = {_aten.as_strided.default, _aten.view.dtype}
 
 
-def without_norms(module: fx.GraphModule) -> fx.GraphModule:
+def without_norms(module: fx.GraphModule, made: Constants) -> fx.GraphModule:
     """A copy in which the norms right after convolutions are part of these."""
     copy = _copied(module)
     for node in list(copy.graph.nodes):
         if op_of(node).kind is Kind.BATCH_NORM and _follows_a_convolution(node):
-            _fold(copy, node)
+            _fold(copy, node, made)
     return _finished(copy)
 
 
-def fast(module: fx.GraphModule) -> fx.GraphModule:
-    """A copy that gives the same but for rounding, faster on many rows."""
-    copy = without_norms(module)
+def fast(module: fx.GraphModule, made: Constants) -> fx.GraphModule:
+    """A copy that gives the same but for rounding, faster on many rows.
+
+    Parameters
+    ----------
+    made : of the weights, by graphs of the same export.
+    """
+    copy = without_norms(module, made)
     free = all(node.target not in _BY_PLACE for node in copy.graph.nodes)
     for node in list(copy.graph.nodes):
         if node.target is _aten.view.default:
             node.target = _aten.reshape.default  # also of channels that are last
         if op_of(node).kind is Kind.CONVOLUTION and _fixed_weights(node):
-            _faster_convolution(copy, node, free)
+            _faster_convolution(copy, node, made, free)
     for node in list(copy.graph.nodes):
         if op_of(node).kind is Kind.LINEAR and _fixed_weights(node):
-            _by_onednn(copy, node)
+            _by_onednn(copy, node, made)
     for node in copy.graph.nodes:
         _write_over(node)
     return _finished(copy)
@@ -121,20 +127,33 @@ def _follows_a_convolution(norm: fx.Node) -> bool:
     )
 
 
-def _fold(module: fx.GraphModule, norm: fx.Node) -> None:
+def _fold(module: fx.GraphModule, norm: fx.Node, made: Constants) -> None:
     """Put the factors and constants of a norm into the convolution before it."""
     before: Any = norm.args[0]
     names = ("weight", "bias", "running_mean", "running_var")
-    gain, shift, mean, var = (_number(module, argument(norm, name)) for name in names)
+    of_norm = [_number(module, argument(norm, name)) for name in names]
     weight, bias = (_number(module, argument(before, name)) for name in ("weight", "bias"))
-    factor = (var.to(torch.float64) + argument(norm, "eps")).rsqrt()
+    folded = made.of("folded", _folded, weight, bias, *of_norm, argument(norm, "eps"))
+    _convolve(module, before, *folded)
+    norm.replace_all_uses_with(before)
+    module.graph.erase_node(norm)
+
+
+def _folded(
+    weight: Tensor,
+    bias: Tensor | None,
+    gain: Any,
+    shift: Any,
+    mean: Tensor,
+    var: Tensor,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    factor = (var.to(torch.float64) + eps).rsqrt()
     factor = factor if gain is None else factor * gain
     constant = ((0.0 if bias is None else bias) - mean.to(torch.float64)) * factor
     constant = constant if shift is None else constant + shift
     folded = weight * factor.view(-1, *[1] * (weight.ndim - 1))
-    _convolve(module, before, folded.to(weight.dtype), constant.to(weight.dtype))
-    norm.replace_all_uses_with(before)
-    module.graph.erase_node(norm)
+    return folded.to(weight.dtype), constant.to(weight.dtype)
 
 
 def _convolve(module: fx.GraphModule, node: fx.Node, weight: Tensor, bias: Tensor | None) -> None:
@@ -147,7 +166,7 @@ def _convolve(module: fx.GraphModule, node: fx.Node, weight: Tensor, bias: Tenso
     node.args, node.kwargs = (node.args[0], *places, *rest), {}
 
 
-def _faster_convolution(module: fx.GraphModule, node: fx.Node, free: bool) -> None:
+def _faster_convolution(module: fx.GraphModule, node: fx.Node, made: Constants, free: bool) -> None:
     """Another form of a convolution, where one is faster.
 
     Parameters
@@ -158,7 +177,7 @@ def _faster_convolution(module: fx.GraphModule, node: fx.Node, free: bool) -> No
     sizes = [*value.shape[2:], *value_of(node).shape[2:]]
     if value.ndim != 4 or not all(isinstance(size, int) for size in sizes):
         return
-    if _as_matrix(module, node, value, sizes) or not (free and on_processor(value)):
+    if _as_matrix(module, node, made, sizes) or not (free and on_processor(value)):
         return
     weight, bias = (_number(module, argument(node, name)) for name in ("weight", "bias"))
     one = set(weight.shape[2:]) == {1} and not any(argument(node, "padding"))
@@ -173,41 +192,46 @@ def _faster_convolution(module: fx.GraphModule, node: fx.Node, free: bool) -> No
         )
     laid.meta["val"] = value
     node.update_arg(0, laid)
-    _convolve(module, node, weight.contiguous(memory_format=order), bias)
+    arranged = made.of(str(order), lambda w: w.contiguous(memory_format=order), weight)
+    _convolve(module, node, arranged, bias)
 
 
-def _as_matrix(module: fx.GraphModule, node: fx.Node, value: Tensor, sizes: list[int]) -> bool:
+def _as_matrix(module: fx.GraphModule, node: fx.Node, made: Constants, sizes: list[int]) -> bool:
     """Make one linear layer of a convolution over a map that is smaller than its kernel."""
     weight, bias = (_number(module, argument(node, name)) for name in ("weight", "bias"))
+    value, result = value_of(node.args[0]), value_of(node)
     inputs, outputs = value.shape[1] * math.prod(sizes[:2]), len(weight) * math.prod(sizes[2:])
     few = math.prod(sizes[:2]) < math.prod(weight.shape[2:])
     if not few or argument(node, "groups") > 1 or inputs * outputs > _LARGEST_MATRIX:
         return False
-    matrix = _placed(node, weight, sizes).reshape(outputs, inputs)
-    places = _put(module, node, "matrix", matrix)
-    constant = None
+    rest = [tuple(argument(node, name)) for name in ("stride", "padding", "dilation")]
+    matrix = made.of("matrix", _placed, weight, tuple(sizes), *rest)
+    place, constant = _put(module, node, "matrix", matrix), None
     if bias is not None:
         constant = _put(module, node, "bias", bias.repeat_interleave(math.prod(sizes[2:])))
-    graph, made = module.graph, value_of(node)
+    graph = module.graph
     with graph.inserting_before(node):
         flat = graph.call_function(_aten.reshape.default, (node.args[0], [-1, inputs]))
-        made_flat = graph.call_function(_aten.linear.default, (flat, places, constant))
-        back = graph.call_function(_aten.reshape.default, (made_flat, [-1, *made.shape[1:]]))
+        mixed = graph.call_function(_aten.linear.default, (flat, place, constant))
+        back = graph.call_function(_aten.reshape.default, (mixed, [-1, *result.shape[1:]]))
     flat.meta["val"] = value.new_empty((value.shape[0], inputs))
-    made_flat.meta["val"] = value.new_empty((value.shape[0], outputs))
-    back.meta["val"] = made
+    mixed.meta["val"] = value.new_empty((value.shape[0], outputs))
+    back.meta["val"] = result
     node.replace_all_uses_with(back)
     graph.erase_node(node)
     return True
 
 
 def _placed(
-    node: fx.Node, weight: Float[Tensor, "outputs inputs _ _"], sizes: Sequence[int]
-) -> Float[Tensor, "outputs rows columns inputs height width"]:
+    weight: Float[Tensor, "outputs inputs _ _"],
+    sizes: Sequence[int],
+    strides: Sequence[int],
+    paddings: Sequence[int],
+    steps: Sequence[int],
+) -> Float[Tensor, "results places"]:
     """The weights of a convolution from every place of its map to every place of its result."""
     height, width, rows, columns = sizes
     found = weight.new_zeros(len(weight), rows, columns, weight.shape[1], height, width)
-    strides, paddings, steps = (argument(node, n) for n in ("stride", "padding", "dilation"))
     for place in product(range(rows), range(columns), *map(range, weight.shape[2:])):
         to, tap = place[:2], place[2:]
         y, x = (
@@ -216,7 +240,7 @@ def _placed(
         )
         if 0 <= y < height and 0 <= x < width:
             found[:, to[0], to[1], :, y, x] = weight[:, :, tap[0], tap[1]]
-    return found
+    return found.flatten(3).flatten(0, 2)
 
 
 def _over_features(
@@ -225,7 +249,7 @@ def _over_features(
     """Make a linear layer over the channels of a convolution that sees one position at a time."""
     matrix = _put(module, node, "matrix", weight.contiguous())
     constant = None if bias is None else _put(module, node, "bias", bias)
-    graph, value, made = module.graph, node.args[0], value_of(node)
+    graph, value, result = module.graph, node.args[0], value_of(node)
 
     def call(target: Any, *args: Any) -> fx.Node:
         with graph.inserting_before(node):
@@ -239,12 +263,12 @@ def _over_features(
     last = call(_aten.permute.default, value, [0, 2, 3, 1])
     with graph.inserting_before(node):
         mixed = graph.call_function(_aten.linear.default, (last, matrix, constant))
-    mixed.meta["val"] = made.permute(0, 2, 3, 1)
+    mixed.meta["val"] = result.permute(0, 2, 3, 1)
     node.replace_all_uses_with(call(_aten.permute.default, mixed, [0, 3, 1, 2]))
     graph.erase_node(node)
 
 
-def _by_onednn(module: fx.GraphModule, node: fx.Node) -> None:
+def _by_onednn(module: fx.GraphModule, node: fx.Node, made: Constants) -> None:
     """Let oneDNN compute a product."""
     target = _onednn()
     if target is None or not on_processor(value_of(node.args[0])):
@@ -252,7 +276,8 @@ def _by_onednn(module: fx.GraphModule, node: fx.Node) -> None:
     weight, bias = (_number(module, argument(node, name)) for name in ("weight", "bias"))
     if weight.numel() < _LEAST_PRODUCT or weight.dtype != torch.float32:
         return
-    place = _put(module, node, "packed", weight.contiguous().to_mkldnn())
+    packed = made.of("packed", lambda matrix: matrix.contiguous().to_mkldnn(), weight)
+    place = _put(module, node, "packed", packed)
     constant = None if bias is None else argument(node, "bias")
     node.target = target
     node.args, node.kwargs = (node.args[0], place, constant, "none", [], ""), {}

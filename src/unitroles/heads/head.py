@@ -14,6 +14,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor, fx
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
+from unitroles.graph.constants import Constants
 from unitroles.graph.cut import Cut, prune, repeatable
 from unitroles.graph.extract import CannotCut, ancestors, descendants, extract
 from unitroles.graph.ops import value_of
@@ -77,6 +78,7 @@ class Head:
     same_ablated : whether an ablated layer gives the same edge values for every sample.
     units : N.
     dtype : the precision it computes in.
+    made : of the weights, for faster graphs; the heads of one export share it.
     """
 
     before: fx.GraphModule
@@ -88,6 +90,7 @@ class Head:
     same_ablated: bool
     units: int
     dtype: torch.dtype
+    made: Constants
 
     @property
     def edges(self) -> int:
@@ -115,10 +118,10 @@ def head_after(exported: Exported, place: int) -> Head:
             compute_in(part, torch.float32)
     hoist(cut.run)
     sources = tuple(i if kind == "input" else exported.places[i] for kind, i in cut.sources)
-    return divide(cut, sources)
+    return divide(cut, sources, exported.made)
 
 
-def divide(cut: Cut, sources: tuple[int | Place, ...]) -> Head:
+def divide(cut: Cut, sources: tuple[int | Place, ...], made: Constants) -> Head:
     """Move the masks of a pruned head as late as every unit still stands alone.
 
     Raises
@@ -155,6 +158,7 @@ def divide(cut: Cut, sources: tuple[int | Place, ...]) -> Head:
         same_ablated=not any(map(_per_sample, joined)),
         units=int(value_of(place).shape[cut.axis]),
         dtype=value_of(place).dtype,
+        made=made,
     )
 
 

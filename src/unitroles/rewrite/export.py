@@ -13,7 +13,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
 
+from unitroles.graph.constants import Constants
 from unitroles.graph.cut import (
     constants_of,
     made_constants,
@@ -68,6 +69,7 @@ class Exported:
     axes : the unit axis of every layer.
     boundaries : the nodes of what modules took or gave, with their place in `places`.
     places : where such a value is met in a forward.
+    made : constants of the heads.
     """
 
     module: fx.GraphModule
@@ -76,6 +78,7 @@ class Exported:
     axes: tuple[int, ...]
     boundaries: Mapping[fx.Node, int]
     places: tuple[Place, ...]
+    made: Constants = field(default_factory=Constants)
 
 
 def export(model: nn.Module, sites: Sequence[Site], inputs: Any, afresh: bool = False) -> Exported:
