@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, UInt8
 from torch import Tensor
 
 
@@ -167,10 +167,12 @@ class Tree:
         return sum(sizes[n] for n in self.points)
 
     def retrieved_in(self, part: slice) -> Bool[Tensor, "masks _ units"]:
-        return self._sets[part, None]
+        sets = np.unpackbits(self._sets[part], axis=1, count=len(self.units))
+        return torch.from_numpy(sets.view(np.bool_))[:, None]
 
     @cached_property
-    def _sets(self) -> Bool[Tensor, "masks units"]:
+    def _sets(self) -> UInt8[np.ndarray, "masks bytes"]:
+        """A bit for every unit: many orders of many units are many sets."""
         level, found = np.zeros((1, len(self.units)), dtype=bool), []
         wanted = set(self.points)
         for n in range(len(self.units) + 1):
@@ -178,5 +180,5 @@ class Tree:
                 level = level[self.parents[n - 1]]
                 level[np.arange(len(level)), self.units[n - 1]] = True
             if n in wanted:
-                found.append(level)
-        return torch.from_numpy(np.concatenate(found))
+                found.append(np.packbits(level, axis=1))
+        return np.concatenate(found)
