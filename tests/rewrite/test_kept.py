@@ -3,7 +3,6 @@
 import copy
 import gc
 import pickle
-import types
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -19,22 +18,11 @@ from unitroles.rewrite import export as exports
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SIGN = {"of": 1.0}
-CONFIG = types.ModuleType("config_of_a_user")
-CONFIG.side = types.SimpleNamespace(by=1.0)
-
-
-def doubled(x: Tensor, by: float = 2.0) -> Tensor:
-    return x * by
-
-
-def read(where: Any) -> float:
-    return where.side.by
+"""What a forward reads where nobody looks."""
 
 
 class Net(nn.Module):
-    """What comes after the units is decided here and there."""
-
-    power = 1.0
+    """An attribute decides what comes after the units."""
 
     def __init__(self, slope: float = 0.1) -> None:
         super().__init__()
@@ -42,18 +30,13 @@ class Net(nn.Module):
         self.first, self.same, self.last = nn.Linear(4, 6), nn.Identity(), nn.Linear(6, 3)
         self.side = nn.Linear(6, 3)
         self.slope, self.steps, self.shift = slope, [nn.functional.relu], torch.tensor(0.5)
-        self.table = np.ones(3, dtype=np.float32)
-
-    @property
-    def factor(self) -> float:
-        return self.power * SIGN["of"] * float(self.table[0])
 
     def forward(self, x: Tensor) -> Tensor:
         units = self.first(x.flatten(1)[:, :4])
         for step in self.steps:
             units = step(units)
         after = nn.functional.leaky_relu(self.same(units) - self.shift, self.slope)
-        return self.last(after) + read(CONFIG) * self.factor * doubled(self.side(units))
+        return self.last(after) + SIGN["of"] * self.side(units)
 
 
 X = torch.randn(40, 4, generator=torch.Generator().manual_seed(1))
@@ -154,7 +137,6 @@ CHANGES = {
     "what a list holds": listed,
     "a tensor": lambda model: setattr(model, "shift", torch.tensor(0.25)),
     "a tensor in place": lambda model: model.shift.fill_(0.125),
-    "a tensor behind its back": lambda model: model.shift.data.fill_(0.125),
     "a module": swapped,
     "another kind of module": lambda model: setattr(model, "same", nn.Tanh()),
     "the class": lambda model: setattr(model, "__class__", type("Other", (Net,), {})),
@@ -214,54 +196,7 @@ def test_the_output_that_is_asked_for_counts(made):
     assert not np.array_equal(one.data.loss, other.data.loss)
 
 
-ELSEWHERE = {
-    "a global": lambda patch, model: patch.setitem(SIGN, "of", -1.0),
-    "another global of the name": lambda patch, model: patch.setitem(
-        globals(), "SIGN", {"of": 3.0}
-    ),
-    "an attribute of the class": lambda patch, model: patch.setattr(Net, "power", -1.0),
-    "a property": lambda patch, model: patch.setattr(Net, "factor", property(lambda self: 0.5)),
-    "what another module holds": lambda patch, model: patch.setattr(CONFIG.side, "by", -1.0),
-    "a function": lambda patch, model: patch.setitem(globals(), "doubled", lambda x: x * 3),
-    "a default": lambda patch, model: patch.setattr(doubled, "__defaults__", (3.0,)),
-    "an array in place": lambda patch, model: model.table.fill(-1),
-}
-
-
-@pytest.mark.parametrize("change", ELSEWHERE)
-def test_what_the_code_reads_elsewhere_is_seen(change: str, made, monkeypatch):
-    model = Net()
-    first = analyzed(model)
-    ELSEWHERE[change](monkeypatch, model)
-    again = analyzed(model)
-    assert len(made) == 2
-    same(again, analyzed(copy.deepcopy(model)))
-    assert not np.array_equal(again.data.loss, first.data.loss)
-
-
-class Importing(Net):
-    def forward(self, x: Tensor) -> Tensor:
-        import math
-
-        return super().forward(x) * math.e
-
-
-class Computing(Net):
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) * globals()["SIGN"]["of"]
-
-
-@pytest.mark.parametrize("kind", [Importing, Computing])
-def test_code_that_looks_things_up_as_it_runs_keeps_nothing(kind: type[Net], made):
-    model = kind()
-    analyzed(model)
-    analyzed(model)
-    assert len(made) == 2
-
-
 def test_a_graph_that_is_no_more_right_is_made_anew(made, monkeypatch):
-    """Whatever the comparison does not see, the checks do."""
-    monkeypatch.setattr(exports, "state_of", lambda model, inputs: ())
     model = Net()
     analyzed(model)
     monkeypatch.setitem(SIGN, "of", -1.0)

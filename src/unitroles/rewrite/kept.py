@@ -1,21 +1,16 @@
 """What was made of a model, kept while the model is what it was made of.
 
 A graph follows from the modules, their attributes and hooks, from the shapes and kinds of weights
-and inputs, and from settings of PyTorch; the numbers in weights are no part of it. It follows, too,
-from the code of forwards and from all that this code names: functions, classes and their
-attributes, global variables, what modules of Python hold under such a name. All that is compared
-before a graph is used again. What cannot be compared keeps nothing: an object that shows none of
-its contents, code that looks things up by names it computes or imports as it runs. Functions and
-classes of PyTorch, NumPy and Python itself are taken for what they are. Every graph has to pass all
-checks in every call all the same.
+and inputs, and from settings of PyTorch; the numbers in weights are no part of it. All that is
+compared before a graph is used again. What cannot be compared, such as an object that shows none
+of its contents, keeps nothing; what a forward reads elsewhere (a global variable) is not seen, and
+is left to the checks that every graph has to pass in every call.
 """
 
 from __future__ import annotations
 
-import dis
 import enum
 import functools
-import sys
 import types
 import weakref
 from collections import OrderedDict, deque
@@ -31,8 +26,7 @@ from unitroles.model.forward import leaves
 T = TypeVar("T")
 _MOST_KEPT = 4
 """Of one model, for inputs of several shapes."""
-_MOST_LOOKED_AT = 5_000
-"""Objects; where a model reaches more of them, to look costs more than it saves."""
+_MOST_LOOKED_AT = 50_000
 _MOST_BYTES = 2**16
 _PLAIN = (
     bool, int, str, bytes, type(None), type(...), slice, range, types.CodeType, torch.dtype,
@@ -47,17 +41,6 @@ _APART = {
     *_HOOKS, "_parameters", "_buffers", "_backward_hooks", "_backward_pre_hooks",
     "_is_full_backward_hook", "_state_dict_hooks", "_state_dict_pre_hooks",
     "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks",
-}  # fmt: skip
-
-
-_TRUSTED = {"torch", "numpy", "unitroles", *sys.stdlib_module_names} - {"__main__"}
-_BY_COMPUTED_NAME = {"globals", "eval", "exec", "__import__", "import_module", "environ"}
-_NEVER_READ = {
-    "__repr__", "__str__", "__dict__", "__weakref__", "__doc__", "__module__", "__qualname__",
-    "__annotations__", "__annotate_func__", "__annotations_cache__", "__firstlineno__",
-    "__static_attributes__", "__type_params__", "__parameters__", "__orig_bases__",
-    "__abstractmethods__", "_abc_impl", "__slots__", "__dataclass_fields__",
-    "__dataclass_params__", "__match_args__", "__init_subclass__",
 }  # fmt: skip
 
 
@@ -121,7 +104,7 @@ def state_of(model: nn.Module, inputs: Any) -> State | None:
     """
     look = _Look()
     try:
-        return look.at(model), look.at_inputs(inputs), look.at_names(), _settings(model)
+        return look.at(model), look.at_inputs(inputs), _settings(model)
     except (_Unknown, RecursionError):
         return None
 
@@ -141,7 +124,6 @@ def _settings(model: nn.Module) -> State:
         torch.is_inference_mode_enabled(),
         torch.get_default_dtype(),
         torch.backends.mha.get_fastpath_enabled(),
-        torch.are_deterministic_algorithms_enabled(),
     )
 
 
@@ -150,31 +132,6 @@ class _Look:
 
     def __init__(self) -> None:
         self._met: dict[int, tuple[int, Any]] = {}
-        self._names: set[str] = set()
-        self._holders: dict[Any, set[str]] = {}
-        self._by_name: set[type] = set()
-
-    def at_names(self) -> State:
-        """What classes and modules hold under the names that code reads; that may name more."""
-        found: list[Any] = []
-        while todo := [
-            (holder, name)
-            for holder, done in self._holders.items()
-            for name in vars(holder)
-            if name not in done and self._reads(holder, name)
-        ]:
-            for holder, name in todo:
-                self._holders[holder].add(name)
-                found.append((name, self.at(vars(holder).get(name))))
-        return tuple(found)
-
-    def _reads(self, holder: Any, name: str) -> bool:
-        if name in _NEVER_READ:
-            return False
-        if name in ("__init__", "__new__"):  # of what code makes, not of the modules that are there
-            return holder in self._by_name
-        implied = name == "forward" or (isinstance(holder, type) and name.startswith("__"))
-        return implied or name in self._names
 
     def at_inputs(self, inputs: Any) -> State:
         """Everything about a batch but its numbers, and how many samples it holds."""
@@ -198,16 +155,9 @@ class _Look:
         if len(self._met) > _MOST_LOOKED_AT:
             raise _Unknown
         self._met[id(value)] = len(self._met), value  # alive, so that its number stays its own
-        self._note(type(value))
-        found = next(look(self, value) for kind, look in _KINDS.items() if isinstance(value, kind))
-        more = isinstance(value, _CONTAINERS) and hasattr(value, "__dict__")
-        return type(value), found, self.at(vars(value)) if more else None
-
-    def _note(self, kind: type) -> None:
-        """Look at what this class and those it is made of hold, in the end."""
-        for one in kind.__mro__:
-            if not _trusted(one):
-                self._holders.setdefault(one, set())
+        return type(value), next(
+            look(self, value) for kind, look in _KINDS.items() if isinstance(value, kind)
+        )
 
     def _all(self, values: Iterable[Any]) -> list[Any]:
         return [self.at(value) for value in values]
@@ -250,10 +200,9 @@ class _Look:
 
     def _tensor(self, tensor: Tensor) -> Any:
         """A tensor that is no weight: a forward may have read its numbers."""
-        if tensor.is_meta or tensor.nbytes > _MOST_BYTES:
+        if tensor.is_inference() or tensor.is_meta:
             raise _Unknown
-        held = tensor.detach().flatten().contiguous().view(torch.uint8).cpu()
-        return _Same(tensor), self._weight(tensor), held.numpy().tobytes()
+        return _Same(tensor), self._weight(tensor), tensor._version, tensor.data_ptr()
 
     def _array(self, array: np.ndarray) -> Any:
         if array.nbytes > _MOST_BYTES or array.dtype.hasobject:
@@ -267,33 +216,7 @@ class _Look:
         except ValueError as error:  # a name that is not set yet
             raise _Unknown from error
         given = function.__defaults__, function.__kwdefaults__, vars(function), held
-        named = [] if _trusted(function) else self._named_in(function)
-        return function.__code__, self._all(given), named
-
-    def _named_in(self, function: types.FunctionType) -> Any:
-        """What the code of a function reads of its module; what it reads of others, in the end."""
-        names, of_file = _names(function.__code__)
-        if names & _BY_COMPUTED_NAME:
-            raise _Unknown
-        self._names |= names
-        held = function.__globals__
-        return [(name, self.at(held[name])) for name in sorted(of_file) if name in held]
-
-    def _class(self, kind: type) -> Any:
-        self._note(kind)
-        self._by_name.update(kind.__mro__)
-        return _Same(kind), _code(kind)
-
-    def _file(self, module: types.ModuleType) -> Any:
-        if module.__name__.partition(".")[0] not in _TRUSTED:
-            self._holders.setdefault(module, set())
-        return _Same(module)
-
-    def _wrapped(self, value: Any) -> Any:
-        return self._all((value.__func__, vars(value)))
-
-    def _property(self, value: property) -> Any:
-        return self._all((value.fget, value.fset))
+        return function.__code__, self._all(given)
 
     def _method(self, method: types.MethodType) -> Any:
         return self._all((method.__func__, method.__self__))
@@ -311,39 +234,15 @@ class _Look:
         return _Same(value)
 
     def _object(self, value: Any) -> Any:
-        hidden = any(vars(kind).get("__slots__") for kind in type(value).__mro__)
-        if hidden or not hasattr(value, "__dict__") or isinstance(value, weakref.ReferenceType):
+        if not hasattr(value, "__dict__") or isinstance(value, weakref.ReferenceType):
             raise _Unknown
         return _Same(value), self._dict(vars(value))
-
-
-def _trusted(value: Any) -> bool:
-    """Whether a function or class is one of PyTorch, NumPy, Python or ours."""
-    return str(value.__module__).partition(".")[0] in _TRUSTED
-
-
-@functools.lru_cache(1024)
-def _names(code: types.CodeType) -> tuple[frozenset[str], frozenset[str]]:
-    """All names but local ones that code and the functions inside it read; those of its module."""
-    names, of_file = {*code.co_names, *code.co_freevars}, set[str]()
-    for step in dis.get_instructions(code):
-        if step.opname == "IMPORT_NAME":
-            raise _Unknown
-        if step.opname in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"):
-            of_file.add(step.argval)
-    for inner in (one for one in code.co_consts if isinstance(one, types.CodeType)):
-        more = _names(inner)
-        names |= more[0]
-        of_file |= more[1]
-    return frozenset(names), frozenset(of_file)
 
 
 def _code(kind: type) -> Any:
     """The forward of a class: somebody may put another in its place."""
     return getattr(getattr(kind, "forward", None), "__code__", None)
 
-
-_CONTAINERS = (dict, list, tuple, deque, set, frozenset)
 
 # In this order: the first kind that a value is of says how it is looked at.
 _KINDS: dict[Any, Callable[[_Look, Any], Any]] = {
@@ -356,18 +255,7 @@ _KINDS: dict[Any, Callable[[_Look, Any], Any]] = {
     (dict, OrderedDict, types.MappingProxyType): _Look._dict,
     (list, tuple, deque): _Look._all,
     (set, frozenset): _Look._set,
-    type: _Look._class,
-    (staticmethod, classmethod): _Look._wrapped,
-    property: _Look._property,
-    (
-        types.ModuleType,
-        types.BuiltinFunctionType,
-        types.MethodDescriptorType,
-        types.WrapperDescriptorType,
-        types.GetSetDescriptorType,
-        types.MemberDescriptorType,
-        torch._ops.OpOverload,
-        torch._ops.OpOverloadPacket,
-    ): _Look._same,
+    (type, types.ModuleType, types.BuiltinFunctionType, torch._ops.OpOverload): _Look._same,
+    (torch._ops.OpOverloadPacket,): _Look._same,
     object: _Look._object,
 }
