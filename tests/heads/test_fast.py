@@ -178,6 +178,43 @@ def test_what_others_need_is_not_written_over():
     assert "aten.relu.default" in calls(quick)
 
 
+class Between(nn.Module):
+    """A function of what two convolutions give."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.one, self.two = nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1)
+        self.function = function
+
+    def forward(self, x):
+        return self.function(self.one(x), self.two(x), x)
+
+
+NOT_OVER = {
+    "read in another order": lambda a, b, x: a.permute(0, 1, 3, 2).relu() + a.mean(),
+    "both orders": lambda a, b, x: torch.relu(a.permute(0, 1, 3, 2)) - a.permute(0, 1, 3, 2),
+    "second with a factor": lambda a, b, x: torch.add(x, a, alpha=2),
+    "smaller than the result": lambda a, b, x: a.mean((2, 3), keepdim=True).relu() + x,
+    "coarser than the result": lambda a, b, x: a + x.double(),
+    "itself": lambda a, b, x: a + a,
+    "its own view": lambda a, b, x: a * a.permute(0, 1, 3, 2),
+}
+
+
+@pytest.mark.parametrize("name", NOT_OVER)
+def test_only_what_is_free_and_fits_is_written_over(name):
+    torch.manual_seed(0)
+    net = Net(Between(NOT_OVER[name])).eval()
+    graph, values = graph_after(net, "layer", torch.randn(3, 2, 4, 4))
+    assert_same(graph, values)
+
+
+def test_a_sum_is_written_over_its_second_part():
+    net = Net(Between(lambda a, b, x: x + a)).eval()
+    graph, values = graph_after(net, "layer", torch.randn(3, 2, 4, 4))
+    assert any(name.startswith("aten.add_") for name in calls(assert_same(graph, values)))
+
+
 def test_a_graph_that_reads_memory_keeps_its_order():
     class Strided(nn.Module):
         def __init__(self):

@@ -76,9 +76,9 @@ def once_for_shared(export: Callable[..., Any]) -> Callable[..., Any]:
     """An `export` that keeps what it made of shared toys, while they are the same tensors."""
     kept: dict[Any, Any] = {}
 
-    def remembered(model: nn.Module, sites: Sequence[Site], inputs: Any, **options: bool) -> Any:
-        if model not in SHARED or options:
-            return export(model, sites, inputs, **options)
+    def remembered(model: nn.Module, sites: Sequence[Site], inputs: Any) -> Any:
+        if model not in SHARED:
+            return export(model, sites, inputs)
         tensors = [*model.parameters(), *model.buffers()]
         made_of = tuple((id(t), t.data_ptr(), t.dtype) for t in tensors)
         layers = tuple((site.path, site.call, site.axis) for site in sites)

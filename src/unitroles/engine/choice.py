@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,12 +42,10 @@ class Choice:
     audit: Audit | None = None
 
 
-def exported_or_reason(
-    model: nn.Module, sites: list[Site], inputs: Any, **options: bool
-) -> Exported | str:
+def exported_or_reason(model: nn.Module, sites: list[Site], inputs: Any) -> Exported | str:
     """The model exported with its layers marked, or why it cannot be."""
     try:
-        return export(model, sites, inputs, **options)
+        return export(model, sites, inputs)
     except CannotCut as error:
         return str(error)
 
@@ -79,39 +77,16 @@ def choose_plans(
     definitions = [define(model, site, seen, precision) for site in sites]
     if exported is None:
         exported = exported_or_reason(model, sites, seen.inputs)
-    found, differ = _found(exported, definitions, budget)
-    if differ:
-        # The model may have changed, since it was exported, where nobody sees it; or it keeps an
-        # output by another name, which only a mark of its own tells apart.
-        some = [definitions[place] for place in differ]
-        sites = [definition.site for definition in some]
-        exported = exported_or_reason(model, sites, seen.inputs, afresh=True)
-        for place, one in zip(differ, _found(exported, some, budget)[0], strict=True):
-            found[place] = one
-    return [
-        _full(definition, one) if isinstance(one, str) else one
-        for definition, one in zip(definitions, found, strict=True)
-    ]
-
-
-def _found(
-    exported: Exported | str, definitions: Sequence[Definition], budget: int
-) -> tuple[list[Choice | str], list[int]]:
-    """For every layer what agrees with its definition, or why nothing does.
-
-    With the places of the layers whose graph differs from the definition.
-    """
     if isinstance(exported, str):
-        return [exported for _ in definitions], []
-    found, differ = list[Choice | str](), list[int]()
+        return [_full(definition, exported) for definition in definitions]
+    chosen = []
     for place, definition in enumerate(definitions):
         try:
-            found.append(_cheapest(head_after(exported, place), definition, budget))
-            if isinstance(found[-1], str) and found[-1] != COUPLED:
-                differ.append(place)
+            found = _cheapest(head_after(exported, place), definition, budget)
         except Exception as error:  # whatever a graph stumbles over, the definition still runs
-            found.append(first_line(error))
-    return found, differ
+            found = first_line(error)
+        chosen.append(_full(definition, found) if isinstance(found, str) else found)
+    return chosen
 
 
 def _cheapest(head: Head, definition: Definition, budget: int) -> Choice | str:

@@ -140,7 +140,8 @@ class SuffixPlan:
             for value, per_row in zip(self.around(), self.head.repeats, strict=True)
         ]
         # As the ops after them like images to lie in memory: copies take over the order.
-        edge, off = ([*map(laid_out, values)] for values in (kept[:edges], ablated))
+        lay = torch.Tensor.contiguous if self.head.by_place else laid_out
+        edge, off = ([*map(lay, values)] for values in (kept[:edges], ablated))
         return [*map(Masked, self.head.owners, edge, off)], around
 
     def around(self) -> tuple[Tensor, ...]:

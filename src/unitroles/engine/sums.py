@@ -247,8 +247,9 @@ class Sums:
                 total.view(-1, *shape[1:]).movedim(-1, axis)
                 for total, (shape, axis) in zip(totals, shapes, strict=True)
             ]
+            values = [h.contiguous() if self.form.by_place else laid_out(h) for h in hs]
             copies = [one.under(masks.retrieved_in(part)) for one in self.masked]
-            yield part, self._tail(many, [*map(laid_out, hs), *copies])
+            yield part, self._tail(many, [*values, *copies])
 
     def _tail(self, many: int, values: Sequence[Tensor]) -> Logits:
         """The logits of so many masks, from values of all their copies of the samples."""

@@ -10,10 +10,7 @@ from torch import Tensor, fx
 from torch.export.graph_signature import InputKind
 
 from unitroles.graph.extract import CannotCut, ancestors, descendants, extract
-from unitroles.graph.ops import args_of, value_of
-
-_BOUNDARY = torch.ops.unitroles.boundary.default
-_RENAMED = torch.ops.unitroles.renamed.default
+from unitroles.graph.ops import value_of
 
 
 @dataclass(frozen=True)
@@ -35,78 +32,51 @@ class Cut:
     axis: int
 
 
-def with_constants(module: fx.GraphModule, held: Mapping[str, tuple[InputKind, Tensor]]) -> None:
-    """Let a graph hold its constants, in place: its only inputs are the model's then.
+def with_constants(program: torch.export.ExportedProgram) -> fx.GraphModule:
+    """The program's graph, changed in place: its only inputs are the model's.
 
     Parameters, buffers and lifted tensors become attributes that share the model's memory.
-
-    Parameters
-    ----------
-    held : the tensors by the names of their placeholders.
     """
-    for place in module.graph.find_nodes(op="placeholder"):
-        if place.name in held:
-            kind, value = held[place.name]
-            name = f"{kind.name.lower()}_{place.name}"
-            module.register_buffer(name, value.detach(), persistent=False)
-            with module.graph.inserting_before(place):
-                constant = module.graph.get_attr(name)
-            constant.meta = dict(place.meta)
-            place.replace_all_uses_with(constant)
-            module.graph.erase_node(place)
-
-
-def constants_of(program: torch.export.ExportedProgram) -> dict[fx.Node, tuple[InputKind, Tensor]]:
-    """Parameters, buffers and lifted tensors of a program, by their placeholders."""
-    specs = program.graph_signature.input_specs
-    places = program.graph_module.graph.find_nodes(op="placeholder")
-    found = {}
-    for place, spec in zip(places, specs, strict=True):
-        name = spec.target or ""
-        value = program.state_dict.get(name, program.constants.get(name))
-        if isinstance(value, Tensor):
-            found[place] = spec.kind, value
-    return found
+    module = program.graph_module
+    for place, kind, value in _constants(program):
+        name = f"{kind.name.lower()}_{place.name}"
+        module.register_buffer(name, value, persistent=False)
+        with module.graph.inserting_before(place):
+            constant = module.graph.get_attr(name)
+        constant.meta = dict(place.meta)
+        place.replace_all_uses_with(constant)
+        module.graph.erase_node(place)
+    return module
 
 
 def made_constants(program: torch.export.ExportedProgram) -> dict[fx.Node, Tensor]:
     """Tensors that are neither parameters nor buffers, by their placeholders."""
-    found = constants_of(program)
-    return {
-        place: value.detach()
-        for place, (kind, value) in found.items()
-        if kind is InputKind.CONSTANT_TENSOR
-    }
+    found = _constants(program)
+    return {place: value for place, kind, value in found if kind is InputKind.CONSTANT_TENSOR}
 
 
-def mark_layers(graph: fx.Graph, layers: Mapping[int, int]) -> None:
-    """Turn some of the marks of what modules gave into those of layers, in place.
-
-    What comes after the mark takes its result, as it takes what a hook puts in place of an output.
-
-    Parameters
-    ----------
-    layers : the mark of a layer by that of its output.
-    """
-    met = set[fx.Node]()
-    for node in list(graph.nodes):
-        met.add(node)
-        if node.target not in (_BOUNDARY, _RENAMED) or node.args[1] not in layers:
-            continue
-        value, mark = args_of(node)
-        if node.target is _BOUNDARY:
-            value.replace_all_uses_with(node, delete_user_cb=lambda user: user not in met)
-        node.target, node.args = torch.ops.unitroles.tap.default, (value, layers[mark])
+def _constants(
+    program: torch.export.ExportedProgram,
+) -> list[tuple[fx.Node, InputKind, Tensor]]:
+    """Parameters, buffers and lifted tensors, with their placeholders."""
+    specs = program.graph_signature.input_specs
+    places = program.graph_module.graph.find_nodes(op="placeholder")
+    found = []
+    for place, spec in zip(places, specs, strict=True):
+        name = spec.target or ""
+        value = program.state_dict.get(name, program.constants.get(name))
+        if isinstance(value, Tensor):
+            found.append((place, spec.kind, value.detach()))
+    return found
 
 
 def take_boundaries(graph: fx.Graph) -> dict[fx.Node, int]:
     """The values that modules took or gave, by node; the marks leave the graph."""
     found: dict[fx.Node, int] = {}
     for node in list(graph.nodes):
-        if node.target in (_BOUNDARY, _RENAMED):
+        if node.target is torch.ops.unitroles.boundary.default:
             value, mark = node.args
             found.setdefault(value, mark)
-            node.replace_all_uses_with(value)
             # Where a forward changes the gradient mode, the export forgets that it is used here.
             value.users.setdefault(node)
             graph.erase_node(node)

@@ -24,7 +24,7 @@ ROWS = 2
 
 # Not `torch.library.custom_op`, which looks through all modules of the process for its source.
 _MARKS = torch.library.Library("unitroles", "DEF")
-for _name in ("tap", "boundary", "renamed"):
+for _name in ("tap", "boundary"):
     _MARKS.define(f"{_name}(Tensor value, int mark) -> Tensor")
     _MARKS.impl(_name, lambda value, mark: value.clone(), "CompositeExplicitAutograd")
 

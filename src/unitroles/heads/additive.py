@@ -102,11 +102,13 @@ class Additive:
     tail : (h of every sum, *masked edge values, *around) -> logits.
     folded : whether the rows of the sum reach through the tail to the logits.
     norm : the normalisation on the way, or None.
+    by_place : as of the head.
     """
 
     sums: tuple[Sum, ...]
     masked: tuple[int, ...]
     tail: fx.GraphModule
+    by_place: bool = False
     folded: bool = False
     norm: Norm | None = None
 
@@ -158,7 +160,7 @@ def running_sums(head: Head) -> Additive:
     if not sums:
         raise CannotCut(next(iter(masked.values())))
     tail = extract(after, [*sums, *(edges[i] for i in masked), *around], _result(after))
-    return Additive(tuple(sums.values()), tuple(masked), tail)
+    return Additive(tuple(sums.values()), tuple(masked), tail, head.by_place)
 
 
 def _places(module: fx.GraphModule) -> list[fx.Node]:

@@ -18,6 +18,7 @@ from unitroles.graph.constants import Constants
 from unitroles.graph.cut import Cut, prune, repeatable
 from unitroles.graph.extract import CannotCut, ancestors, descendants, extract
 from unitroles.graph.ops import value_of
+from unitroles.heads.fast import by_place
 from unitroles.heads.hoist import hoist
 from unitroles.heads.owners import owners
 from unitroles.model.calls import Place
@@ -79,6 +80,7 @@ class Head:
     units : N.
     dtype : the precision it computes in.
     made : of the weights, for faster graphs; the heads of one export share it.
+    by_place : whether what comes after reads the order of numbers in memory.
     """
 
     before: fx.GraphModule
@@ -91,6 +93,7 @@ class Head:
     units: int
     dtype: torch.dtype
     made: Constants
+    by_place: bool
 
     @property
     def edges(self) -> int:
@@ -148,9 +151,10 @@ def divide(cut: Cut, sources: tuple[int | Place, ...], made: Constants) -> Head:
 
     around = repeatable(met, needed, place)
     joined = ancestors(*edge) & set(live)
+    after = extract(run, [*edge, *around], logits)
     return Head(
         before=extract(run, inputs, (*edge, *around)),
-        after=extract(run, [*edge, *around], logits),
+        after=after,
         context=cut.context,
         sources=sources,
         owners=tuple(Owners.of(owner[node]) for node in edge),
@@ -159,6 +163,7 @@ def divide(cut: Cut, sources: tuple[int | Place, ...], made: Constants) -> Head:
         units=int(value_of(place).shape[cut.axis]),
         dtype=value_of(place).dtype,
         made=made,
+        by_place=by_place(after),
     )
 
 

@@ -44,32 +44,19 @@ def output_of(site: Site) -> Place:
 
 
 @contextmanager
-def listening(
-    model: nn.Module, say: Callable[[Tensor, int], object], rename: Callable[[Tensor, int], Tensor]
-) -> Iterator[list[Place]]:
+def listening(model: nn.Module, say: Callable[[Tensor, int], object]) -> Iterator[list[Place]]:
     """Tell `say` every tensor that a module takes or gives in a forward, and its number.
 
-    Yields the list of the places, filled while the model runs. A tensor is told once; where a
-    module gives one that is known, as an identity does, what `rename` makes of it goes on in its
-    place, so that every output is a tensor of its own.
+    Yields the list of the places, filled while the model runs; a tensor is told once.
     """
     places: list[Place] = []
     known: dict[tuple[int, int], Tensor] = {}  # an identity means something while its tensor lives
 
-    def tell(place: Place, value: Any) -> Tensor | None:
-        if not isinstance(value, Tensor):
-            return None
-        new = (id(value), value._version) not in known
-        if not new and place.argument is not None:
-            return None
-        places.append(place)
-        made = None if new else rename(value, len(places) - 1)
-        if new:
-            say(value, len(places) - 1)
-        for one in (value, made):
-            if one is not None:
-                known[id(one), one._version] = one
-        return made
+    def tell(place: Place, value: Any) -> None:
+        if isinstance(value, Tensor) and (id(value), value._version) not in known:
+            known[id(value), value._version] = value
+            say(value, len(places))
+            places.append(place)
 
     def begin() -> None:
         places.clear()

@@ -2,12 +2,10 @@
 
 It is exported with `torch.export`; an identity op that a hook puts on the layer's output marks the
 cut in the graph, so that reused modules, dropout and identities are found exactly.
-The graph is kept while the model stays what it is, but for the numbers in its weights.
 """
 
 from __future__ import annotations
 
-import copy
 import io
 import logging
 import warnings
@@ -19,24 +17,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.export.graph_signature import InputKind, OutputKind
+from torch.export.graph_signature import OutputKind
 
 from unitroles.graph.constants import Constants
-from unitroles.graph.cut import (
-    constants_of,
-    made_constants,
-    mark_layers,
-    take_boundaries,
-    with_constants,
-)
-from unitroles.graph.extract import CannotCut, lazily
+from unitroles.graph.cut import made_constants, take_boundaries, with_constants
+from unitroles.graph.extract import CannotCut
 from unitroles.graph.ops import is_tap
 from unitroles.model.calls import Place
 from unitroles.model.forward import flat, logits_of
-from unitroles.model.hooks import hooked, listening, output_of
+from unitroles.model.hooks import hooked, listening
 from unitroles.model.trace import Site
 from unitroles.rewrite.functional import make_functional
-from unitroles.rewrite.kept import Kept, state_of
 from unitroles.rewrite.precision import drop_casts
 from unitroles.rewrite.products import make_linear
 from unitroles.rewrite.sizes import program
@@ -81,71 +72,19 @@ class Exported:
     made: Constants = field(default_factory=Constants)
 
 
-def export(model: nn.Module, sites: Sequence[Site], inputs: Any, afresh: bool = False) -> Exported:
-    """A model with a dynamic batch and the outputs of all `sites` marked.
+def export(model: nn.Module, sites: Sequence[Site], inputs: Any) -> Exported:
+    """Export a model with a dynamic batch and the outputs of all `sites` marked.
 
-    Run it inside `untouched`, with a batch of at least two samples. The model is exported once for
-    all layers, and again only where it is another than it was; its weights are those of now.
-
-    Parameters
-    ----------
-    afresh : export it for these layers, whatever was exported before: that may be no more right.
+    Run it inside `untouched`, with a batch of at least two samples.
 
     Raises
     ------
     CannotCut : `torch.export` cannot take the model.
     """
-    if afresh:
-        _PROGRAMS.forget(model)
-        return _marked(_program(model, inputs, sites), model, sites)
-    state = state_of(model, inputs)
-    found = _PROGRAMS.get(model, state)
-    if found is None:
-        found = _program(model, inputs)
-        if found.light:
-            _PROGRAMS.put(model, state, found)
-    return _marked(found, model, sites)
-
-
-@dataclass(frozen=True)
-class _Program:
-    """A graph without in-place ops and without weights, for any layer.
-
-    Parameters
-    ----------
-    module : takes its constants and the model's inputs.
-    weights : the kind and path of parameters and buffers, by placeholder.
-    constants : other tensors that it takes: the numbers in a forward, for one.
-    logits : which of its outputs they are.
-    places : the path of a module, the number of its call and of its argument, by mark.
-    """
-
-    module: fx.GraphModule
-    weights: Mapping[str, tuple[InputKind, str]]
-    constants: Mapping[str, tuple[InputKind, Tensor]]
-    logits: int
-    places: tuple[tuple[str, int, int | None], ...]
-
-    @property
-    def light(self) -> bool:
-        """Whether what it holds of its own may stay in memory."""
-        held = [value for _, value in self.constants.values()]
-        tensors = [*held, *self.module.buffers()]
-        learned = any(isinstance(value, nn.Parameter) for value in held)
-        return not learned and sum(value.nbytes for value in tensors) <= _MOST_BYTES
-
-
-_PROGRAMS: Kept[_Program] = Kept()
-_MOST_BYTES = 2**24
-
-
-def _program(model: nn.Module, inputs: Any, sites: Sequence[Site] = ()) -> _Program:
-    """Export a model; the layers are marked by hooks of their own."""
     with ExitStack() as stack:
         for mark, site in enumerate(sites):
             stack.enter_context(hooked(model, site, partial(torch.ops.unitroles.tap, mark=mark)))
-        ops = torch.ops.unitroles
-        places = stack.enter_context(listening(model, ops.boundary, ops.renamed))
+        places = stack.enter_context(listening(model, torch.ops.unitroles.boundary))
         stack.enter_context(_quiet())
         try:
             names = tuple(inputs) if isinstance(inputs, Mapping) else None
@@ -158,50 +97,17 @@ def _program(model: nn.Module, inputs: Any, sites: Sequence[Site] = ()) -> _Prog
             raise
         except Exception as error:
             raise CannotCut(_why(error)) from error
-    paths = {id(tensor): path for path, tensor in _weights(model).items()}
-    weights, constants = {}, {}
-    for place, (kind, value) in constants_of(found).items():
-        if id(value) in paths:
-            weights[place.name] = kind, paths[id(value)]
-        else:
-            constants[place.name] = kind, value
-    for node in found.graph_module.graph.nodes:
-        node.meta = {"val": node.meta.get("val")}  # not the lines of a forward, and what they hold
-    # Before the logits come buffers that a decomposed forward writes.
-    kinds = [spec.kind for spec in found.graph_signature.output_specs]
-    return _Program(
-        module=found.graph_module,
-        weights=weights,
-        constants=constants,
-        logits=kinds.index(OutputKind.USER_OUTPUT),
-        places=tuple((place.path, place.call, place.argument) for place in places),
-    )
-
-
-def _weights(model: nn.Module) -> dict[str, Tensor]:
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
-
-
-def _marked(program: _Program, model: nn.Module, sites: Sequence[Site]) -> Exported:
-    """A copy of the program with the weights that the model has now, and its layers marked."""
-    module = lazily(program.module, copy.deepcopy(program.module.graph))
-    modules = dict(model.named_modules())
-    places = tuple(
-        Place(path, modules[path], call, argument) for path, call, argument in program.places
-    )
-    marks = {place: mark for mark, place in enumerate(places)}
-    layers = {marks.get(output_of(site), -1): mark for mark, site in enumerate(sites)}
-    mark_layers(module.graph, layers)
-    now = _weights(model)
-    weights = {name: (kind, now[path]) for name, (kind, path) in program.weights.items()}
-    with_constants(module, {**program.constants, **weights})
+    module = with_constants(found)
     drop_casts(module.graph)
     boundaries = take_boundaries(module.graph)
     make_linear(module)
     taps = {node.args[1]: node for node in module.graph.nodes if is_tap(node)}
+    # Before the logits come buffers that a decomposed forward writes.
+    kinds = [spec.kind for spec in found.graph_signature.output_specs]
     results: Any = module.graph.output_node().args[0]
+    logits = results[kinds.index(OutputKind.USER_OUTPUT)]
     axes = tuple(site.axis for site in sites)
-    return Exported(module, results[program.logits], taps, axes, boundaries, places)
+    return Exported(module, logits, taps, axes, boundaries, tuple(places))
 
 
 def _why(error: Exception) -> str:
