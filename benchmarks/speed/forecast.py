@@ -130,7 +130,9 @@ JOBS = (
     _Job("MLP, all evidence", "3", _mlp(64, 10, 400), {"evidence": ur.Evidence()}),
     _Job("texts of many lengths", "act", _texts, {"compute": ur.Compute(batch_size=32)}),
     _Job("3,000 classes", "3", _mlp(128, 3000, 6000)),
-    _Job("rows on the disk", "1", _mlp(64, 10, 2000), {"compute": ur.Compute(memory_budget="1MiB")}),
+    _Job(
+        "rows on the disk", "1", _mlp(64, 10, 2000), {"compute": ur.Compute(memory_budget="1MiB")}
+    ),
 )
 
 

@@ -36,8 +36,9 @@ _NATS = {"units": "nats"}
 _FRACTION = {"units": "fraction"}
 
 Score = str | Callable[[Any], Any]
-_Found = tuple[Ready, CurveSums, dict[str, Any], dict[str, Any]]
-"""With the plan that ran, the sums of all masks, and the variables and coordinates they give."""
+_Found = tuple[Ready, Kept, CurveSums, dict[str, Any], dict[str, Any]]
+"""With the plan that ran, what it kept of the samples, the sums of all masks, and the variables and
+coordinates they give."""
 
 
 @checked
@@ -183,7 +184,7 @@ def _ablated(
     named : options of the method, for the record.
     """
     with prepared(request) as ready:
-        ready, sums, variables, coords = sweep(ready)
+        ready, kept, sums, variables, coords = sweep(ready)
         ready.clock.stop("sweep")
         provenance = ready.record()
     labels, names, (choice,) = ready.labels, ready.names, ready.choices
@@ -201,7 +202,7 @@ def _ablated(
             "layer": choice.plan.site.path,
             "plan": choice.plan.name,
             "baseline": baseline,
-            "provenance": json.dumps({**provenance, **layer_record(choice)}),
+            "provenance": json.dumps({**provenance, **layer_record(choice, [kept])}),
         },
     )
 
@@ -242,7 +243,7 @@ def _one_by_one(ready: Ready) -> _Found:
         "loss_change": (by_unit, loss[:, 1:] - loss[:, :1], _NATS),
         "accuracy_change": (by_unit, accuracy[:, 1:] - accuracy[:, :1], _FRACTION),
     }
-    return ready, sums, variables, {"unit": np.arange(units)}
+    return ready, kept, sums, variables, {"unit": np.arange(units)}
 
 
 def _one_after_the_other(order: str | Int[np.ndarray, ...], ready: Ready) -> _Found:
@@ -257,7 +258,7 @@ def _one_after_the_other(order: str | Int[np.ndarray, ...], ready: Ready) -> _Fo
         "order": (("label", "position"), removal.astype(np.int32)),
     }
     coords = {"removed": np.arange(units + 1), "position": np.arange(units)}
-    return ready, sums, variables, coords
+    return ready, kept, sums, variables, coords
 
 
 def _in_order(

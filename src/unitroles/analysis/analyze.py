@@ -123,8 +123,10 @@ def analyze_layers(  # noqa: PLR0913
         common = ready.record()
     return TaxonomySet(
         {
-            choice.plan.site.path: _taxonomy(ready, choice, result, common)
-            for choice, result in zip(ready.choices, results, strict=True)
+            choice.plan.site.path: _taxonomy(
+                ready, choice, result, {**common, **layer_record(choice, both)}
+            )
+            for choice, result, both in zip(ready.choices, results, kept, strict=True)
         }
     )
 
@@ -249,7 +251,7 @@ def _taxonomy(
     ready: Ready,
     choice: Choice,
     result: tuple[Measured, list[float], Found],
-    common: dict[str, Any],
+    provenance: dict[str, Any],
 ) -> Taxonomy:
     method, plan = ready.request.method, choice.plan
     measured, overall, evidence = result
@@ -266,7 +268,7 @@ def _taxonomy(
             "train_accuracy": overall[0],
             "test_accuracy": overall[1],
         },
-        provenance={**common, **layer_record(choice)},
+        provenance=provenance,
         evidence=evidence,
     )
     return Taxonomy(data)

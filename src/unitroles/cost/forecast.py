@@ -157,8 +157,8 @@ class Forecast:
             found = (
                 f"{about}{train} train and {test} test samples run in full (N+1 runs of the model, "
                 f"{self.full_forwards:,} masked copies in all), since their batches have another "
-                "shape than the first; pad all samples to one length (max_length=...) or size, or "
-                "give them in batches of one"
+                "shape than the first; pad all samples to one size (texts: padding='max_length', "
+                "max_length=...)"
             )
         if not self._partly or self.looked_at is None:
             return found
@@ -211,8 +211,8 @@ def plan(  # noqa: PLR0913
 
     Counts and bytes are exact as long as the shapes of all samples could be looked at in a second
     or two, but for the resolution "adaptive", of which the grid and two of its intervals are
-    counted; seconds are estimates, without the time of a disk. The plan is that for ablated units that give zero.
-    Nothing is kept, and the model comes back as it was.
+    counted; seconds are estimates, without the time of a disk. The plan is that for ablated units
+    that give zero. Nothing is kept, and the model comes back as it was.
 
     Parameters
     ----------
