@@ -47,10 +47,11 @@ class _Job:
 _Split = tuple[Tensor, Tensor]
 
 
-def _pair(shape: tuple[int, ...], count: int, classes: int, seed: int = 0) -> list[_Split]:
-    draw = torch.Generator().manual_seed(seed)
+def _pair(shape: tuple[int, ...], count: int, classes: int) -> tuple[_Split, _Split]:
+    draw = torch.Generator().manual_seed(0)
     labels = torch.arange(count) % classes
-    return [(torch.randn(count, *shape, generator=draw), labels) for _ in range(2)]
+    train, test = (torch.randn(count, *shape, generator=draw) for _ in range(2))
+    return (train, labels), (test, labels)
 
 
 def _mlp(units: int, classes: int, count: int) -> Callable[[Setting], tuple[nn.Module, Any, Any]]:
@@ -79,8 +80,8 @@ def _resnet18(setting: Setting) -> tuple[nn.Module, Any, Any]:
 
 def _resnet20(setting: Setting) -> tuple[nn.Module, Any, Any]:
     data, count = cifar(setting.shared / "data"), setting.few(60, 20)
-    few = [(images[:count], labels[:count]) for images, labels in (data.train, data.test)]
-    return resnet20(setting.shared / "data").eval(), *few
+    train, test = ((images[:count], labels[:count]) for images, labels in (data.train, data.test))
+    return resnet20(setting.shared / "data").eval(), train, test
 
 
 class _Texts(nn.Module):
@@ -105,12 +106,13 @@ def _padded(items: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
 def _texts(setting: Setting) -> tuple[nn.Module, Any, Any]:
     torch.manual_seed(0)
     model, count = _Texts().eval(), setting.few(600, 40)
-    loaders = []
-    for _ in range(2):
+
+    def loader() -> DataLoader:
         lengths = torch.randint(*_LENGTHS, (count,)).tolist()
         items = [(torch.randint(1, _WORDS, (n,)), i % 4) for i, n in enumerate(lengths)]
-        loaders.append(DataLoader(items, batch_size=32, collate_fn=_padded))  # pyright: ignore
-    return model, *loaders
+        return DataLoader(items, batch_size=32, collate_fn=_padded)  # pyright: ignore
+
+    return model, loader(), loader()
 
 
 _FLOORS = ur.Evidence(floors=20, resplits=0, bootstrap=None, controls=False)

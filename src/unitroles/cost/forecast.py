@@ -210,7 +210,7 @@ def plan(  # noqa: PLR0913
     """Forecast what `analyze` would do with the same arguments, by its checks and a short probe.
 
     Counts and bytes are exact as long as the shapes of all samples could be looked at in a second
-    or two, but for the resolution "adaptive", of which the grid and two of its intervals are
+    or two, but for the resolution "adaptive", of which the grid and four of its intervals are
     counted; seconds are estimates, without the time of a disk. The plan is that for ablated units
     that give zero. Nothing is kept, and the model comes back as it was.
 

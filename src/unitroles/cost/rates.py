@@ -19,6 +19,7 @@ from unitroles.data.samples import Batch, Samples
 from unitroles.engine.masks import Prefixes
 from unitroles.engine.plan import Plan, Rows, in_full
 from unitroles.model.forward import Logits, batch_size, blamed, forward, logits_of, rows_of
+from unitroles.stats.grid import grid
 
 # Shorter runs tell little beyond their overhead.
 _LONG = 0.1
@@ -163,17 +164,47 @@ def _masks(ready: Ready, plan: Plan, kept: Callable[[int], Any], most: int) -> f
     most : samples.
     """
     units = ready.sites[0].units
-    rows, one = _grown(lambda count: _curve(ready, plan, kept(count), count, 1), most)
+    first, later = _points(ready)
+    rows, one = _grown(lambda count: _curve(ready, plan, kept(count), count, first[:1]), most)
     few, half = kept(rows), Prefixes(_order(ready, rows), [-(-units // 2)]).own
     swapped = _second(lambda: _run(ready, plan.run(few, half), rows))
+    found = (swapped + _curves(ready, plan, few, rows, first, one)) / rows
+    if not later:
+        return found
+    if not plan.whole_batches:  # every class has points of its own, and runs by itself
+        rows = max(1, min(rows, int(ready.counts.sum() / ready.counts.size)))
+        few = kept(rows)
+    one = _curve(ready, plan, few, rows, later[:1])
+    return found + _curves(ready, plan, few, rows, later, one) / rows
+
+
+def _points(ready: Ready) -> tuple[list[int], list[int]]:
+    """The n of a curve that are evaluated in a first run, and about those of a second one."""
+    plan, units = ready.choices[0].plan, ready.sites[0].units
+    first = grid(units, plan.resolution(ready.request.method.resolution)).tolist()
+    more = ready.points - len(first)
+    start = max(1, (units - more) // 2)  # in the middle, where minima are as often as not
+    return first, list(range(start, start + more))
+
+
+def _curves(ready: Ready, plan: Plan, kept: Any, rows: int, points: list[int], one: float) -> float:
+    """Seconds of some samples at all these n, from as many as take long enough.
+
+    Parameters
+    ----------
+    one : seconds at the first alone.
+    """
+    if len(points) == 1:
+        return one
     # Beside what a tile costs whatever the number of masks.
-    points, beyond = _grown(lambda points: _curve(ready, plan, few, rows, points) - one, units + 1)
-    more = (ready.points - 1) * max(0.0, beyond) / (points - 1)
-    return (swapped + one + more) / rows
+    taken, beyond = _grown(
+        lambda count: _curve(ready, plan, kept, rows, points[:count]) - one, len(points)
+    )
+    return one + (len(points) - 1) * max(0.0, beyond) / (taken - 1)
 
 
-def _curve(ready: Ready, plan: Plan, kept: Any, rows: int, points: int) -> float:
-    masks = Prefixes(_order(ready, rows), range(points))
+def _curve(ready: Ready, plan: Plan, kept: Any, rows: int, points: list[int]) -> float:
+    masks = Prefixes(_order(ready, rows), points)
     return _second(lambda: _run(ready, plan.run(kept, masks), rows))
 
 
