@@ -14,7 +14,7 @@ from unitroles.analysis.passes import one_by_one, samples_alone
 from unitroles.analysis.prepare import Ready, prepared
 from unitroles.analysis.request import Request
 from unitroles.annotations import checked
-from unitroles.cost.rates import measured_rates
+from unitroles.cost.rates import measured_rates, weighing_seconds
 from unitroles.cost.shapes import OtherShape, other_shape
 from unitroles.curves.scores import sample_score
 from unitroles.curves.store import Stores, row_bytes
@@ -65,7 +65,7 @@ class Forecast:
         the padding of last batches.
     evidence_sweeps : how many times as much as the masks the evidence is, if draws share nothing:
         but for plan "full", sets with which several orders begin run once for all of them.
-    evidence_seconds : for so many; without weighing losses for intervals with a fixed ranking.
+    evidence_seconds : for so many, and to weigh losses for intervals.
     evidence_bytes : what evidence holds, in memory or, of the scores, on the disk: scores and
         weights of all samples, losses of one class with weights, and for a full bootstrap the
         curves of all replicates; once the losses are gone, replicates that are done together take
@@ -171,7 +171,8 @@ class Forecast:
     def _evidence(self) -> str:
         holds = f"; holds {size(self.evidence_bytes)}" if self.evidence_bytes else ""
         if not self.evidence_sweeps:
-            return f"from the same ablation runs{holds}"
+            weighed = f"; {_duration(self.evidence_seconds)} more to weigh their losses"
+            return f"from the same ablation runs{weighed * (self.evidence_seconds > 0)}{holds}"
         times = self.evidence_sweeps
         more = f"about {times:.0f} times" if times >= 1 else f"{times:.1g} of"
         less = "" if self.plan == "full" else "; less where draws share sets"
@@ -266,6 +267,7 @@ def plan(  # noqa: PLR0913
         points, (head, tail) = ready.points, chosen.forwards(ready.points)
         sweeps = 0.0 if evidence is None else _sweeps(ready, evidence, chosen.whole_batches)
         in_full = 0.0 if evidence is None else _sweeps(ready, evidence, whole=True)
+        weighing = 0.0 if evidence is None else weighing_seconds(ready, evidence)
         held = 0 if evidence is None else _held(ready, evidence, scores)
     first, second = map(len, ready.splits)
     own, rows = first + second - sum(odd.samples), sum(odd.rows)
@@ -294,7 +296,7 @@ def plan(  # noqa: PLR0913
         full_forwards=rows * (points + 1),
         full_seconds=each.full * rows,
         evidence_sweeps=sweeps,
-        evidence_seconds=sweeps * each.masks * swept + in_full * each.full * rows,
+        evidence_seconds=sweeps * each.masks * swept + in_full * each.full * rows + weighing,
         evidence_bytes=held,
     )
 

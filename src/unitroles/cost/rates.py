@@ -19,6 +19,8 @@ from unitroles.data.samples import Batch, Samples
 from unitroles.engine.masks import Prefixes
 from unitroles.engine.plan import Plan, Rows, in_full
 from unitroles.model.forward import Logits, batch_size, blamed, forward, logits_of, rows_of
+from unitroles.options import Evidence
+from unitroles.stats.evidence import weigh, weigh_again
 from unitroles.stats.grid import grid
 
 # Shorter runs tell little beyond their overhead.
@@ -27,6 +29,8 @@ _LONG = 0.1
 _VERY_LONG = 0.2
 _FEW = 2
 _FASTER = 8
+# Samples of a class; the losses of more are not weighed to see what that takes.
+_WEIGHED = 256
 
 
 @dataclass(frozen=True)
@@ -206,6 +210,25 @@ def _curves(ready: Ready, plan: Plan, kept: Any, rows: int, points: list[int], o
 def _curve(ready: Ready, plan: Plan, kept: Any, rows: int, points: list[int]) -> float:
     masks = Prefixes(_order(ready, rows), points)
     return _second(lambda: _run(ready, plan.run(kept, masks), rows))
+
+
+def weighing_seconds(ready: Ready, evidence: Evidence) -> float:
+    """Seconds to weigh the losses of all samples for intervals, measured on those of one class."""
+    if evidence.bootstrap is None:
+        return 0.0
+    each = ready.counts.mean()
+    rows, rng = max(2, min(_WEIGHED, round(each))), np.random.default_rng(0)
+    losses = rng.exponential(size=(rows, ready.points))
+    weights = rng.poisson(1.0, (evidence.draws, rows)).astype(np.uint8)
+    weights[:, 0] = 1  # no replicate is without samples
+    given = losses, weights, np.arange(ready.points), ready.request.method.tolerance, evidence.level
+
+    def work() -> None:
+        weigh(*given)
+        if evidence.bootstrap == "fixed_ranking":
+            weigh_again(*given, (0,))
+
+    return _second(work) * ready.counts.size * max(1.0, each / rows)
 
 
 def _order(ready: Ready, rows: int) -> Tensor:
