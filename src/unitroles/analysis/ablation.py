@@ -28,6 +28,7 @@ from unitroles.model.forward import Logits
 from unitroles.model.output import Output
 from unitroles.model.trace import Site
 from unitroles.options import Compute, Layer, Method, Sample
+from unitroles.progress import Done
 from unitroles.roles import ranked
 from unitroles.wording import first_line
 
@@ -217,7 +218,7 @@ def _collected(ready: Ready, rank_by: SampleScore | None) -> tuple[Ready, ScoreS
     return ready, found.sums[0], found.kept[0]
 
 
-def _bar(ready: Ready) -> Callable[[int], None]:
+def _bar(ready: Ready) -> Done:
     """Told how many samples the sweep has done."""
     return ready.bars(f"ablation {ready.sites[0].path}", len(ready.splits[0]))
 

@@ -207,6 +207,7 @@ def plan(  # noqa: PLR0913
     sample: Sample = Sample(),
     compute: Compute = Compute(),
     evidence: Evidence | None = None,
+    progress: bool = False,
 ) -> Forecast:
     """Forecast what `analyze` would do with the same arguments, by its checks and a short probe.
 
@@ -218,6 +219,7 @@ def plan(  # noqa: PLR0913
     Parameters
     ----------
     model, train, test, layer, class_names, method, sample, compute, evidence : as for `analyze`.
+    progress : tell on the error stream of a terminal that it goes on.
 
     Returns
     -------
@@ -248,10 +250,11 @@ def plan(  # noqa: PLR0913
         sample,
         compute,
         evidence,
-        progress=False,
+        progress,
     )
     with prepared(request) as ready:
         fixed, compared = ready.clock.seconds, samples_alone(ready)
+        measured = ready.bars("measure", 1)
         try:
             odd = other_shape(ready)
             each = measured_rates(ready, compared, odd.example)
@@ -268,6 +271,7 @@ def plan(  # noqa: PLR0913
         sweeps = 0.0 if evidence is None else _sweeps(ready, evidence, chosen.whole_batches)
         in_full = 0.0 if evidence is None else _sweeps(ready, evidence, whole=True)
         weighing = 0.0 if evidence is None else weighing_seconds(ready, evidence)
+        measured(1)
         held = 0 if evidence is None else _held(ready, evidence, scores)
     first, second = map(len, ready.splits)
     own, rows = first + second - sum(odd.samples), sum(odd.rows)
