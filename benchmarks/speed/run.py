@@ -19,6 +19,7 @@ from benchmarks.speed import (
     engine,
     everyday,
     first,
+    forecast,
     kernel,
     memory,
     scaling,
@@ -37,6 +38,7 @@ SECTIONS: dict[str, Callable[[Setting, Say], str]] = {
     "memory": memory.report,
     "scaling": scaling.report,
     "adaptive": adaptive.report,
+    "forecast": forecast.report,
 }
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 _QUICK = "**QUICK smoke run: sizes are tiny and the numbers mean nothing.**"

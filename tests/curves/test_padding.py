@@ -1,5 +1,7 @@
 """Padding tokens do not count in scores."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,9 @@ from torch import Tensor, nn
 
 import unitroles as ur
 from forcing import BATCH, quietly
+from unitroles.analysis.targets import PROBE_SAMPLES
 from unitroles.curves.scores import SAMPLE_SCORES, attended, sample_scores, score_sums
+from unitroles.report.text import report
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -121,28 +125,56 @@ def test_a_sample_of_padding_alone_has_no_score():
     np.testing.assert_array_equal(sums.total, [[1.0] * 4, [0.0] * 4])
 
 
+def as_long_as_the_longest(rows):
+    """The usual collate function of texts."""
+    longest = max(int(row["attention_mask"].sum()) for row in rows)
+    cut = [
+        {**row, **{k: row[k][:longest] for k in ("input_ids", "attention_mask")}} for row in rows
+    ]
+    return torch.utils.data.default_collate(cut)
+
+
 def test_batches_of_other_lengths_run_in_full():
     model, tokens = Tagger(), texts()
     data = padded(tokens, 7)
-
-    class Longest:
-        """The usual collate function of texts: as long as the longest of the batch."""
-
-        def __call__(self, rows):
-            longest = max(int(row["attention_mask"].sum()) for row in rows)
-            cut = [
-                {**row, **{k: row[k][:longest] for k in ("input_ids", "attention_mask")}}
-                for row in rows
-            ]
-            return torch.utils.data.default_collate(cut)
-
-    loader = torch.utils.data.DataLoader(data, batch_size=2, collate_fn=Longest())
+    loader = torch.utils.data.DataLoader(data, batch_size=2, collate_fn=as_long_as_the_longest)
     found = quietly(
         ur.analyze, model, loader, loader, layer="relu", compute=ur.Compute(batch_size=3)
     )
     whole = quietly(ur.analyze, model, data, data, layer="relu", compute=BATCH)
     for name in ("score", "loss"):
         np.testing.assert_allclose(found.data[name], whole.data[name], rtol=1e-5)
+
+
+def test_a_result_says_how_many_samples_ran_in_full():
+    """Of 17 samples by class those in batches of three as long as the first ones do not."""
+    model, data = Tagger(), padded(texts(17), 7)
+    long = [int(row["attention_mask"].sum()) for k in range(3) for row in data[k::3]]
+    probe = np.linspace(0, 16, PROBE_SAMPLES).astype(int)
+    first = max(int(data[place]["attention_mask"].sum()) for place in probe)
+    parts = [long[start : start + 3] for start in range(0, 17, 3)]
+    wanted = sum(len(part) for part in parts if max(part) != first)
+    assert 0 < wanted < 17
+    assert max(parts[-1]) != first  # the last batch is padded, and its padding is no sample
+    loader = torch.utils.data.DataLoader(data, batch_size=2, collate_fn=as_long_as_the_longest)
+    short = [text[:first] for text in texts(17)]
+    compute = ur.Compute(batch_size=3)
+    with pytest.warns(ur.PlanWarning, match="another shape.*; pad all samples to one size"):
+        found = ur.analyze(
+            model, loader, padded(short, first), "relu", progress=False, compute=compute
+        )
+    assert found.data.attrs["plan"] == found.provenance["plan"]["name"] != "full"
+    assert found.provenance["plan"]["in_full"] == {"train": wanted, "test": 0}
+    (line,) = (line for line in report(found).splitlines() if line.startswith("in full"))
+    assert line == (
+        f"in full   {wanted} of 17 train and 0 of 17 test samples (N+1 runs of the model): their "
+        "batches have another shape than the first"
+    )
+    alone = quietly(ur.single_unit_ablation, model, loader, "relu", compute=compute)
+    assert json.loads(alone.attrs["provenance"])["plan"]["in_full"] == {"data": wanted}
+    same = quietly(ur.analyze, model, data, data, layer="relu", compute=compute)
+    assert same.provenance["plan"]["in_full"] == {"train": 0, "test": 0}
+    assert "in full" not in report(same)
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from unitroles.model.forward import Logits
 from unitroles.model.output import Output
 from unitroles.model.trace import Site
 from unitroles.options import Compute, Layer, Method, Sample
+from unitroles.progress import Done
 from unitroles.roles import ranked
 from unitroles.wording import first_line
 
@@ -36,8 +37,9 @@ _NATS = {"units": "nats"}
 _FRACTION = {"units": "fraction"}
 
 Score = str | Callable[[Any], Any]
-_Found = tuple[Ready, CurveSums, dict[str, Any], dict[str, Any]]
-"""With the plan that ran, the sums of all masks, and the variables and coordinates they give."""
+_Found = tuple[Ready, Kept, CurveSums, dict[str, Any], dict[str, Any]]
+"""With the plan that ran, what it kept of the samples, the sums of all masks, and the variables and
+coordinates they give."""
 
 
 @checked
@@ -183,7 +185,7 @@ def _ablated(
     named : options of the method, for the record.
     """
     with prepared(request) as ready:
-        ready, sums, variables, coords = sweep(ready)
+        ready, kept, sums, variables, coords = sweep(ready)
         ready.clock.stop("sweep")
         provenance = ready.record()
     labels, names, (choice,) = ready.labels, ready.names, ready.choices
@@ -201,7 +203,7 @@ def _ablated(
             "layer": choice.plan.site.path,
             "plan": choice.plan.name,
             "baseline": baseline,
-            "provenance": json.dumps({**provenance, **layer_record(choice)}),
+            "provenance": json.dumps({**provenance, **layer_record(choice, [kept])}),
         },
     )
 
@@ -216,7 +218,7 @@ def _collected(ready: Ready, rank_by: SampleScore | None) -> tuple[Ready, ScoreS
     return ready, found.sums[0], found.kept[0]
 
 
-def _bar(ready: Ready) -> Callable[[int], None]:
+def _bar(ready: Ready) -> Done:
     """Told how many samples the sweep has done."""
     return ready.bars(f"ablation {ready.sites[0].path}", len(ready.splits[0]))
 
@@ -242,7 +244,7 @@ def _one_by_one(ready: Ready) -> _Found:
         "loss_change": (by_unit, loss[:, 1:] - loss[:, :1], _NATS),
         "accuracy_change": (by_unit, accuracy[:, 1:] - accuracy[:, :1], _FRACTION),
     }
-    return ready, sums, variables, {"unit": np.arange(units)}
+    return ready, kept, sums, variables, {"unit": np.arange(units)}
 
 
 def _one_after_the_other(order: str | Int[np.ndarray, ...], ready: Ready) -> _Found:
@@ -257,7 +259,7 @@ def _one_after_the_other(order: str | Int[np.ndarray, ...], ready: Ready) -> _Fo
         "order": (("label", "position"), removal.astype(np.int32)),
     }
     coords = {"removed": np.arange(units + 1), "position": np.arange(units)}
-    return ready, sums, variables, coords
+    return ready, kept, sums, variables, coords
 
 
 def _in_order(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,7 +22,7 @@ from unitroles.curves.scores import mean_scores, sample_score
 from unitroles.engine.choice import Choice
 from unitroles.engine.plan import Plan
 from unitroles.options import Compute, Evidence, Layer, Method, Sample
-from unitroles.progress import announce
+from unitroles.progress import Track, announce
 from unitroles.resampling.evidence import Found, Measurement, findings, start
 from unitroles.resampling.limits import resampling_memory
 from unitroles.resampling.recompute import LayerRun
@@ -116,17 +117,27 @@ def analyze_layers(  # noqa: PLR0913
         ready.clock.stop("body")
         results = []
         for place, score in enumerate(scores):
-            results.append(_layer(ready, score, (kept[place][0], kept[place][1])))
+            turn = replace(ready, bars=_numbered(ready.bars, place, len(scores)))
+            results.append(_layer(turn, score, (kept[place][0], kept[place][1])))
             left = kept[place + 1 :]  # what was kept for this one is let go
             ready.stores.keep([store for both in left for one in both for store in one.stores])
         _warn_of_numbering(ready, results[0][0])
         common = ready.record()
     return TaxonomySet(
         {
-            choice.plan.site.path: _taxonomy(ready, choice, result, common)
-            for choice, result in zip(ready.choices, results, strict=True)
+            choice.plan.site.path: _taxonomy(
+                ready, choice, result, {**common, **layer_record(choice, both)}
+            )
+            for choice, result, both in zip(ready.choices, results, kept, strict=True)
         }
     )
+
+
+def _numbered(bars: Track, place: int, layers: int) -> Track:
+    """Bars that tell how many layers are still to come."""
+    if layers == 1:
+        return bars
+    return lambda stage, steps: bars(f"{place + 1}/{layers} {stage}", steps)
 
 
 def _layer(
@@ -249,7 +260,7 @@ def _taxonomy(
     ready: Ready,
     choice: Choice,
     result: tuple[Measured, list[float], Found],
-    common: dict[str, Any],
+    provenance: dict[str, Any],
 ) -> Taxonomy:
     method, plan = ready.request.method, choice.plan
     measured, overall, evidence = result
@@ -266,7 +277,7 @@ def _taxonomy(
             "train_accuracy": overall[0],
             "test_accuracy": overall[1],
         },
-        provenance={**common, **layer_record(choice)},
+        provenance=provenance,
         evidence=evidence,
     )
     return Taxonomy(data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from unitroles.analysis.request import Request
+from unitroles.curves.collect import Kept
 from unitroles.engine.choice import Choice
 from unitroles.model.borrow import device_of, fingerprint
 
@@ -81,12 +83,21 @@ def record(model: nn.Module, request: Request) -> dict[str, Any]:
     }
 
 
-def layer_record(choice: Choice) -> dict[str, Any]:
-    """The layer, its plan, the plan's self-check and the audit of the samples."""
+def layer_record(choice: Choice, kept: Sequence[Kept]) -> dict[str, Any]:
+    """The layer, its plan, the plan's self-check and the audit of the samples.
+
+    Parameters
+    ----------
+    kept : of every split; batches of another form than the plan was made for ran in full.
+    """
     site, check, audit = choice.plan.site, choice.check, choice.audit
     return {
         "layer": {"path": site.path, "axis": site.axis, "call": site.call},
-        "plan": {"name": choice.plan.name, "reason": choice.plan.reason},
+        "plan": {
+            "name": choice.plan.name,
+            "reason": choice.plan.reason,
+            "in_full": {one.samples.name: one.in_full for one in kept},
+        },
         "self_check": {**dataclasses.asdict(check), "conclusive": check.conclusive},
         "audit": None if audit is None else dataclasses.asdict(audit),
     }

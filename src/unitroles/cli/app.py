@@ -118,7 +118,7 @@ def analyze(**given: Any) -> None:
         "evidence": evidence if given["evidence"] else None,
     }
     if output.out is None or output.dry_run:
-        say(str(ur.plan(network, first, second, **wanted)))
+        say(str(ur.plan(network, first, second, progress=not output.quiet, **wanted)))
         return
     taxonomy = ur.analyze(network, first, second, progress=not output.quiet, **wanted)
     taxonomy.save(output.out)
@@ -154,7 +154,7 @@ def list_layers(
         raise InputError(f"--input takes positive sizes such as 3,224,224, not {shape!r}")
     network = load_model(model, bare=True)
     example = example_of(model, network, batch, sizes)
-    frame = ur.layers(network, example, OPTIONS["output"].value(output))
+    frame = ur.layers(network, example, OPTIONS["output"].value(output), progress=True)
     say(frame.to_csv(index=False).rstrip() if csv else text.layer_table(frame))
 
 

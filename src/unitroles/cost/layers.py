@@ -27,13 +27,16 @@ from unitroles.model.forward import Precision, batch_size, each, forward, logits
 from unitroles.model.output import Asked, Output, classes_of, logits_alone
 from unitroles.model.trace import Site, Trace, find_site, trace
 from unitroles.options import Layer, Method
+from unitroles.progress import track
 from unitroles.wording import first_line
 
 _FORWARDS = 3
 
 
 @checked
-def layers(model: nn.Module, example: Any, output: Output = None) -> pd.DataFrame:
+def layers(
+    model: nn.Module, example: Any, output: Output = None, progress: bool = False
+) -> pd.DataFrame:
     """Every layer that has units, with the plan a test of it would get and its cost.
 
     Parameters
@@ -41,6 +44,7 @@ def layers(model: nn.Module, example: Any, output: Output = None) -> pd.DataFram
     model : any module that returns logits.
     example : a batch of at least two inputs, as the model takes them.
     output : which of the model's outputs is the logits, see `Method`.
+    progress : tell on the error stream of a terminal that it goes on.
 
     Returns
     -------
@@ -74,6 +78,7 @@ def layers(model: nn.Module, example: Any, output: Output = None) -> pd.DataFram
         )
     asked = Asked(Method(output=output).output, classes_of(model), strict=False)
     with one_at_a_time(), unwrapped(model) as model, untouched(model), ExitStack() as stack:
+        done = stack.enter_context(track(progress))("layers", 1)
         example = Precision(device_of(model)).place(example)
         stack.enter_context(logits_alone(model, example, asked))
         seen = trace(model, example)
@@ -83,6 +88,7 @@ def layers(model: nn.Module, example: Any, output: Output = None) -> pd.DataFram
         sites = [find_site(model, layer, seen.calls, seen.samples) for layer in found.values()]
         costs = _costs(model, sites, seen)
         each = 1000 * _seconds(model, example) / seen.samples
+        done(1)
     rows = [
         {
             "layer": site.path,

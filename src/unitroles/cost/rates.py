@@ -17,8 +17,11 @@ from unitroles.curves.scores import sample_score
 from unitroles.curves.store import Stores
 from unitroles.data.samples import Batch, Samples
 from unitroles.engine.masks import Prefixes
-from unitroles.engine.plan import Rows
-from unitroles.model.forward import Logits, blamed, forward, logits_of
+from unitroles.engine.plan import Plan, Rows, in_full
+from unitroles.model.forward import Logits, batch_size, blamed, forward, logits_of, rows_of
+from unitroles.options import Evidence
+from unitroles.stats.evidence import weigh, weigh_again
+from unitroles.stats.grid import grid
 
 # Shorter runs tell little beyond their overhead.
 _LONG = 0.1
@@ -26,6 +29,8 @@ _LONG = 0.1
 _VERY_LONG = 0.2
 _FEW = 2
 _FASTER = 8
+# Samples of a class; the losses of more are not weighed to see what that takes.
+_WEIGHED = 256
 
 
 @dataclass(frozen=True)
@@ -39,15 +44,17 @@ class Rates:
         with it.
     masks : all points of the curves, and the swapped sets.
     alone : of a sample that is also run alone, what that takes beside the body.
+    full : the masks of a sample of another shape than the plan was made for, in full; 0 = of none.
     """
 
     evaluation: float
     body: float
     masks: float
     alone: float
+    full: float
 
 
-def measured_rates(ready: Ready, compared: int | None) -> Rates:
+def measured_rates(ready: Ready, compared: int | None, odd: Batch | None = None) -> Rates:
     """Measure every stage of an analysis on a few samples.
 
     Run it where the analysis would run: inside `prepared`.
@@ -55,6 +62,7 @@ def measured_rates(ready: Ready, compared: int | None) -> Rates:
     Parameters
     ----------
     compared : see `samples_alone`.
+    odd : a batch of another shape than the plan was made for.
 
     Raises
     ------
@@ -76,11 +84,14 @@ def measured_rates(ready: Ready, compared: int | None) -> Rates:
     plan = ready.choices[0].plan
     if plan.keeps_rows:  # a few rows stand for a tile
         most = min(plan.tile, max(map(len, ready.splits)))
-        masks = _masks(ready, partial(_repeated, plan.example), most)
+        masks = _masks(ready, plan, partial(_repeated, plan.example), most)
     else:
-        masks = _masks(ready, lambda few: ready.precision.place(_read(unworked, few).inputs), rows)
+        masks = _masks(
+            ready, plan, lambda few: ready.precision.place(_read(unworked, few).inputs), rows
+        )
+    full = 0.0 if odd is None else _in_full(ready, odd)
     whole, part = (_beside(t, read, samples.workers) / rows for t in (evaluation, body))
-    return Rates(whole, part, masks, single)
+    return Rates(whole, part, masks, single, full)
 
 
 def _second(work: Callable[[], object]) -> float:
@@ -140,27 +151,84 @@ def _repeated(rows: Rows, count: int) -> Rows:
     return tuple(value[turn.to(value.device)] for value in rows)
 
 
-def _masks(ready: Ready, kept: Callable[[int], Any], most: int) -> float:
+def _in_full(ready: Ready, odd: Batch) -> float:
+    """Of one sample of a batch of another shape than the plan was made for."""
+    inputs = ready.precision.place(odd.inputs)
+    plan = in_full(ready.choices[0].plan, ready.precision)
+    return _masks(ready, plan, lambda few: rows_of(inputs, slice(few)), batch_size(inputs))
+
+
+def _masks(ready: Ready, plan: Plan, kept: Callable[[int], Any], most: int) -> float:
     """Seconds per sample of all masks, from some masks over some samples.
 
     Parameters
     ----------
+    plan : what runs them.
     kept : gives what a plan starts from, for so many samples.
     most : samples.
     """
-    plan, units = ready.choices[0].plan, ready.sites[0].units
-    rows, one = _grown(lambda count: _curve(ready, kept(count), count, 1), most)
+    units = ready.sites[0].units
+    first, later = _points(ready)
+    rows, one = _grown(lambda count: _curve(ready, plan, kept(count), count, first[:1]), most)
     few, half = kept(rows), Prefixes(_order(ready, rows), [-(-units // 2)]).own
     swapped = _second(lambda: _run(ready, plan.run(few, half), rows))
+    found = (swapped + _curves(ready, plan, few, rows, first, one)) / rows
+    if not later:
+        return found
+    if not plan.whole_batches:  # every class has points of its own, and runs by itself
+        rows = max(1, min(rows, int(ready.counts.sum() / ready.counts.size)))
+        few = kept(rows)
+    one = _curve(ready, plan, few, rows, later[:1])
+    return found + _curves(ready, plan, few, rows, later, one) / rows
+
+
+def _points(ready: Ready) -> tuple[list[int], list[int]]:
+    """The n of a curve that are evaluated in a first run, and about those of a second one."""
+    plan, units = ready.choices[0].plan, ready.sites[0].units
+    first = grid(units, plan.resolution(ready.request.method.resolution)).tolist()
+    more = ready.points - len(first)
+    start = max(1, (units - more) // 2)  # in the middle, where minima are as often as not
+    return first, list(range(start, start + more))
+
+
+def _curves(ready: Ready, plan: Plan, kept: Any, rows: int, points: list[int], one: float) -> float:
+    """Seconds of some samples at all these n, from as many as take long enough.
+
+    Parameters
+    ----------
+    one : seconds at the first alone.
+    """
+    if len(points) == 1:
+        return one
     # Beside what a tile costs whatever the number of masks.
-    points, beyond = _grown(lambda points: _curve(ready, few, rows, points) - one, units + 1)
-    more = (ready.points - 1) * max(0.0, beyond) / (points - 1)
-    return (swapped + one + more) / rows
+    taken, beyond = _grown(
+        lambda count: _curve(ready, plan, kept, rows, points[:count]) - one, len(points)
+    )
+    return one + (len(points) - 1) * max(0.0, beyond) / (taken - 1)
 
 
-def _curve(ready: Ready, kept: Any, rows: int, points: int) -> float:
-    plan, masks = ready.choices[0].plan, Prefixes(_order(ready, rows), range(points))
+def _curve(ready: Ready, plan: Plan, kept: Any, rows: int, points: list[int]) -> float:
+    masks = Prefixes(_order(ready, rows), points)
     return _second(lambda: _run(ready, plan.run(kept, masks), rows))
+
+
+def weighing_seconds(ready: Ready, evidence: Evidence) -> float:
+    """Seconds to weigh the losses of all samples for intervals, measured on those of one class."""
+    if evidence.bootstrap is None:
+        return 0.0
+    each = ready.counts.mean()
+    rows, rng = max(2, min(_WEIGHED, round(each))), np.random.default_rng(0)
+    losses = rng.exponential(size=(rows, ready.points))
+    weights = rng.poisson(1.0, (evidence.draws, rows)).astype(np.uint8)
+    weights[:, 0] = 1  # no replicate is without samples
+    given = losses, weights, np.arange(ready.points), ready.request.method.tolerance, evidence.level
+
+    def work() -> None:
+        weigh(*given)
+        if evidence.bootstrap == "fixed_ranking":
+            weigh_again(*given, (0,))
+
+    return _second(work) * ready.counts.size * max(1.0, each / rows)
 
 
 def _order(ready: Ready, rows: int) -> Tensor:

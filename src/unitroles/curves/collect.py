@@ -102,6 +102,11 @@ class Kept:
             some[start : start + self.size] = False
         return np.flatnonzero(some) if self.rows else np.arange(0)
 
+    @property
+    def in_full(self) -> int:
+        """How many samples run in full, since their batches have another form."""
+        return sum(min(self.size, len(self.samples) - start) for start in self.foreign)
+
     def find_room(self, stores: Stores) -> None:
         """Store rows that had no room in the pass, where others have left some since."""
         if self.store is not None or not self.rows:
@@ -128,12 +133,13 @@ class Kept:
             done += count
         for start in self.foreign:
             mine = np.arange(start, min(start + self.size, len(self.samples)))
-            yield from self._whole(mine, self._in_full())
+            yield from self._whole(mine, self._full())
 
-    def _in_full(self) -> Plan:
+    def _full(self) -> Plan:
         """An export knows one length of sequence, one size of image."""
         warnings.warn(
-            "batches of another shape than the first are run in full (N+1 runs of the model)",
+            "batches of another shape than the first are run in full (N+1 runs of the model); pad "
+            "all samples to one size (texts: padding='max_length', max_length=...)",
             PlanWarning,
             stacklevel=2,
         )

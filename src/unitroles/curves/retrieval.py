@@ -21,6 +21,7 @@ from unitroles.engine.plan import Plan
 from unitroles.errors import InputError, PlanWarning
 from unitroles.model.forward import Logits, batch_size, blamed
 from unitroles.model.memory import Pieces
+from unitroles.progress import Done
 from unitroles.stats.grid import refinement
 
 Run = Callable[[Plan, Any, Int[Tensor, " samples"]], Iterator[tuple[slice, Logits]]]
@@ -76,7 +77,7 @@ def mask_sums(
     labels: Int[np.ndarray, " label"],
     empty: Bool[np.ndarray, " masks"],
     run: Run,
-    done: Callable[[int], None] = lambda count: None,
+    done: Done = lambda count: None,
     observe: Observer = ignore,
     apart: bool = False,
 ) -> CurveSums:
@@ -87,7 +88,7 @@ def mask_sums(
     labels : the analysed classes.
     empty : for every mask that `run` evaluates, whether it retrieves no unit; see `tile_losses`.
     run : gives the logits; classes are told by their place among `labels`.
-    done : told how many samples each tile added.
+    done : told how many samples were added; those under some of the masks count in part.
     observe : shown the losses of every sample.
     apart : whether the samples of each class run by themselves, where batches need not stay whole.
 
@@ -101,17 +102,44 @@ def mask_sums(
     pieces = Pieces("the runs with masks")
     for tile in _tiles(kept, own, apart, samples_within(len(empty))):
         classes = torch.from_numpy(own[tile.places])
-        values, right = tile_losses(kept, tile, classes, empty, run, pieces)
+        told = Told(run, done, len(empty))
+        values, right = tile_losses(kept, tile, classes, empty, told, pieces)
         loss.index_add_(0, classes, values.T)
         correct.index_add_(0, classes, right.T.to(torch.float64))
         observe(tile.places, values)
-        done(len(classes))
+        done(len(classes) - told.count)
     count = np.bincount(own, minlength=len(labels))
     # What is no number is no answer either, right or wrong.
     correct[loss.isnan()] = float("nan")
     if not kept.criterion.scored:
         correct.fill_(float("nan"))
     return CurveSums(loss.numpy(), correct.numpy(), count)
+
+
+@dataclass
+class Told:
+    """A run that tells of every part of the masks, since those of one tile can take minutes.
+
+    Parameters
+    ----------
+    each : how many steps a sample under all masks is.
+    count : how many it told of; also more, of padding and of what ran again.
+    """
+
+    run: Run
+    done: Done
+    masks: int
+    each: float = 1.0
+    count: float = 0.0
+
+    def __call__(
+        self, plan: Plan, rows: Any, classes: Int[Tensor, " samples"]
+    ) -> Iterator[tuple[slice, Logits]]:
+        for part, logits in self.run(plan, rows, classes):
+            yield part, logits
+            some = self.each * len(classes) * len(logits) / self.masks
+            self.count += some
+            self.done(some)
 
 
 def _tiles(
@@ -231,7 +259,7 @@ def rof_curve(
     kept: Kept,
     labels: Int[np.ndarray, " label"],
     order: Int[np.ndarray, "label position"],
-    done: Callable[[int], None] = lambda count: None,
+    done: Done = lambda count: None,
     points: Int[np.ndarray, " masks"] | None = None,
     observe: Observer = ignore,
 ) -> CurveSums:
@@ -286,7 +314,7 @@ def at_points(
     labels: Int[np.ndarray, " label"],
     order: Int[np.ndarray, "label position"],
     points: Int[np.ndarray, "label masks"],
-    done: Callable[[int], None] = lambda count: None,
+    done: Done = lambda count: None,
     observe: Observer = ignore,
 ) -> CurveSums:
     """E(n) at some n for each class, as many for each; `observe` as in `mask_sums`."""
@@ -304,7 +332,7 @@ def adaptive_curve(
     labels: Int[np.ndarray, " label"],
     order: Int[np.ndarray, "label position"],
     points: Int[np.ndarray, " masks"],
-    bar: Callable[[], Callable[[int], None]],
+    bar: Callable[[], Done],
 ) -> CurveSums:
     """E(n) on a coarse grid, then at the n of `refinement`: two passes over what was kept.
 
@@ -334,7 +362,7 @@ def _by_class(
     labels: Int[np.ndarray, " label"],
     order: Int[np.ndarray, "label position"],
     points: Sequence[Int[np.ndarray, " _"]],
-    done: Callable[[int], None],
+    done: Done,
 ) -> CurveSums:
     """E(n) at other n for each class, as many as it needs; what is left over means nothing."""
     table = torch.from_numpy(order.copy())

@@ -69,6 +69,7 @@ def header(taxonomy: Taxonomy) -> str:
     rows = {
         "layer": f"{taxonomy.layer}: {sizes['unit']} units, {sizes['label']} classes{grouped}",
         "plan": f"{plan}: {reason}",
+        **_in_full(taxonomy),
         "method": f"score {score}, order {order}, "
         f"tolerance {taxonomy.tolerance:g} {taxonomy.loss_units}" + _beside_defaults(taxonomy),
         **({} if own == CROSS_ENTROPY else {"loss": own}),
@@ -77,6 +78,17 @@ def header(taxonomy: Taxonomy) -> str:
         "checked": _audited(taxonomy),
     }
     return "\n".join(f"{name:<9} {printable(value)}" for name, value in rows.items())
+
+
+def _in_full(taxonomy: Taxonomy) -> dict[str, str]:
+    """How many samples did not run as the plan says; nothing where all did."""
+    found = _recorded(taxonomy, "plan", "in_full", missing={})
+    if not any(found.values()):
+        return {}
+    every = taxonomy.data.samples.sum("label")
+    parts = [f"{n} of {int(every.sel(split=name))} {name}" for name, n in found.items()]
+    why = "their batches have another shape than the first"
+    return {"in full": f"{' and '.join(parts)} samples (N+1 runs of the model): {why}"}
 
 
 def _audited(taxonomy: Taxonomy) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from unitroles.curves.retrieval import mask_sums, rof_curve
 from unitroles.engine.masks import Sets
 from unitroles.engine.plan import Plan
 from unitroles.model.forward import Logits
-from unitroles.progress import Track
+from unitroles.progress import Done, Track
 from unitroles.resampling.recompute import LayerRun
 from unitroles.roles import (
     accuracy_turning_point,
@@ -176,7 +176,7 @@ def _on_all(
     layer_run: LayerRun,
     kept: Kept,
     active: Bool[Tensor, "label unit"],
-    done: Callable[[int], None],
+    done: Done,
 ) -> tuple[Float[np.ndarray, " mask"], Float[np.ndarray, " mask"]]:
     """Loss and balanced accuracy of one split under each set, then under the whole layer."""
     labels, whole = len(layer_run.labels), torch.ones_like(active[:1])

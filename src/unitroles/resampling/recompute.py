@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from unitroles.curves.collect import SCORE_TILE, Kept
 from unitroles.engine.masks import Masks, Own, Prefixes, Sets, Tree
 from unitroles.model.memory import slices
+from unitroles.progress import Done
 from unitroles.resampling.limits import draw_bytes
 from unitroles.resampling.subsets import Job, Subsets
 from unitroles.roles import active_set, assign_roles, order_units, ranked, turning_point
@@ -86,9 +87,7 @@ class Redone:
     regret: np.ndarray  # (replicate, pair, split, label)
 
 
-def redo(
-    layer_run: LayerRun, draws: Draws, done: Callable[[int], None] = lambda count: None
-) -> Iterator[Redone]:
+def redo(layer_run: LayerRun, draws: Draws, done: Done = lambda count: None) -> Iterator[Redone]:
     """Score, order, curve and turning point again for every part, some replicates at a time.
 
     Parameters
@@ -124,7 +123,7 @@ def _together(layer_run: LayerRun, draws: Draws) -> int:
     return max(1, layer_run.memory // (each + swapped))
 
 
-def _redone(layer_run: LayerRun, draws: Draws, done: Callable[[int], None]) -> Redone:
+def _redone(layer_run: LayerRun, draws: Draws, done: Done) -> Redone:
     count = _counts(layer_run, draws)
     order = _orders(layer_run, draws, count)
     sums = sum(_curves(layer_run, split, draws.weights[split], order, done) for split in (0, 1))
@@ -208,7 +207,7 @@ def _curves(
     split: int,
     weights: Weights,
     order: _Orders,
-    done: Callable[[int], None],
+    done: Done,
 ) -> _Curves:
     """The losses of one split summed by replicate, part and class, each part in its own order."""
     labels, units = len(layer_run.labels), order.shape[-1]

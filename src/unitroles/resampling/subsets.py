@@ -13,12 +13,13 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from unitroles.curves.collect import Kept, Tile
-from unitroles.curves.retrieval import samples_within, tile_losses
+from unitroles.curves.retrieval import Told, samples_within, tile_losses
 from unitroles.curves.store import joined
 from unitroles.engine.masks import Masks
 from unitroles.engine.plan import Plan
 from unitroles.model.forward import Logits
 from unitroles.model.memory import Pieces, slices
+from unitroles.progress import Done
 
 Runs = Iterator[tuple[slice, Logits]]
 
@@ -63,7 +64,7 @@ class Subsets:
         empty: Bool[np.ndarray, " masks"],
         own: Callable[[Int[Tensor, " samples"]], Masks],
         job: Callable[[int, Int[np.ndarray, " uses"]], Job],
-        done: Callable[[int], None] = lambda count: None,
+        done: Done = lambda count: None,
     ) -> Float[np.ndarray, "use label masks"]:
         """The losses under some masks, summed by use and class.
 
@@ -84,10 +85,12 @@ class Subsets:
             """Add the losses of some samples, each in a use of it."""
             mine = self.classes[tile.places]
             group = torch.from_numpy(use * self.labels + mine)
-            losses, _ = tile_losses(self.kept, tile, group, empty, run, pieces)
             times = self.weights[use, tile.places].astype(np.float64)
+            steps = int(np.count_nonzero(times))
+            told = Told(run, done, len(empty), steps / len(times))
+            losses, _ = tile_losses(self.kept, tile, group, empty, told, pieces)
             np.add.at(total, (use, mine), (losses.numpy() * times).T)
-            done(int(np.count_nonzero(times)))
+            done(steps - told.count)
 
         @lru_cache(maxsize=1)  # samples come class by class
         def of_class(label: int) -> Job:
@@ -112,11 +115,13 @@ class Subsets:
             times = self.weights[:, tile.places][mine.used].astype(np.float64)
             group = torch.zeros(len(tile.places), dtype=torch.int64)
             none = np.isin(np.arange(len(mine.masks)), mine.columns[:, empty])
-            found = tile_losses(self.kept, tile, group, none, mine.run, pieces)
+            steps = int(np.count_nonzero(times))
+            told = Told(mine.run, done, len(none), steps / len(tile.places))
+            found = tile_losses(self.kept, tile, group, none, told, pieces)
             # By torch: the threads of NumPy's products are not those the user set.
             sums = (torch.from_numpy(times) @ found[0].T).numpy()
             total[mine.used, label] += np.take_along_axis(sums, mine.columns, axis=1)
-            done(int(np.count_nonzero(times)))
+            done(steps - told.count)
         return total
 
     def _by_class(self, rows_of: Callable[[int], int]) -> Iterator[Tile]:

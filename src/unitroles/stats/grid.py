@@ -14,6 +14,7 @@ GAIN = 0.002
 """Nats, or the units of a loss of one's own; an interval of which less is expected is left out."""
 CHANCE = 0.05
 """That a random walk goes further down than is said, in one interval."""
+_INTERVALS = 4  # that are expected to be looked at; what twelve networks had, but for small layers
 _NEAR = 2  # intervals on either side from whose ends a random walk takes its steps
 
 
@@ -59,11 +60,11 @@ def most(units: int) -> int:
 
 
 def expected(units: int, resolution: str | int) -> int:
-    """The number of evaluated points of a curve; the grid and two of its intervals if adaptive."""
+    """The number of evaluated points of a curve; the grid and some of its intervals if adaptive."""
     points = grid(units, resolution)
     if effective(units, resolution) != "adaptive":
         return len(points)
-    return min(most(units), len(points) + 2 * (int(np.diff(points).max()) - 1))
+    return min(most(units), len(points) + _INTERVALS * (int(np.diff(points).max()) - 1))
 
 
 def refinement(
