@@ -257,7 +257,7 @@ def test_the_time_is_the_cost_of_what_a_sample_takes(monkeypatch):
 def test_only_plans_that_are_not_the_cheapest_are_explained(monkeypatch):
     frame, lines = table(200, monkeypatch)
     for line, plan in zip(lines[1:], frame["plan"], strict=True):
-        assert ("units meet in a convolution over positions" in line) == (plan == "suffix")
+        assert ("units meet in an op that is not linear (softmax)" in line) == (plan == "suffix")
         assert "running sum" not in line
         assert "masked copies" not in line
 
