@@ -457,3 +457,26 @@ def test_a_sum_that_stumbles_costs_no_more_than_the_sum(monkeypatch):
 
     monkeypatch.setattr("unitroles.engine.choice.recognise", stumble)
     assert_right(Kept(), "act", "suffix")
+
+
+class ReadByAnotherName(Kept):
+    """What the layer gives is its input too, written over; one sample of many reads that."""
+
+    def __init__(self):
+        super().__init__()
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        inner = self.fc(x)
+        z = self.act(inner)
+        return self.head(z) + torch.where(x[:, :1] > 2.5, 3 * inner[:, :1], 0.0)
+
+
+def test_an_output_that_few_samples_read_by_another_name_is_ablated_where_its_layer_gives_it():
+    (x, y), test = data(), data(seed=1)
+    x = x.clamp(max=2.0)
+    x[7, 0] = 3.0
+    net = ReadByAnotherName().double()
+    found = ur.analyze(net, (x, y), test, layer="act", progress=False)
+    wanted = reference.analyze(net, "act", (x, y), test)
+    np.testing.assert_allclose(found.data.loss, wanted.loss, rtol=1e-9)
