@@ -346,7 +346,9 @@ def test_layers_without_a_shape(
     class Seen(Exception):
         pass
 
-    def look(network: torch.nn.Module, example: torch.Tensor, output: object) -> None:
+    def look(
+        network: torch.nn.Module, example: torch.Tensor, output: object, progress: bool
+    ) -> None:
         raise Seen(tuple(example.shape))
 
     monkeypatch.setattr(ur, "layers", look)

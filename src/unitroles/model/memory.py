@@ -36,7 +36,7 @@ def out_of_memory(what: str, rows: int) -> InputError:
 def samples_per_forward(largest: int, device: torch.device) -> int:
     """As many samples as are run fastest together, by a rule that knows no clock.
 
-    Measured on one processor (docs/results/batches.md): a forward slows down where its largest
+    Measured on one processor (benchmarks/speed/batches.py): a forward slows down where its largest
     values leave the caches, and few samples read the weights too often.
 
     Parameters
