@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import unitroles as ur
-from benchmarks.evidence.cifar_nets import cifar, resnet20
+from benchmarks.evidence.cifar_nets import IMAGES, RESNET, cifar, resnet20
 from benchmarks.speed.cases import settle
 from benchmarks.table import Setting, number, section, table
 from unitroles.cost.forecast import Forecast
@@ -185,10 +185,21 @@ def report(setting: Setting, say: Callable[[str], None]) -> str:
         warnings.simplefilter("ignore", ur.PlanWarning)
         warnings.simplefilter("ignore", ur.LayerHint)
         _measured(JOBS[0], replace(setting, quick=True))  # imports are in no forecast
-        rows = [_row(job, setting, say) for job in JOBS]
+        rows = [_row(job, setting, say) for job in JOBS if not _absent(job, setting)]
     return section(
         "Forecasts",
         "CPU seconds that `plan` says, and that `analyze` takes with another copy of the network: "
         f"medians of {setting.repeats}. Evidence is said as if draws shared nothing.",
         table(rows),
+        *(
+            f"Left out: {job.name}, for want of its files (--shared FOLDER)."
+            for job in JOBS
+            if _absent(job, setting)
+        ),
     )
+
+
+def _absent(job: _Job, setting: Setting) -> bool:
+    """Whether the files of a job are not there."""
+    files = (IMAGES, RESNET) if job.make is _resnet20 else ()
+    return not all((setting.shared / "data" / name).is_file() for name in files)
