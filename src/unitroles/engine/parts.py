@@ -68,7 +68,7 @@ class _Products:
 
 Add = Callable[[Int[Tensor, " sets"], Float[Tensor, "sets samples *positions outputs"]], None]
 """(a unit for each set, sums) -> nothing; adds to the sums of all samples what the units do."""
-Unfolded = Float[Tensor, "units features outputs"]
+Unfolded = Float[Tensor, "units _ _"]
 
 
 @runtime_checkable

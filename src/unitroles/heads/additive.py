@@ -84,7 +84,7 @@ class Sum:
     """
 
     edge: int
-    features: Int[Tensor, "units features"]
+    features: Int[Tensor, "units owned"]
     axis: int
     mix: fx.GraphModule
     add: Float[Tensor, "units features outputs"]
@@ -240,7 +240,7 @@ def _of_matrix(
 
 
 def _rows(
-    weight: Float[Tensor, "inputs *taps outputs"], features: Int[Tensor, "units features"]
+    weight: Float[Tensor, "inputs *taps outputs"], features: Int[Tensor, "units owned"]
 ) -> Float[Tensor, "units features outputs"]:
     """The rows of a matrix by unit; zeros for the feature that stands for none."""
     in_turn = torch.arange(features.numel()).view(features.shape)
