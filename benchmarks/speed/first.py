@@ -1,6 +1,6 @@
 """The first call in a fresh process, and what all blocks of a network take before the first pass.
 
-python -m benchmarks.speed.first [--repeats 5] [--threads 1]
+python -m benchmarks.speed.run --sections first
 
 Seconds of processor time, user and system: of whole processes, run in turns, beside one that only
 imports torch; and of the stage "prepare" beside an evaluation pass over the same samples.
@@ -9,7 +9,6 @@ imports torch; and of the stage "prepare" beside an evaluation pass over the sam
 from __future__ import annotations
 
 import argparse
-import copy
 import os
 import subprocess
 import sys
@@ -110,26 +109,22 @@ def _blocks(setting: Setting, say: Callable[[str], None]) -> list[dict[str, obje
     torch.manual_seed(0)
     model = ResNet20().eval()
     x = torch.randn(setting.few(120, 40), 3, 32, 32)
-    found: dict[str, list[float]] = {"pass": [], "new model": [], "model seen before": []}
+    passes, prepared = [], []
     _evaluate(model, x), _prepare(model, x)  # imports, and the first touch of memory
     for turn in range(setting.repeats):
         say(f"plans of nine blocks, turn {turn + 1}")
-        found["pass"].append(_evaluate(model, x))
-        found["new model"].append(_prepare(copy.deepcopy(model), x))
-        found["model seen before"].append(_prepare(model, x))
-    rows = []
-    for name in ("new model", "model seen before"):
-        passes = ratios(found[name], found["pass"])
-        rows.append(
-            {
-                "nine blocks of a ResNet-20": name,
-                "evaluation pass, s": spread(found["pass"]),
-                "prepare, s": spread(found[name]),
-                "evaluation passes": passes,
-                "goal": f"{_PLAN_GOAL}: {met(passes.median, _PLAN_GOAL)}",
-            }
-        )
-    return rows
+        passes.append(_evaluate(model, x))
+        prepared.append(_prepare(model, x))
+    ratio = ratios(prepared, passes)
+    return [
+        {
+            "network": "nine blocks of a ResNet-20",
+            "evaluation pass, s": spread(passes),
+            "prepare, s": spread(prepared),
+            "evaluation passes": ratio,
+            "goal": f"{_PLAN_GOAL}: {met(ratio.median, _PLAN_GOAL)}",
+        }
+    ]
 
 
 def report(setting: Setting, say: Callable[[str], None]) -> str:
@@ -142,24 +137,17 @@ def report(setting: Setting, say: Callable[[str], None]) -> str:
         table(_blocks(setting, say)),
         f"Stage *prepare* of one call of `analyze_layers` for all nine blocks, "
         f"{setting.few(120, 40)} samples in both splits together, in plain evaluation passes over "
-        "them. The weights are random; a model seen before is one that was analysed in this "
-        "process, whatever its weights are now.",
+        "them. The weights are random.",
     )
 
 
 def main() -> None:
-    """Measure and print; or be the process that is measured."""
+    """The process that is measured."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--child", choices=("torch", *_NAMES), help=argparse.SUPPRESS)
+    parser.add_argument("--child", choices=("torch", *_NAMES), required=True)
     asked = parser.parse_args()
-    if asked.child:
-        _child(asked.child, asked.threads)
-        return
-    torch.set_num_threads(asked.threads)
-    setting = Setting(False, asked.repeats, asked.threads, ())
-    print(report(setting, lambda text: print(text, file=sys.stderr, flush=True)))
+    _child(asked.child, asked.threads)
 
 
 if __name__ == "__main__":

@@ -71,17 +71,18 @@ class Method:
         are then classed by their labels or by `Sample.group_by`, and accuracy is measured only
         where labels are class numbers of the output.
     resolution : at which numbers n of retrieved units the curves are evaluated, where each costs a
-        run of what comes after the layer: "exact", at all; "adaptive"; a number, at 1 and every so
-        many units from there, 0 and N. Other n are not a number in the curves, and turning points
-        under other rules (`Taxonomy.sensitivity`) are read from the points that were evaluated for
-        this one. "adaptive" takes a coarse grid first. It then takes the curve between two points
-        for a random walk, and all n of the intervals of which more than .002 nats below the lowest
-        loss found are expected. It stops at .7 of the evaluations of exact curves, over all classes
-        of a split, and is exact for 12 units or fewer. It finds a loss about as low as the lowest,
-        at an n that need not be that of the exact curve, and looks at the loss alone, whatever
-        `tolerance` is: `Taxonomy.minima` estimates what it may have missed (column `hidden`), and
-        docs/benchmarks.md tells what it missed on real networks. Where the curve is one running sum
-        of logits, all n are evaluated whatever it says: nothing would be saved.
+        run of what comes after the layer: "exact", at all; "adaptive", on a coarse grid, then where
+        a lower loss is expected, at .7 of all at most; a number, at 1 and every so many units from
+        there, 0 and N. Other n are not a number in the curves, and turning points under other rules
+        (`Taxonomy.sensitivity`) are read from the points that were evaluated for this one.
+        "adaptive" takes the curve between two points of its grid for a random walk, and all n of
+        the intervals of which more than .002 nats below the lowest loss found are expected, until
+        it has had .7 of the evaluations of exact curves, over all classes of a split; it is exact
+        for 12 units or fewer, and where what follows costs little. It finds a loss about as low as
+        the lowest, at an n that need not be that of the exact curve, and looks at the loss alone,
+        whatever `tolerance` is: `Taxonomy.minima` estimates what it may have missed (column
+        `hidden`), docs/results/everyday.md tells what it missed on real networks. Where the curve
+        is one running sum of logits, all n are evaluated whatever it says: nothing would be saved.
     output : which of the model's outputs is the logits: its number in a tuple, its name in a
         mapping or an object, "probabilities", or a function (package.module:function). Else the
         one called `logits`, the only one, or the only one with a number for every class. A function
@@ -165,9 +166,10 @@ class Compute:
     memory_budget : memory for all that a call keeps, of all layers and both splits, and for what
         evidence holds (up to half of it): "500MB", "2GiB" or bytes. What is kept of the samples and
         does not fit goes to the folder for temporary files, or is computed again where that has no
-        room either. A fixed part comes beside it, whatever the number of samples: the model; one
-        batch, with what the model and the analysed layers give for it, a few times over; one tile
-        of samples under masks, at most 64 MiB of what is kept of them a few times over, with up to
+        room either. A fixed part comes beside it, whatever the number of samples: the model; what
+        is made of the weights after the layers, two to three times as much as these; one batch,
+        with what the model and the analysed layers give for it, a few times over; one tile of
+        samples under masks, at most 64 MiB of what is kept of them a few times over, with up to
         80 MiB of masked copies and losses; tables as large as the result, and one draw of evidence.
     autocast : precision of the matrix products up to the layer: "bfloat16" or "float16"; else the
         model's own. What comes after the layer runs in float32.

@@ -60,9 +60,25 @@ def lazily(holder: nn.Module, graph: fx.Graph) -> fx.GraphModule:
     return _LazyGraphModule(holder, graph)
 
 
+def copied(module: fx.GraphModule) -> fx.GraphModule:
+    """The same graph, to be changed."""
+    return extract(module, inputs_of(module), result_of(module))
+
+
+def inputs_of(module: fx.GraphModule) -> list[fx.Node]:
+    """What a graph is called with."""
+    return module.graph.find_nodes(op="placeholder")
+
+
+def result_of(module: fx.GraphModule) -> fx.Node:
+    """The one value that a graph gives."""
+    (result,) = module.graph.output_node().all_input_nodes
+    return result
+
+
 def input_dtypes(module: fx.GraphModule) -> list[torch.dtype]:
     """The kinds of numbers that a graph is called with."""
-    return [value_of(place).dtype for place in module.graph.find_nodes(op="placeholder")]
+    return [value_of(place).dtype for place in inputs_of(module)]
 
 
 def ancestors(*nodes: fx.Node, stop: Collection[fx.Node] = ()) -> set[fx.Node]:

@@ -155,7 +155,8 @@ def _always(node: fx.Node) -> bool:
     return True
 
 
-def _constant_weights(node: fx.Node) -> bool:
+def fixed_weights(node: fx.Node) -> bool:
+    """Whether an op takes weights alone beside its first argument."""
     given, *weights = node.all_input_nodes
     return node.args[0] is given and all(weight.op == "get_attr" for weight in weights)
 
@@ -248,7 +249,7 @@ _TABLE = [
         """adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d avg_pool1d avg_pool2d
         avg_pool3d max_pool1d max_pool2d max_pool3d""",
     ),
-    (Op(Kind.LINEAR, _without_features, _FIRST, _constant_weights), "linear"),
+    (Op(Kind.LINEAR, _without_features, _FIRST, fixed_weights), "linear"),
     (Op(Kind.CONVOLUTION, _positions, _FIRST), "conv2d"),
     (Op(Kind.LAYER_NORM, _without_normalised), "layer_norm"),
     (Op(Kind.RMS_NORM), "rms_norm"),

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, fx
 
-from unitroles.graph.extract import CannotCut, extract
+from unitroles.graph.extract import CannotCut, copied, extract, inputs_of, result_of
 from unitroles.graph.ops import (
     Kind,
     args_of,
@@ -141,10 +141,10 @@ def running_sums(head: Head) -> Additive:
     CannotCut : none of these ops is linear, and why.
     """
     after = head.after
-    edges, around = _places(after)[: head.edges], _places(after)[head.edges :]
+    edges, around = inputs_of(after)[: head.edges], inputs_of(after)[head.edges :]
     direct = _direct(head)
     if direct is not None:
-        tail = extract(after, [edges[0], *around], _result(after))
+        tail = extract(after, [edges[0], *around], result_of(after))
         form = Additive((direct,), (), tail)
         if not can_fold(form):
             raise CannotCut("units meet in a norm before an op that is not linear")
@@ -159,16 +159,8 @@ def running_sums(head: Head) -> Additive:
                 masked.setdefault(place, str(error))
     if not sums:
         raise CannotCut(next(iter(masked.values())))
-    tail = extract(after, [*sums, *(edges[i] for i in masked), *around], _result(after))
+    tail = extract(after, [*sums, *(edges[i] for i in masked), *around], result_of(after))
     return Additive(tuple(sums.values()), tuple(masked), tail, head.by_place)
-
-
-def _places(module: fx.GraphModule) -> list[fx.Node]:
-    return module.graph.find_nodes(op="placeholder")
-
-
-def _result(module: fx.GraphModule) -> fx.Node:
-    return module.graph.output_node().all_input_nodes[0]
 
 
 def _users(node: fx.Node) -> list[fx.Node]:
@@ -178,7 +170,7 @@ def _users(node: fx.Node) -> list[fx.Node]:
 
 def _direct(head: Head) -> Sum | None:
     """The sum of units as they are, where they are the logits or meet in one norm."""
-    edge = _places(head.after)[0]
+    edge = inputs_of(head.after)[0]
     users = _users(edge)
     if head.edges != 1 or len(users) != 1:
         return None
@@ -201,7 +193,7 @@ def _sum(head: Head, place: int, mix: fx.Node) -> Sum:
     ------
     CannotCut : it is none, or units are not spread over what it sums.
     """
-    module, edge = head.after, _places(head.after)[place]
+    module, edge = head.after, inputs_of(head.after)[place]
     kind = str(mix.target).removeprefix("aten.").split(".")[0]
     linear = op_of(mix).kind in (Kind.LINEAR, Kind.CONVOLUTION)
     weight = args_of(mix)[1] if linear else None
@@ -214,7 +206,7 @@ def _sum(head: Head, place: int, mix: fx.Node) -> Sum:
         return _of_matrix(head, place, mix, value.t(), value_of(edge).ndim - 1)
     if is_pointwise_convolution(mix):
         return _of_matrix(head, place, mix, value.flatten(1).t(), 1)
-    if argument(mix, "groups") > 1 or value_of(edge).ndim != 4:
+    if argument(mix, "groups") > 1:
         raise CannotCut("units meet in a convolution of several groups")
     found = _of_matrix(head, place, mix, value.flatten(2).permute(1, 2, 0), 1)
     rest = [argument(mix, name) for name in ("stride", "padding", "dilation")]
@@ -235,7 +227,7 @@ def _of_matrix(
     if owners.axis != axis and not (owners.axis is None and len(owners.shape) == 0):
         raise CannotCut("the units are not spread over the features of the op that mixes them")
     features = _features(owners.index, head.units)
-    mix = extract(head.after, [_places(head.after)[place]], h)
+    mix = extract(head.after, [inputs_of(head.after)[place]], h)
     return Sum(place, features, axis, mix, _rows(rows, features))
 
 
@@ -268,7 +260,7 @@ def _features(owner: Int[Tensor, " inputs"], units: int) -> Int[Tensor, "units f
 def can_fold(form: Additive) -> bool:
     """Whether only affine ops and at most one norm follow a single sum without positions."""
     one = form.sums[0]
-    sizes = value_of(_places(one.mix)[0]).shape[1:]
+    sizes = value_of(inputs_of(one.mix)[0]).shape[1:]
     chain = _chain(form.tail)
     if len(form.sums) > 1 or form.masked or one.window is not None or chain is None:
         return False
@@ -286,15 +278,15 @@ def can_fold(form: Additive) -> bool:
 def fold(form: Additive, around: tuple[Tensor, ...]) -> Additive:
     """The same form with what follows the sum taken into its rows."""
     (one,) = form.sums
-    tail = extract(form.tail, _places(form.tail), _result(form.tail))  # a copy, to be changed
+    tail = copied(form.tail)
     rows = one.add.flatten(0, 1).to(torch.float64)
     node = next((node for node in _chain(tail) or () if is_norm(node)), None)
     if node is None:
         return _folded(form, _linear_part(tail, rows, around))
-    h, *others = _places(tail)
+    h, *others = inputs_of(tail)
     _take_gain_out(node)
     start = extract(tail, [h, *others], args_of(node)[0])
-    finish = extract(tail, [node, *others], _result(tail))
+    finish = extract(tail, [node, *others], result_of(tail))
     centered = op_of(node).kind is Kind.LAYER_NORM
     add = _linear_part(start, rows, around)
     if centered:
@@ -314,7 +306,7 @@ def _by_unit(rows: Tensor, one: Sum) -> Tensor:
 
 def _chain(tail: fx.GraphModule) -> list[fx.Node] | None:
     """The ops between h and the logits, where they are a chain."""
-    found, users = [], _users(_places(tail)[0])
+    found, users = [], _users(inputs_of(tail)[0])
     while len(users) == 1:
         (node,) = users
         if node.op == "output":

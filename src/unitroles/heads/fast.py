@@ -19,8 +19,8 @@ from jaxtyping import Float
 from torch import Tensor, fx
 
 from unitroles.graph.constants import Constants
-from unitroles.graph.extract import extract
-from unitroles.graph.ops import Kind, args_of, argument, op_of, value_of
+from unitroles.graph.extract import copied
+from unitroles.graph.ops import Kind, args_of, argument, fixed_weights, op_of, value_of
 
 _aten = torch.ops.aten
 
@@ -36,7 +36,7 @@ _BY_PLACE = {_aten.as_strided.default, _aten.view.dtype}
 
 def without_norms(module: fx.GraphModule, made: Constants) -> fx.GraphModule:
     """A copy in which the norms right after convolutions are part of these."""
-    copy = _copied(module)
+    copy = copied(module)
     for node in list(copy.graph.nodes):
         if op_of(node).kind is Kind.BATCH_NORM and _follows_a_convolution(node):
             _fold(copy, node, made)
@@ -55,10 +55,10 @@ def fast(module: fx.GraphModule, made: Constants) -> fx.GraphModule:
     for node in list(copy.graph.nodes):
         if node.target is _aten.view.default:
             node.target = _aten.reshape.default  # also of channels that are last
-        if op_of(node).kind is Kind.CONVOLUTION and _fixed_weights(node):
+        if op_of(node).kind is Kind.CONVOLUTION and fixed_weights(node):
             _faster_convolution(copy, node, made, free)
     for node in list(copy.graph.nodes):
-        if op_of(node).kind is Kind.LINEAR and _fixed_weights(node):
+        if op_of(node).kind is Kind.LINEAR and fixed_weights(node):
             _by_onednn(copy, node, made)
     for node in copy.graph.nodes:
         _write_over(node)
@@ -90,22 +90,11 @@ def _onednn() -> Any:
     return getattr(getattr(torch.ops.mkldnn, "_linear_pointwise", None), "default", None)
 
 
-def _copied(module: fx.GraphModule) -> fx.GraphModule:
-    (result,) = module.graph.output_node().all_input_nodes
-    return extract(module, module.graph.find_nodes(op="placeholder"), result)
-
-
 def _finished(module: fx.GraphModule) -> fx.GraphModule:
     module.graph.eliminate_dead_code()
     module.graph.lint()
     module.recompile()
     return module
-
-
-def _fixed_weights(node: fx.Node) -> bool:
-    """Whether weight and bias are numbers that no sample decides."""
-    given, *weights = node.all_input_nodes
-    return node.args[0] is given and all(one.op == "get_attr" for one in weights)
 
 
 def _number(module: fx.GraphModule, given: Any) -> Any:
@@ -128,8 +117,8 @@ def _follows_a_convolution(norm: fx.Node) -> bool:
         op_of(norm).affine(norm)
         and op_of(before).kind is Kind.CONVOLUTION
         and len(before.users) == 1
-        and _fixed_weights(before)
-        and _fixed_weights(norm)
+        and fixed_weights(before)
+        and fixed_weights(norm)
     )
 
 

@@ -16,7 +16,7 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from unitroles.graph.constants import Constants
 from unitroles.graph.cut import Cut, prune, repeatable
-from unitroles.graph.extract import CannotCut, ancestors, descendants, extract
+from unitroles.graph.extract import CannotCut, ancestors, descendants, extract, inputs_of, result_of
 from unitroles.graph.ops import value_of
 from unitroles.heads.fast import by_place
 from unitroles.heads.hoist import hoist
@@ -132,10 +132,9 @@ def divide(cut: Cut, sources: tuple[int | Place, ...], made: Constants) -> Head:
     CannotCut : what flows around the layer cannot be repeated for every mask.
     """
     run = cut.run
-    nodes = list(run.graph.nodes)
-    inputs = run.graph.find_nodes(op="placeholder")
+    nodes, logits = list(run.graph.nodes), result_of(run)
+    inputs = inputs_of(run)
     place, *live = inputs
-    (logits,) = nodes[-1].all_input_nodes
     owner = owners(run, place, cut.axis)
     dependent = descendants(run.graph, [place])
     mixed = dependent - owner.keys()
