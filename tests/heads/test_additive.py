@@ -114,6 +114,8 @@ ADDITIVE = {
     "sums in windows of two sides": ["window of two sides", "gelu"],
     "sums in windows larger than the map": ["window larger than the map", "relu"],
     "sums beside the units themselves": ["relu", "residual block"],
+    "sums beside the units in another form": ["gated convolution", "relu"],
+    "the units in another form beside sums": ["convolution, then gated", "relu"],
     "two sums": ["block with a convolution beside", "residual block"],
     "sums beside two other ways": ["squeeze and excite", "3 x 3 convolution", "relu"],
     "its own depthwise convolution": ["depthwise convolution", "relu", "mean over positions"],

@@ -120,6 +120,19 @@ class _Block(nn.Module):
         return torch.relu(self.second(inner) + self.beside(x))
 
 
+class _Gated(nn.Module):
+    """A convolution of the units in one form times the units in another."""
+
+    def __init__(self, width: int, last: bool) -> None:
+        super().__init__()
+        self.mixing, self.last = nn.Conv2d(width, width, 3, padding=1), last
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        gate = None if self.last else torch.sigmoid(x)
+        mixed = torch.relu(self.mixing(torch.tanh(x)))
+        return mixed * (torch.sigmoid(x) if gate is None else gate)
+
+
 def _depthwise(shape: tuple[int, ...]) -> nn.Module:
     return Wrapped(nn.Conv2d(shape[0], shape[0], 3, padding=1, groups=shape[0]))
 
@@ -253,6 +266,8 @@ OPS = [
     Op("window with a stride", _window((3, 3), 2, (1, 1), 1)),
     Op("window of two sides", _window((2, 3), 1, (0, 1), 2)),
     Op("window larger than the map", _window((5, 5), 2, (2, 2), 1)),
+    Op("gated convolution", _maps(lambda shape: _Gated(shape[0], False))),
+    Op("convolution, then gated", _maps(lambda shape: _Gated(shape[0], True))),
     Op("residual block", _maps(lambda shape: _Block(shape[0], True))),
     Op("block with a convolution beside", _maps(lambda shape: _Block(shape[0], False))),
     Op("depthwise convolution", _maps(_depthwise)),

@@ -124,9 +124,8 @@ def recognise(head: Head, around: tuple[Tensor, ...]) -> Additive:
     ------
     CannotCut : the head has no such form, and why.
     """
-    form = running_sums(head)
+    form = running_sums(replace(head, after=without_norms(head.after, head.made)))
     if not can_fold(form):
-        form = running_sums(replace(head, after=without_norms(head.after, head.made)))
         return replace(form, tail=fast(form.tail, head.made))
     # Nothing here depends on the samples: one of each value around stands for all.
     pairs = zip(around, head.repeats, strict=True)
