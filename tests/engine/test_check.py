@@ -23,21 +23,25 @@ from unitroles.engine.suffix import SuffixPlan
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def spoiled(head, spoil):
-    """The head with `spoil` between its graph and its output."""
-    after = deepcopy(head.after)
-    (out,) = [node for node in after.graph.nodes if node.op == "output"]
-    with after.graph.inserting_before(out):
-        wrong = after.graph.call_function(spoil, (out.args[0],))
-    out.args = (wrong,)
-    after.recompile()
-    return replace(head, after=after)
+def spoiled(graph, spoil):
+    """A graph with `spoil` before its output."""
+    wrong = deepcopy(graph)
+    (out,) = [node for node in wrong.graph.nodes if node.op == "output"]
+    with wrong.graph.inserting_before(out):
+        out.args = (wrong.graph.call_function(spoil, (out.args[0],)),)
+    wrong.recompile()
+    return wrong
 
 
 def spoil_heads(patch, spoil):
     """Every head that is cut from now on is spoiled."""
     cut = choice.head_after
-    patch.setattr(choice, "head_after", lambda *args: spoiled(cut(*args), spoil))
+
+    def wrong(*args):
+        head = cut(*args)
+        return replace(head, after=spoiled(head.after, spoil))
+
+    patch.setattr(choice, "head_after", wrong)
 
 
 # Two samples are compared, under several masks in one call.
@@ -105,6 +109,16 @@ def test_where_running_sum_and_head_are_both_wrong_the_definition_is_left(monkey
     assert len(notes) == 1
     assert WRONG in notes[0]
     assert_equals_twin(taxonomy, twin("mlp"), 1e-10)
+
+
+@pytest.mark.parametrize("name", ["mlp", "residual"])
+def test_where_a_faster_head_differs_the_plain_one_runs(name, monkeypatch):
+    force(monkeypatch, "suffix")
+    monkeypatch.setattr(choice, "fast", lambda graph, made: spoiled(graph, SPOILS["scaled"]))
+    taxonomy, notes = analyze_toy(same(name))
+    assert taxonomy.data.attrs["plan"] == "suffix"
+    assert notes == []
+    assert_equals_twin(taxonomy, twin(name), 1e-10)
 
 
 @pytest.mark.parametrize("plan", ["additive", "suffix"])

@@ -120,7 +120,8 @@ def _first_that_agrees(plans: Iterable[Plan], definition: Definition) -> Choice 
         if not check.independent:
             return COUPLED
         if check.agrees:
-            notes = [f"plan {plan.name}, not {text}" for text in failed]
+            others = [text for text in failed if not text.startswith(f"{plan.name}: ")]
+            notes = [f"plan {plan.name}, not {text}" for text in others]
             found = (*notes, *_effect(plan.site, check))
             return Choice(plan, check, found, definition.seen)
         failed.append(

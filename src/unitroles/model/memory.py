@@ -45,6 +45,8 @@ def samples_per_forward(largest: int, device: torch.device) -> int:
 
     >>> [samples_per_forward(size, torch.device("cpu")) for size in (4096, 2**16, 2**18, 3 * 2**20)]
     [256, 64, 32, 8]
+    >>> samples_per_forward(3 * 2**20, torch.device("cuda"))
+    256
     """
     if device.type != "cpu":
         return _MOST_TOGETHER
